@@ -1,0 +1,105 @@
+"""Real material shared by these tests: a sample corpus, a tree of documents, a tokenizer."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from data_prep.__main__ import app
+
+REPOSITORY = Path(__file__).parents[2]
+Run = Callable[..., Result]
+AWKWARD = [
+    "",
+    " starts with a blank, ends with blanks  \n\n",
+    "tabs\tand\r\nline ends\n",
+    "digits 1234567 and 3.14159",
+    "héllo ▁ 日本語 😀 \u0000 \u00a0",
+    "<s> the names of special tokens </s> <unk> <0x41>",
+]
+
+
+def write_jsonl(path: Path, texts: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def texts_of(folder: Path) -> list[str]:
+    """Texts below a folder in the order of conversion, read without the code under test."""
+    files = sorted(folder.rglob("*.jsonl"))
+    return [json.loads(line)["text"] for file in files for line in file.open(encoding="utf-8")]
+
+
+def manifest_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "manifest.json").read_text())
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Call `python -m data_prep` in this process with arguments of any kind."""
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    """A sample corpus of 4 MB."""
+    out = tmp_path_factory.mktemp("sample") / "corpus"
+    result = run("sample-corpus", "--out", out, "--megabytes", 4)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    """Two domains of real and awkward documents, some in subfolders: about 0.5 MB."""
+    root = tmp_path_factory.mktemp("documents") / "root"
+    code = sorted(texts_of(corpus / "code"), key=len)[:60]
+    write_jsonl(root / "code" / "b.jsonl", code[:20])
+    write_jsonl(root / "code" / "a" / "deep.jsonl", code[20:])
+    prose = sorted(texts_of(corpus / "docstrings"), key=len)[:60]
+    write_jsonl(root / "prose" / "all.jsonl", [*prose[:30], *AWKWARD, *prose[30:]])
+    return root
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory, root: Path, run: Run) -> Path:
+    """A tokenizer of 800 pieces, trained on `root`."""
+    out = tmp_path_factory.mktemp("trained") / "tokenizer"
+    result = run("train-tokenizer", root, "--out", out, "--vocab-size", 800)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture
+def convert(run: Run, root: Path, tokenizer: Path, tmp_path: Path) -> Run:
+    """Convert `root` to `tmp_path/shards` with rows of 64 ids; options may be changed or added."""
+
+    def invoke(**changed: object) -> Result:
+        options = {"out": tmp_path / "shards", "tokenizer": tokenizer, "seq_len": 64} | changed
+        source = options.pop("root", root)
+        pairs = ((f"--{name.replace('_', '-')}", value) for name, value in options.items())
+        return run("convert", source, *(part for pair in pairs for part in pair))
+
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the RedPajama sample and the LLaMA-2 model."""
+    folder = Path(os.environ.get("ITT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "redpajama_sample").is_dir():
+        pytest.skip(f"no redpajama_sample in {folder}: set ITT_SHARED_DATA to the data folder")
+    return folder
