@@ -1,0 +1,44 @@
+# Every target sets up what it needs first; `make help` lists them.
+.DEFAULT_GOAL := help
+
+# The interpreter for .venv: any of Python 3.10, 3.11, 3.12. Empty: the first that is found.
+PYTHON ?=
+# Passed on to pytest: make test ARGS="-k routing -x"
+ARGS ?=
+
+RUN := .venv/bin/python -m
+
+.PHONY: help setup quickstart test check format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# A prerequisite of what needs it, so that one make runs it once, with -j too.
+setup: ## make .venv from requirements.lock (at once when it is up to date)
+	@PYTHON="$(PYTHON)" scripts/setup.sh
+
+quickstart: setup ## train a tiny ITT and the dense model on a CPU and compare them
+	@$(RUN) itt_composer.quickstart
+
+test: setup ## run the tests (ARGS="-k name" goes to pytest)
+	@HF_HUB_OFFLINE=1 $(RUN) pytest $(ARGS)
+
+check: setup ## lint, formatting and types
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+
+format: setup ## format the code and fix what the linter can
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+# Not after `setup`: the lock that is being replaced may be one that cannot be installed.
+lock: ## resolve pyproject.toml into requirements.lock (ARGS=--upgrade for newer versions)
+	@[ -x .venv/bin/uv ] || PYTHON="$(PYTHON)" scripts/setup.sh
+	.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev \
+		--generate-hashes --no-emit-index-url --no-annotate --quiet \
+		--custom-compile-command "make lock" -o requirements.lock $(ARGS)
+
+clean: ## remove .venv and every cache (runs/ stays)
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

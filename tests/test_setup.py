@@ -1,0 +1,195 @@
+"""The set-up script's promises, the Makefile's help, and the lock against pyproject.toml."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPO = Path(__file__).parent.parent
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+LOCK = (REPO / "requirements.lock").read_text()
+# A package can have several pins, each with the marker of the Pythons or systems it is for.
+PINS = [Requirement(line) for line in re.findall(r"^(\S+==.+?) \\$", LOCK, re.MULTILINE)]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """What the set-up reads of a fresh clone."""
+    folder = tmp_path / "checkout"
+    (folder / "scripts").mkdir(parents=True)
+    for name in ("scripts/setup.sh", "Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(REPO / name, folder / name)
+    return folder
+
+
+TOOLS = "awk bash cat df dirname grep make mkdir printenv rm tee tr"
+
+
+@pytest.fixture
+def bare_path(tmp_path):
+    """A PATH with the ordinary tools and no Python; tests add interpreters to it."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in TOOLS.split():
+        (folder / tool).symlink_to(shutil.which(tool))
+    return folder
+
+
+def add_python(folder, name, script):
+    program = folder / name
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return program
+
+
+def set_up(checkout, path, **env):
+    # Only what is named: a developer's PYTHON or proxy must not decide a test.
+    return subprocess.run(
+        ["bash", "scripts/setup.sh"],
+        cwd=checkout,
+        env={"PATH": str(path), "HOME": str(checkout), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def assert_refused(result, *words):
+    assert result.returncode != 0
+    sentence = result.stderr
+    assert sentence.startswith("set-up: ")
+    assert sentence.count("\n") == 1, sentence
+    for word in words:
+        assert word in sentence
+
+
+def test_no_python_is_one_sentence(checkout, bare_path):
+    assert_refused(set_up(checkout, bare_path), "3.10, 3.11 or 3.12", "found none", "PYTHON=")
+
+
+def test_unsupported_pythons_are_named_and_shims_that_do_not_run_are_skipped(checkout, bare_path):
+    add_python(bare_path, "python3", "echo 3.9.18")
+    add_python(bare_path, "python", "echo 3.13.0")
+    add_python(bare_path, "python3.12", "echo 'version 3.12 is not installed' >&2; exit 127")
+    assert_refused(set_up(checkout, bare_path), "found only 3.9.18 3.13.0")
+
+
+def test_the_python_asked_for_is_not_replaced_by_another(checkout, bare_path):
+    add_python(bare_path, "python3", f'exec "{sys.executable}" "$@"')
+    assert_refused(set_up(checkout, bare_path, PYTHON="/nowhere/python3.12"), "/nowhere/python3.12")
+
+
+def test_a_python_without_venv_names_the_package_to_install(checkout, bare_path):
+    add_python(bare_path, "python3", 'case "$*" in *ensurepip*) exit 1;; *) echo 3.11.2;; esac')
+    assert_refused(set_up(checkout, bare_path), "3.11.2", "apt install python3.11-venv")
+
+
+def test_too_little_disk_is_refused_before_anything_is_made(checkout, bare_path):
+    result = set_up(checkout, bare_path, PYTHON=sys.executable, ITT_SETUP_DISK_GB="1000000")
+    assert_refused(result, "needs 1000000 GB of free disk space")
+    assert not (checkout / ".venv").exists()
+
+
+def test_an_unreachable_index_is_one_sentence_and_leaves_nothing_half_done(checkout, bare_path):
+    # Port 9 of this machine: refused at once. An empty pip configuration offers no other source.
+    index = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
+    result = set_up(checkout, bare_path, PYTHON=sys.executable, ITT_SETUP_DISK_GB="0", **index)
+    assert_refused(result, "cannot be reached", "PIP_INDEX_URL")
+    assert "unfinished" not in (checkout / ".venv/setup.state").read_text()
+
+
+@pytest.fixture
+def finished(checkout):
+    """A .venv as a successful set-up leaves it, without the packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", checkout / ".venv"], check=True)
+    made_from = [f"{checkout}\n"]
+    made_from += [(checkout / name).read_text() for name in ("pyproject.toml", "requirements.lock")]
+    (checkout / ".venv/setup.state").write_text("".join(made_from))
+    return checkout
+
+
+def test_an_unchanged_lock_starts_at_once(finished, bare_path):
+    result = set_up(finished, bare_path)  # no Python on PATH: it does not even look for one
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_touching_the_lock_changes_nothing(finished, bare_path):
+    (finished / "requirements.lock").touch()
+    assert set_up(finished, bare_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda venv: (venv / "bin/python").unlink(), "its Python is gone"),
+        (lambda venv: venv.parent.rename(venv.parent.parent / "moved"), "made in another folder"),
+        (lambda venv: (venv / "setup.state").write_text("unfinished\n"), "was interrupted"),
+    ],
+)
+def test_a_venv_that_cannot_be_trusted_is_made_anew(finished, bare_path, spoil, reason):
+    spoil(finished / ".venv")
+    checkout = finished if finished.exists() else finished.parent / "moved"
+    # Stopped by the disk check, after the decision and before the packages.
+    result = set_up(checkout, bare_path, PYTHON=sys.executable, ITT_SETUP_DISK_GB="1000000")
+    assert reason in result.stdout
+    assert_refused(result, "disk space")
+
+
+def test_make_passes_the_sentence_and_the_failure_on(checkout, bare_path):
+    result = subprocess.run(
+        ["make", "test", "PYTHON=/nowhere/python"],
+        cwd=checkout,
+        env={"PATH": str(bare_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    assert "set-up: PYTHON=/nowhere/python is not a working Python" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_make_help_lists_every_target():
+    makefile = (REPO / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
+    assert set(targets) == set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    printed = subprocess.run(["make"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    listed = re.findall(r"^  make (\S+) +\S+", printed, re.MULTILINE)
+    assert sorted(listed) == sorted(targets)
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_the_lock_satisfies_pyproject(python):
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    pinned = {
+        canonicalize_name(pin.name): next(iter(pin.specifier)).version
+        for pin in PINS
+        if pin.marker is None or pin.marker.evaluate(environment)
+    }
+    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    for requirement in map(Requirement, wanted):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version, f"requirements.lock lacks {requirement}: run `make lock`"
+        assert requirement.specifier.contains(version), (
+            f"requirements.lock pins {version} where pyproject.toml asks for {requirement}: "
+            "run `make lock`"
+        )
+
+
+def test_the_lock_names_no_host_and_hashes_every_package():
+    assert "://" not in LOCK
+    assert " @ " not in LOCK
+    options = re.findall(r"^\s*--([^\s=]+)", LOCK, re.MULTILINE)
+    assert set(options) == {"hash"}
+    pins_with_hash = re.findall(r"^\S+==.+\\\n +--hash=sha256:", LOCK, re.MULTILINE)
+    assert len(pins_with_hash) == len(PINS) == len(re.findall(r"^\S*==", LOCK, re.MULTILINE))
