@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.errors import errors_as_sentences
+from itt_composer.errors import errors_as_sentences
 
 app = typer.Typer(
     help="Turn text into the token shards that training streams.",

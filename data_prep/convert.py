@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.documents import Document, find_domains, read_documents
-from data_prep.errors import UserError
 from data_prep.manifest import (
     already_complete,
     complete_folder,
@@ -19,6 +18,7 @@ from data_prep.manifest import (
 )
 from data_prep.split import SPLITS, split_of
 from data_prep.tokenizer import MODEL_FILE, Tokenizer, copy_tokenizer, load_tokenizer
+from itt_composer.errors import UserError
 
 if TYPE_CHECKING:
     from streaming import MDSWriter

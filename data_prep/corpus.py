@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 
 from data_prep.docstrings import separate_docstrings
 from data_prep.documents import is_unicode
-from data_prep.errors import UserError
 from data_prep.manifest import already_complete, complete_folder, write_manifest
+from itt_composer.errors import UserError
 
 DOMAINS = ("code", "docstrings", "packages", "reference")
 SITE_PACKAGES = (
@@ -96,11 +96,7 @@ def build_sample_corpus(out: Path, megabytes: int) -> dict[str, Any] | None:
     Raises:
         UserError: the installation has too little text, or `out` holds something else.
     """
-    recipe = {
-        "command": "sample-corpus",
-        "megabytes": megabytes,
-        "installation": installation_fingerprint(),
-    }
+    recipe = {"command": "sample-corpus", "megabytes": megabytes}
     if already_complete(out, recipe):
         return None
     with complete_folder(out) as folder:
@@ -111,7 +107,8 @@ def build_sample_corpus(out: Path, megabytes: int) -> dict[str, Any] | None:
                 f"this Python installation has only {total / 1e6:.1f} MB of text that fits, not "
                 f"{megabytes}: lower --megabytes or install any of {', '.join(SITE_PACKAGES)}"
             )
-        return write_manifest(folder, recipe, {"domains": domains})
+        report = {"installation": installation_fingerprint(), "domains": domains}
+        return write_manifest(folder, recipe, report)
 
 
 def installation_fingerprint() -> str:

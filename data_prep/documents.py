@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.errors import UserError
+from itt_composer.errors import UserError
 
 COMPRESSED = (".jsonl.gz", ".jsonl.zst")
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from data_prep.errors import UserError
+from itt_composer.errors import UserError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

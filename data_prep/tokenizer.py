@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import sentencepiece
 
 from data_prep.documents import find_domains, read_documents
-from data_prep.errors import UserError
 from data_prep.manifest import (
     already_complete,
     complete_folder,
@@ -18,6 +17,7 @@ from data_prep.manifest import (
     write_manifest,
 )
 from data_prep.split import split_of
+from itt_composer.errors import UserError
 
 MODEL_FILE = "tokenizer.model"
 CONFIG_FILE = "tokenizer_config.json"

@@ -57,8 +57,15 @@ def executed_flops(config: IttConfig, batch_size: int, seq_len: int) -> int:
     rotary = config.head_dim * seq_len
     output = 2 * config.vocab_size * config.hidden_size * batch_size * seq_len
     passes = config.num_hidden_layers * _layer_flops(config, batch_size, seq_len)
-    return rotary + output + passes + len(config.thinking_layers) * sum(
-        _thinking_step_flops(config, ratio, batch_size, seq_len) for ratio in config.select_ratios
+    return (
+        rotary
+        + output
+        + passes
+        + len(config.thinking_layers)
+        * sum(
+            _thinking_step_flops(config, ratio, batch_size, seq_len)
+            for ratio in config.select_ratios
+        )
     )
 
 

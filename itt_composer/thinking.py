@@ -6,7 +6,7 @@ resolved settings as its own fields.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 Thinking = Literal["dense", "loop", "itt"]
 RouterNorm = Literal["sigmoid", "tanh"]
@@ -38,6 +38,8 @@ class ThinkingSettings:
         adaptive_routing: let a router pick tokens; False: every token takes every step.
         step_encoding: learn a Thinking Step Encoding φ_t per step; False: φ = 1.
     """
+
+    __pydantic_config__: ClassVar[dict] = {"extra": "forbid", "strict": True}
 
     thinking: Thinking = "itt"
     thinking_steps: int | None = None

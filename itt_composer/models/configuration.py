@@ -1,10 +1,12 @@
 """IttConfig: a LLaMA configuration plus the thinking settings."""
 
+from dataclasses import fields
+
 from transformers import AutoConfig, LlamaConfig
 
 from itt_composer.thinking import ThinkingSettings, check_select_ratios
 
-THINKING_FIELDS = tuple(ThinkingSettings.__dataclass_fields__)
+THINKING_FIELDS = tuple(field.name for field in fields(ThinkingSettings))
 
 
 class IttConfig(LlamaConfig):

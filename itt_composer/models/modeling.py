@@ -13,7 +13,7 @@ A layer that does not think is transformers' own `LlamaDecoderLayer`, so a dense
 Shapes: B batch, S sequence, K selected tokens, D hidden size, H head size, T thinking steps.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ class IttDecoderLayer(LlamaDecoderLayer):
         router_temperature: divides the routers' scores; part of the state, so that a model
             computes after loading what it computed before saving.
     """
+
+    router_temperature: Tensor
 
     def __init__(self, config: IttConfig, llama_layer: LlamaDecoderLayer):
         nn.Module.__init__(self)
@@ -191,7 +193,7 @@ class IttPreTrainedModel(LlamaPreTrainedModel):
 
     config_class = IttConfig
     config: IttConfig
-    _no_split_modules = ("LlamaDecoderLayer", "IttDecoderLayer")
+    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", "IttDecoderLayer"]
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -218,7 +220,7 @@ class IttModel(IttPreTrainedModel, LlamaModel):
             self.post_init()
 
 
-class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):
+class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc]
     """A LLaMA language model whose thinking layers may be applied several times.
 
     `config.thinking` makes it a dense LLaMA, a Loop model or an ITT.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_prep.documents import find_domains, read_documents
-from data_prep.errors import UserError
+from itt_composer.errors import UserError
 
 GOOD = b'{"text": "fine"}\n'
 

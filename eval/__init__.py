@@ -1,0 +1,1 @@
+"""Evaluation of trained models: suites in YAML, results as JSON and tables."""

@@ -1,0 +1,68 @@
+"""The command line: `python -m eval SUITE.yaml model=FOLDER data=SHARDS [key=value …]`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from eval.suite import load_suite
+from itt_composer.errors import errors_as_sentences
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    suite_file: Annotated[Path, typer.Argument(metavar="SUITE", help="A YAML of eval/suites.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Suite keys to set.")
+    ] = None,
+) -> None:
+    """Measure a model's perplexity on shards, at one or several elastic settings."""
+    with errors_as_sentences():
+        suite = load_suite(suite_file, overrides or [])
+        # After the checks, because it imports torch.
+        from eval import perplexity
+
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("evaluating")
+            results = perplexity.run(
+                suite, lambda done, total: bar.update(task, completed=done, total=total)
+            )
+        if suite.output is not None:
+            write_json(Path(suite.output), results)
+        print_results(results)
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Write results so that the file is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print a row per setting: perplexity overall and per domain."""
+    suite, domains = results["suite"], list(results["settings"][0]["domains"])
+    table = Table(title=f"{suite['model']}: {suite['split']} perplexity", title_justify="left")
+    table.add_column("select ratios")
+    for header in ("all", *domains, "tokens/s"):
+        table.add_column(header, justify="right")
+    for setting in results["settings"]:
+        perplexities = (setting, *(setting["domains"][domain] for domain in domains))
+        table.add_row(
+            "/".join(f"{100 * ratio:.0f}" for ratio in setting["select_ratios"]) or "–",
+            *(f"{entry['perplexity']:.2f}" for entry in perplexities),
+            f"{setting['tokens_per_second']:,.0f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m eval")

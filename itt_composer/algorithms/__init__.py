@@ -1,0 +1,1 @@
+"""Composer algorithms: what changes the model or the step during training."""

@@ -1,0 +1,1 @@
+"""Composer callbacks and loggers: what watches training."""

@@ -1,0 +1,282 @@
+"""Recipes: YAML files and `key=value` overrides → one validated `Recipe`.
+
+A recipe file names the parts it is made of and overrides what differs:
+
+    parts:
+      model: ../models/llama_162m.yaml
+      thinking: ../thinking/itt_x4.yaml
+      data: ../data/redpajama.yaml
+      train: ../train/a100_x8.yaml
+    run_name: itt_x4_162m
+
+Parts are merged in that order, then the recipe's own keys, then the command line's. Paths of
+parts are relative to the file that names them (on the command line: to the current folder).
+Every key is checked against the classes below, and nothing here imports torch.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import yaml
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from itt_composer.errors import UserError
+from itt_composer.registry import (
+    ALGORITHMS,
+    CALLBACKS,
+    LOGGERS,
+    OPTIMIZERS,
+    SCHEDULERS,
+    Duration,
+    Section,
+)
+from itt_composer.settings import (
+    COMMAND_LINE,
+    Layer,
+    Sources,
+    parse_overrides,
+    read_yaml,
+    validate,
+)
+from itt_composer.thinking import ThinkingSettings
+
+PART_NAMES = ("model", "thinking", "data", "train")
+DEFAULT_RUN_FOLDER = "runs/${run_name}"
+FORMS = {
+    "run_name": "may hold letters, digits, '.', '_' and '-' only",
+    "microbatch_size": 'should be a positive integer or "auto"',
+}
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ModelRecipe(_Group):
+    """LLaMA geometry (Table 5 of the paper); names as in `transformers.LlamaConfig`."""
+
+    hidden_size: Positive
+    intermediate_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
+    vocab_size: Positive = 32000
+    max_position_embeddings: Positive = 4096
+    rope_theta: float = Field(10000.0, gt=0)
+    rms_norm_eps: float = Field(1e-5, gt=0)
+    initializer_range: float = Field(0.02, gt=0)
+    tie_word_embeddings: bool = False
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ModelRecipe":
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size={self.hidden_size} does not split into "
+                f"{self.num_attention_heads} heads of even size"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        return self
+
+
+class DataRecipe(_Group):
+    """MDS shards of fixed-length token rows, one stream per domain.
+
+    Attributes:
+        local: folder with `manifest.json`, `train/<domain>` and `validation/<domain>`; with
+            `remote` set, the cache that shards are downloaded to.
+        remote: the same layout in an object store, or null.
+        seq_len: tokens of a row; must be the shards' own.
+        domains: share of each domain in the training batches, normalised to 1; null takes every
+            domain of the manifest in proportion to its size.
+        shuffle_seed: order of the training rows.
+        num_workers: loader processes per rank.
+        cache_limit: most bytes of `local` used as a cache ("200gb"), or null.
+    """
+
+    local: str
+    remote: str | None = None
+    seq_len: Positive
+    domains: dict[str, Share] | None = None
+    shuffle_seed: int = Field(17, ge=0)
+    num_workers: int = Field(2, ge=0)
+    cache_limit: str | None = None
+
+
+class TrainRecipe(_Group):
+    """What the Trainer does.
+
+    Attributes:
+        max_duration: length of training.
+        global_batch_size: sequences per step, over all ranks.
+        microbatch_size: sequences of a rank that go through the model at once; "auto" finds the
+            largest that fits the GPU's memory.
+        precision: "fp32", or "amp_bf16" for mixed precision.
+        eval_interval: how often validation perplexity is measured.
+        eval_batches: validation batches per evaluation; -1 takes all.
+        eval_batch_size: validation sequences per batch, over all ranks.
+        save_interval: how often a checkpoint is written; the last batch always is.
+        keep_checkpoints: how many are kept; -1 keeps all.
+        autoresume: go on from the run's latest checkpoint, if there is one.
+        progress_bar: on a terminal.
+        device: null picks a GPU where there is one.
+    """
+
+    max_duration: Duration
+    global_batch_size: Positive
+    microbatch_size: Positive | Literal["auto"]
+    precision: Literal["fp32", "amp_bf16"]
+    eval_interval: Duration = "500ba"
+    eval_batches: int = Field(-1, ge=-1)
+    eval_batch_size: Positive = 16
+    save_interval: Duration = "1000ba"
+    keep_checkpoints: int = Field(2, ge=-1)
+    autoresume: bool = True
+    progress_bar: bool = True
+    device: Literal["cpu", "gpu"] | None = None
+
+
+class Parts(_Group):
+    """Files this recipe is made of."""
+
+    model: str | None = None
+    thinking: str | None = None
+    data: str | None = None
+    train: str | None = None
+
+
+if TYPE_CHECKING:
+    OptimizerSection: TypeAlias = Section
+    SchedulerSection: TypeAlias = Section
+    AlgorithmsSection: TypeAlias = Section
+    CallbacksSection: TypeAlias = Section
+    LoggersSection: TypeAlias = Section
+else:
+    OptimizerSection, SchedulerSection = OPTIMIZERS.section(), SCHEDULERS.section()
+    AlgorithmsSection, CallbacksSection = ALGORITHMS.section(), CALLBACKS.section()
+    LoggersSection = LOGGERS.section()
+
+
+class Recipe(_Group):
+    """A whole training run.
+
+    Attributes:
+        parts: the files the recipe was made of.
+        run_name: names the run's folder, its logs and its checkpoints.
+        run_folder: where checkpoints, the resolved recipe, logs and the final model go.
+        seed: of the weights and everything else that is random.
+        optimizer, scheduler: exactly one component each.
+        algorithms, callbacks, loggers: any number; one set to null is left out.
+    """
+
+    parts: Parts = Parts()
+    run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    run_folder: str
+    seed: int = Field(17, ge=0)
+    model: ModelRecipe
+    thinking: ThinkingSettings = ThinkingSettings()
+    data: DataRecipe
+    train: TrainRecipe
+    optimizer: OptimizerSection
+    scheduler: SchedulerSection
+    algorithms: AlgorithmsSection = AlgorithmsSection()
+    callbacks: CallbacksSection = CallbacksSection()
+    loggers: LoggersSection = LoggersSection()
+
+    def resolved_thinking(self) -> ThinkingSettings:
+        """The thinking settings with every implied value filled in."""
+        return self.thinking.resolve(self.model.num_hidden_layers)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and its parts, merge the overrides, check everything.
+
+    Args:
+        path: the recipe file.
+        overrides: `key=value` texts of the command line; values are YAML.
+
+    Raises:
+        UserError: one sentence per mistake, each with the file (or "command line"), the key and
+            what to do.
+    """
+    layers = list(_layers(Path(path), overrides))
+    recipe = validate(Recipe, layers, FORMS)
+    _check_together(recipe, Sources(layers))
+    return recipe
+
+
+def recipe_as_yaml(recipe: Recipe) -> str:
+    """The resolved recipe: everything that was asked for or implied, as one YAML document."""
+    values = recipe.model_dump(exclude_none=True)
+    values["thinking"] = {
+        name: value for name, value in vars(recipe.resolved_thinking()).items() if value is not None
+    }
+    values.pop("parts")
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _layers(path: Path, overrides: Sequence[str]) -> Iterator[Layer]:
+    """(source, content) of every part, the recipe and the command line, in merging order."""
+    own = read_yaml(path)
+    from_command_line = parse_overrides(overrides)
+    yield "default", OmegaConf.create({"run_folder": DEFAULT_RUN_FOLDER})
+    for name in PART_NAMES:
+        for source, folder, content in (
+            (COMMAND_LINE, Path(), from_command_line),
+            (str(path), path.parent, own),
+        ):
+            part = OmegaConf.select(content, f"parts.{name}")
+            if isinstance(part, str):
+                file = Path(os.path.normpath(folder / part))
+                if not file.is_file():
+                    raise UserError(f"{source}: parts.{name} names {file}, which is not there")
+                yield str(file), read_yaml(file)
+                break
+    yield str(path), own
+    yield COMMAND_LINE, from_command_line
+
+
+def _check_together(recipe: Recipe, sources: Sources) -> None:
+    """What only several settings together tell.
+
+    Raises:
+        UserError: naming the key and its source.
+    """
+    try:
+        thinking = recipe.resolved_thinking()
+    except ValueError as error:
+        named = [name for name in vars(recipe.thinking) if name in str(error)]
+        field = min(named, key=str(error).index, default="thinking")
+        key = f"thinking.{field}"
+        raise UserError(f"{sources.of(key)}: {key}: {error}") from None
+    if 0 in (thinking.select_ratios or []):
+        raise UserError(
+            f"{sources.of('thinking.select_ratios')}: thinking.select_ratios: a step of ratio 0 "
+            "would never be trained; lower thinking.thinking_steps instead"
+        )
+    for name in ("optimizer", "scheduler"):
+        count = len(getattr(recipe, name).named())
+        if count != 1:
+            raise UserError(f"{sources.of(name)}: {name} must name one component, not {count}")
+    annealing = recipe.algorithms.named().get("capacity_annealing")
+    if annealing is not None and not thinking.adaptive_routing:
+        raise UserError(
+            f"{sources.of('algorithms.capacity_annealing')}: algorithms.capacity_annealing needs a "
+            "router, but thinking.thinking or thinking.adaptive_routing leaves none; set "
+            "algorithms.capacity_annealing=null"
+        )
+    if recipe.data.seq_len > recipe.model.max_position_embeddings:
+        raise UserError(
+            f"{sources.of('data.seq_len')}: data.seq_len={recipe.data.seq_len} is longer than "
+            f"model.max_position_embeddings={recipe.model.max_position_embeddings}"
+        )

@@ -1,0 +1,41 @@
+"""The model as Composer trains it."""
+
+from typing import Any
+
+from composer.metrics.nlp import LanguageCrossEntropy, LanguagePerplexity
+from composer.models import HuggingFaceModel
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from itt_composer.flops import executed_flops
+from itt_composer.models.modeling import IttForCausalLM
+
+
+class ComposerItt(HuggingFaceModel):
+    """`IttForCausalLM` with next-token loss, evaluation perplexity and FLOPs for the monitors."""
+
+    def __init__(self, model: IttForCausalLM):
+        super().__init__(
+            model,
+            use_logits=True,
+            eval_metrics=[LanguageCrossEntropy(), LanguagePerplexity()],
+            shift_labels=True,
+        )
+
+    def flops_per_batch(self, batch: dict[str, Any]) -> int:
+        """Executed FLOPs of forward and backward (twice the forward's) at the ratios in force."""
+        batch_size, seq_len = batch["input_ids"].shape
+        return 3 * executed_flops(unwrap(self).config, batch_size, seq_len)
+
+
+def unwrap(module: nn.Module) -> IttForCausalLM:
+    """The transformers model inside what Composer's state holds.
+
+    Args:
+        module: a `ComposerItt`, possibly wrapped for data parallelism.
+    """
+    if isinstance(module, DistributedDataParallel):
+        module = module.module
+    model = module.model
+    assert isinstance(model, IttForCausalLM), f"expected an IttForCausalLM, not {type(model)}"
+    return model

@@ -1,0 +1,162 @@
+"""`make quickstart`: from this Python installation's text to a trained ITT and what it bought.
+
+Runs the product's own commands one after another and prints each. A stage whose output is there
+and valid is skipped, so an interrupted quickstart goes on where it was. Torch is imported only
+by the commands, not here.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from eval.suite import load_suite
+from itt_composer.config import load_recipe
+from itt_composer.data.shards import read_manifest
+from itt_composer.errors import errors_as_sentences
+from itt_composer.run_folder import RunFolder
+
+FOLDER = Path("runs/quickstart")
+CORPUS, TOKENIZER, SHARDS = FOLDER / "corpus", FOLDER / "tokenizer", FOLDER / "shards"
+DENSE_RECIPE = Path("yamls/pretrain/quickstart_dense.yaml")
+ITT_RECIPE = Path("yamls/pretrain/quickstart.yaml")
+ELASTIC_SETTINGS = ("[0.9,0.9,0.9]", "[0.7,0.7,0.7]", "[0.3,0.3,0.3]", "[0.9,0.9,0]", "[0,0,0]")
+
+
+def main() -> None:
+    """Run every stage that is not done yet, then print the comparison."""
+    started = time.monotonic()
+    with errors_as_sentences():
+        prepare_data()
+        runs = [train(DENSE_RECIPE), train(ITT_RECIPE)]
+        results = [
+            evaluate(runs[0], "eval/suites/perplexity.yaml", ["null"]),
+            evaluate(runs[1], "eval/suites/elastic.yaml", ["null", *ELASTIC_SETTINGS]),
+        ]
+        summaries = [json.loads(run.summary.read_bytes()) for run in runs]
+    print_comparison(summaries, results)
+    print(f"Done in {time.monotonic() - started:.0f} s; everything is in {FOLDER}.")
+
+
+def prepare_data() -> None:
+    """Corpus, tokenizer, shards; `data_prep` itself skips what is complete."""
+    recipe = load_recipe(ITT_RECIPE)
+    data_prep = ["-m", "data_prep"]
+    run_python(*data_prep, "sample-corpus", "--out", CORPUS)
+    vocab_size = ["--vocab-size", recipe.model.vocab_size]
+    run_python(*data_prep, "train-tokenizer", CORPUS, "--out", TOKENIZER, *vocab_size)
+    options = ["--out", SHARDS, "--tokenizer", TOKENIZER, "--seq-len", recipe.data.seq_len]
+    run_python(*data_prep, "convert", CORPUS, *options)
+
+
+def train(recipe_file: Path) -> RunFolder:
+    """Train a recipe through the `composer` launcher, unless its run is finished."""
+    run = RunFolder(load_recipe(recipe_file))
+    if run.is_finished():
+        print(f"{run.path} holds the finished run of {recipe_file}: nothing to do", flush=True)
+    else:
+        launcher = Path(sys.executable).with_name("composer")
+        call([launcher, "-n", "1", "-m", "itt_composer.train", recipe_file])
+    return run
+
+
+def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> dict[str, Any]:
+    """Perplexity on all validation rows at each setting, unless it has been measured."""
+    output = run.path / "perplexity.json"
+    overrides = [
+        f"model={run.model}",
+        f"data={SHARDS}",
+        f"select_ratios=[{','.join(settings)}]",
+        f"output={output}",
+    ]
+    if is_newer(output, run.summary):
+        measured = json.loads(output.read_bytes())
+        if measured["suite"] == load_suite(Path(suite_file), overrides).model_dump():
+            print(f"{output} holds the evaluation: nothing to do", flush=True)
+            return measured
+    run_python("-m", "eval", suite_file, *overrides)
+    return json.loads(output.read_bytes())
+
+
+def is_newer(output: Path, source: Path) -> bool:
+    """Whether `output` exists and was written after `source`."""
+    return output.is_file() and output.stat().st_mtime >= source.stat().st_mtime
+
+
+def run_python(*arguments: object) -> None:
+    """Run a module of this project in a Python of its own."""
+    call([sys.executable, *arguments])
+
+
+def call(command: list[Any]) -> None:
+    """Print a command as a user would type it, and run it.
+
+    Raises:
+        SystemExit: the command failed; with its exit code.
+    """
+    words = [str(word) for word in command]
+    print(f"\n$ {' '.join([Path(words[0]).name, *words[1:]])}", flush=True)
+    code = subprocess.run(words, check=False).returncode
+    if code:
+        print(
+            "quickstart: stopped at the command above; what is finished is kept, so "
+            "`make quickstart` goes on from here",
+            file=sys.stderr,
+        )
+        raise SystemExit(code)
+
+
+def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
+    """Print a row per model, then the ITT's elastic settings."""
+    manifest = read_manifest(SHARDS)
+    documents = manifest["totals"]["validation"]["documents"]
+    table = Table(
+        title=f"\nWhat thinking bought: perplexity on {documents} held-out documents "
+        f"(vocabulary {manifest['vocab_size']:,}; one seed)",
+        title_justify="left",
+    )
+    table.add_column("model")
+    for header in (
+        "select\nratios",
+        "para-\nmeters",
+        "MFLOPs/token\npaper",
+        "MFLOPs/token\nexecuted",
+        "training\ntokens",
+        "training\ntokens/s",
+        "validation\nperplexity",
+    ):
+        table.add_column(header, justify="right")
+    for summary, result in zip(summaries, results, strict=True):
+        own, *elastic = result["settings"]
+        name = "LLaMA" if summary["thinking"] == "dense" else f"ITT×{summary['thinking_steps']}"
+        table.add_row(
+            name,
+            *_cells(own, f"{summary['parameters']:,}"),
+            f"{summary['tokens']:,}",
+            f"{summary['tokens_per_second']:,.0f}",
+            f"{own['perplexity']:.2f}",
+        )
+        if elastic:
+            table.add_section()
+        for setting in elastic:
+            cells = _cells(setting, "same")
+            table.add_row(f"{name} elastic", *cells, "", "", f"{setting['perplexity']:.2f}")
+    Console().print(table)
+
+
+def _cells(setting: dict[str, Any], parameters: str) -> list[str]:
+    return [
+        "/".join(f"{100 * ratio:.0f}" for ratio in setting["select_ratios"]) or "–",
+        parameters,
+        f"{setting['paper_flops_per_token'] / 1e6:.2f}",
+        f"{setting['executed_flops_per_token'] / 1e6:.2f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Everything a recipe can name: optimizers, schedulers, algorithms, callbacks, loggers.
+
+Each entry is a class of settings, registered by name with the import string of its target.
+The class tells which keys the recipe may give, their types and defaults; the target is
+imported only when it is built, so checking a recipe needs no torch. Example:
+
+    @CALLBACKS.register("speed_monitor", "composer.callbacks:SpeedMonitor")
+    class SpeedMonitor(Settings):
+        window_size: int = Field(100, ge=1)
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+Duration = Annotated[
+    str,
+    Field(
+        pattern=r"^\d+(\.\d+)?(e\d+)?(ba|sp|tok|ep|dur)$",
+        description="a Composer time string: 500ba, 2e9tok, 1ep, or a share of training: 0.03dur",
+    ),
+]
+
+
+class Settings(BaseModel):
+    """Settings of one component. Fields are the parameters of its target."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    target: ClassVar[str]
+
+    def build(self, *args: Any) -> Any:
+        """Import the target and call it with `args` and the settings."""
+        module, name = self.target.split(":")
+        return getattr(importlib.import_module(module), name)(*args, **dict(self))
+
+
+class Registry:
+    """Names of one kind of component, each with its settings class."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._settings: dict[str, type[Settings]] = {}
+
+    def register(self, name: str, target: str) -> Callable[[type[Settings]], type[Settings]]:
+        """Class decorator: make `name` known, built by the "module:attribute" `target`."""
+
+        def add(settings: type[Settings]) -> type[Settings]:
+            settings.target = target
+            self._settings[name] = settings
+            return settings
+
+        return add
+
+    def __iter__(self) -> Iterator[tuple[str, type[Settings]]]:
+        return iter(self._settings.items())
+
+    def section(self) -> type["Section"]:
+        """The recipe section that names components of this kind: `name: {its settings}`."""
+        fields: dict[str, Any] = {
+            name: (settings | None, None) for name, settings in self._settings.items()
+        }
+        return create_model(f"{self.kind.title()}Section", __base__=Section, **fields)
+
+
+class Section(BaseModel):
+    """A recipe section of named components. A name set to null is left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    def named(self) -> dict[str, Settings]:
+        """The components that the recipe names."""
+        return {name: settings for name, settings in self if settings is not None}
+
+    def build(self, *args: Any) -> list[Any]:
+        """Build every named component."""
+        return [settings.build(*args) for settings in self.named().values()]
+
+
+OPTIMIZERS = Registry("optimizer")
+SCHEDULERS = Registry("scheduler")
+ALGORITHMS = Registry("algorithms")
+CALLBACKS = Registry("callbacks")
+LOGGERS = Registry("loggers")
+
+
+@OPTIMIZERS.register("decoupled_adamw", "composer.optim:DecoupledAdamW")
+class DecoupledAdamW(Settings):
+    """AdamW whose weight decay does not scale with the learning rate."""
+
+    lr: float = Field(gt=0)
+    betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+@SCHEDULERS.register("cosine_with_warmup", "composer.optim:CosineAnnealingWithWarmupScheduler")
+class CosineWithWarmup(Settings):
+    """Linear warm-up, then cosine decay to `alpha_f` of the peak."""
+
+    t_warmup: Duration = "0.03dur"
+    alpha_f: float = Field(0.1, ge=0, le=1)
+
+
+@ALGORITHMS.register("gradient_clipping", "composer.algorithms:GradientClipping")
+class GradientClipping(Settings):
+    clipping_type: Literal["norm", "value", "adaptive"] = "norm"
+    clipping_threshold: float = Field(1.0, gt=0)
+
+
+@ALGORITHMS.register(
+    "capacity_annealing", "itt_composer.algorithms.capacity_annealing:CapacityAnnealing"
+)
+class CapacityAnnealing(Settings):
+    """Algorithm 1 of the paper: fewer tokens and a warmer router at the start."""
+
+    start_ratio: float = Field(0.1, ge=0, le=1)
+    start_temperature: float = Field(2.0, gt=0)
+    end_temperature: float = Field(1.0, gt=0)
+    duration: Duration = "0.1dur"
+
+
+@CALLBACKS.register("console_lines", "itt_composer.callbacks.console_lines:ConsoleLines")
+class ConsoleLines(Settings):
+    """One readable line per interval and one per evaluation."""
+
+    interval: Duration = "50ba"
+
+
+@CALLBACKS.register("speed_monitor", "composer.callbacks:SpeedMonitor")
+class SpeedMonitor(Settings):
+    """Throughput in tokens/s and FLOP/s; MFU where the device's peak is known."""
+
+    window_size: int = Field(50, ge=1)
+    gpu_flops_available: float | None = None
+
+
+@CALLBACKS.register("lr_monitor", "composer.callbacks:LRMonitor")
+class LRMonitor(Settings):
+    """Logs the learning rate."""
+
+
+@CALLBACKS.register("memory_monitor", "composer.callbacks:MemoryMonitor")
+class MemoryMonitor(Settings):
+    """Logs the device's memory; does nothing on a CPU."""
+
+
+@CALLBACKS.register("nan_monitor", "composer.callbacks:NaNMonitor")
+class NaNMonitor(Settings):
+    """Stops when the loss is not a number."""
+
+
+@LOGGERS.register("json_lines", "itt_composer.callbacks.json_lines:JsonLinesLogger")
+class JsonLines(Settings):
+    """Every metric, one JSON object per batch; a resumed run appends."""
+
+    path: str
+
+
+@LOGGERS.register("tensorboard", "composer.loggers:TensorboardLogger")
+class TensorBoard(Settings):
+    log_dir: str | None = None
+    flush_interval: int = Field(100, ge=1)
+
+
+@LOGGERS.register("wandb", "composer.loggers:WandBLogger")
+class WeightsAndBiases(Settings):
+    project: str | None = None
+    group: str | None = None
+    entity: str | None = None
+    tags: list[str] | None = None

@@ -1,0 +1,160 @@
+"""YAML files and `key=value` overrides → a validated pydantic class, mistakes told in sentences.
+
+Every sentence names where the value came from (a file or the command line), the key, and what
+to do. Nothing here imports torch.
+"""
+
+import dataclasses
+import difflib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from itt_composer.errors import UserError
+
+COMMAND_LINE = "command line"
+Layer = tuple[str, DictConfig]
+Validated = TypeVar("Validated", bound=BaseModel)
+
+
+def validate(
+    cls: type[Validated], layers: Sequence[Layer], forms: Mapping[str, str] | None = None
+) -> Validated:
+    """Merge the layers, later ones winning, and check the result against a pydantic class.
+
+    Args:
+        cls: what to make of it.
+        layers: (source, content) pairs.
+        forms: by the last name of a key: what it takes, where pydantic's words would not help.
+
+    Raises:
+        UserError: one sentence per mistake.
+    """
+    sources = Sources(layers)
+    try:
+        merged = OmegaConf.merge(*(content for _, content in layers))
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        reason = str(error.msg or error).splitlines()[0]
+        raise UserError(f"{sources.of(key)}: {key}: {reason}") from None
+    try:
+        # As JSON: strict about types, yet lists and mappings may fill any container.
+        return cls.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        sentences = [_sentence(cls, details, sources, forms or {}) for details in error.errors()]
+        raise UserError("\n".join(dict.fromkeys(sentences))) from None
+
+
+def read_yaml(path: Path) -> DictConfig:
+    """The content of a YAML file, interpolations unresolved.
+
+    Raises:
+        UserError: the file is missing, unreadable, broken, or no mapping.
+    """
+    try:
+        content = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a text file in UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: {where}broken YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: broken YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, DictConfig):
+        raise UserError(f"{path}: must hold `key: value` lines, not a list or a single value")
+    return content
+
+
+def parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    """`key=value` texts as a nested mapping; values are YAML.
+
+    Raises:
+        UserError: a text is of another form.
+    """
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"{COMMAND_LINE}: {override!r} is not of the form key=value")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{COMMAND_LINE}: {' '.join(overrides)}: {reason}") from None
+
+
+class Sources:
+    """Which layer a key's value came from: the last one that sets it or something in it."""
+
+    def __init__(self, layers: Iterable[Layer]):
+        self._layers = [
+            (source, OmegaConf.to_container(content, resolve=False)) for source, content in layers
+        ]
+        self._file = next(source for source, _ in reversed(self._layers) if source != COMMAND_LINE)
+
+    def of(self, key: str) -> str:
+        """The source of `key`; for one that is set nowhere, the last file."""
+        for source, content in reversed(self._layers):
+            node: Any = content
+            for step in key.split("."):
+                if not isinstance(node, dict) or step not in node:
+                    break
+                node = node[step]
+            else:
+                return source
+        return self._file
+
+
+def _sentence(
+    cls: type[BaseModel], details: Any, sources: Sources, forms: Mapping[str, str]
+) -> str:
+    """One pydantic error as one sentence."""
+    # Behind the keys pydantic names list positions and the alternatives of a union.
+    location = list(itertools.takewhile(_is_key, details["loc"]))
+    path = ".".join(location)
+    source = sources.of(path)
+    if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _keys_in(cls, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        prefix = "".join(f"{step}." for step in location[:-1])
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"known are: {', '.join(known)}"
+        return f"{source}: unknown key {path}; {hint}"
+    if details["type"] == "missing":
+        return f"{source}: {path} is missing"
+    if details["type"] == "value_error":
+        return f"{source}: {path}: {details['ctx']['error']}"
+    message = forms.get(location[-1])
+    if message is None and details["type"] == "string_pattern_mismatch":
+        message = "should be a time such as 500ba, 2e9tok, 1ep, or a share of training: 0.03dur"
+    if message is None:
+        message = details["msg"][0].lower() + details["msg"][1:]
+    return f"{source}: {path}={json.dumps(details['input'])}: {message}"
+
+
+def _is_key(step: Any) -> bool:
+    return isinstance(step, str) and step.isidentifier()
+
+
+def _keys_in(cls: type[BaseModel], location: list[str]) -> list[str]:
+    """The keys that may stand at a location."""
+    group: Any = cls
+    for step in location:
+        annotation = group.model_fields[step].annotation
+        group = next(
+            (choice for choice in get_args(annotation) if choice is not type(None)), annotation
+        )
+    if dataclasses.is_dataclass(group):
+        return [field.name for field in dataclasses.fields(group)]
+    return list(group.model_fields)

@@ -1,0 +1,217 @@
+"""Train a model from a recipe.
+
+    composer -n 8 -m itt_composer.train yamls/pretrain/itt_x4_162m.yaml [key=value …]
+    python -m itt_composer.train yamls/pretrain/quickstart.yaml --print-config
+
+Writes into the recipe's `run_folder`: `recipe.yaml` (resolved), `checkpoints/`, the loggers'
+files and, at the end, `model/` (a transformers folder) and `summary.json`. The same command
+goes on where an interrupted run was, and does nothing where one has finished.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from itt_composer.config import Recipe, load_recipe, recipe_as_yaml
+from itt_composer.data.shards import check_shards
+from itt_composer.errors import UserError
+from itt_composer.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from composer import Trainer
+
+    from itt_composer.models import IttForCausalLM
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show the resolved recipe and stop.")
+    ] = False,
+) -> None:
+    """Train a model from a recipe."""
+    try:
+        recipe = load_recipe(recipe_file, overrides or ())
+        if print_config:
+            print(recipe_as_yaml(recipe), end="")
+            return
+        run = RunFolder(recipe)
+        if run.is_finished():
+            _say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
+            return
+        run.check_resumable()
+        _check_before_start(recipe)
+        train(recipe, run)
+    except UserError as error:
+        _fail(error)
+
+
+def train(recipe: Recipe, run: RunFolder) -> None:
+    """Run a recipe to its end.
+
+    Raises:
+        UserError: the device the recipe asks for is not there.
+    """
+    from composer.utils import dist, reproducibility
+
+    # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
+    logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
+    device = _device(recipe)
+    dist.initialize_dist(device)
+    reproducibility.seed_all(recipe.seed)
+    model = build_model(recipe)
+    trainer = build_trainer(recipe, run, model, device)
+    if dist.get_global_rank() == 0:
+        run.write_recipe()
+        _announce(recipe, run, model, dist.get_world_size())
+    trainer.fit()
+    if dist.get_global_rank() == 0:
+        save_results(recipe, run, trainer, model)
+    trainer.close()
+
+
+def build_model(recipe: Recipe) -> "IttForCausalLM":
+    """The recipe's model with random weights."""
+    from itt_composer.models import IttConfig, IttForCausalLM
+
+    config = IttConfig(**recipe.model.model_dump(), **vars(recipe.resolved_thinking()))
+    return IttForCausalLM(config)
+
+
+def build_trainer(
+    recipe: Recipe, run: RunFolder, model: "IttForCausalLM", device: str
+) -> "Trainer":
+    """Everything the recipe names, put together."""
+    from composer import Trainer
+
+    from itt_composer.data.streams import build_dataloader
+    from itt_composer.models.composer_model import ComposerItt
+
+    settings = recipe.train
+    composer_model = ComposerItt(model)
+    return Trainer(
+        model=composer_model,
+        train_dataloader=build_dataloader(recipe.data, "train", settings.global_batch_size),
+        eval_dataloader=build_dataloader(recipe.data, "validation", settings.eval_batch_size),
+        optimizers=recipe.optimizer.build(composer_model.parameters())[0],
+        schedulers=recipe.scheduler.build()[0],
+        algorithms=recipe.algorithms.build(),
+        callbacks=recipe.callbacks.build(),
+        loggers=recipe.loggers.build(),
+        run_name=recipe.run_name,
+        seed=recipe.seed,
+        device=device,
+        precision=settings.precision,
+        max_duration=settings.max_duration,
+        device_train_microbatch_size=settings.microbatch_size,
+        eval_interval=settings.eval_interval,
+        eval_subset_num_batches=settings.eval_batches,
+        save_folder=str(run.checkpoints),
+        save_interval=settings.save_interval,
+        save_num_checkpoints_to_keep=settings.keep_checkpoints,
+        autoresume=settings.autoresume,
+        progress_bar=settings.progress_bar and sys.stderr.isatty(),
+    )
+
+
+def save_results(
+    recipe: Recipe, run: RunFolder, trainer: "Trainer", model: "IttForCausalLM"
+) -> None:
+    """Write `model/` and, as the mark of a finished run, `summary.json`."""
+    from itt_composer.flops import dense_parameters, thinking_parameters
+
+    tokenizer = Path(recipe.data.local) / "tokenizer"
+    model.save_pretrained(run.model)
+    if tokenizer.is_dir():
+        shutil.copytree(tokenizer, run.model, dirs_exist_ok=True)
+    timestamp = trainer.state.timestamp
+    seconds = timestamp.total_wct.total_seconds()
+    loss = trainer.state.eval_metric_values.get("LanguageCrossEntropy")
+    summary = {
+        "run_name": recipe.run_name,
+        "thinking": model.config.thinking,
+        "thinking_steps": model.config.thinking_steps,
+        "parameters": dense_parameters(model.config) + thinking_parameters(model.config),
+        "thinking_parameters": thinking_parameters(model.config),
+        "batches": timestamp.batch.value,
+        "tokens": timestamp.token.value,
+        "train_seconds": seconds,
+        "tokens_per_second": timestamp.token.value / seconds,
+        "validation_loss": None if loss is None else float(loss),
+    }
+    run.write_summary(summary)
+    _say(f"finished: model in {run.model}, summary in {run.summary}")
+
+
+def _check_before_start(recipe: Recipe) -> None:
+    """What can be told without torch: shards, and batches that split over the ranks."""
+    if recipe.data.remote is None:
+        check_shards(
+            recipe.data.local,
+            seq_len=recipe.data.seq_len,
+            vocab_size=recipe.model.vocab_size,
+            domains=recipe.data.domains,
+        )
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    for key in ("global_batch_size", "eval_batch_size"):
+        size = getattr(recipe.train, key)
+        if size % ranks:
+            raise UserError(f"train.{key}={size} does not split over {ranks} ranks; change one")
+
+
+def _device(recipe: Recipe) -> str:
+    import torch
+
+    if recipe.train.device == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            "train.device=gpu, but torch finds no GPU here; use train.device=cpu "
+            "train.precision=fp32 for a trial on a CPU"
+        )
+    return recipe.train.device or ("gpu" if torch.cuda.is_available() else "cpu")
+
+
+def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: int) -> None:
+    from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
+
+    config = model.config
+    kind = {"dense": "LLaMA", "loop": f"Loop×{config.thinking_steps}"}.get(
+        config.thinking, f"ITT×{config.thinking_steps}"
+    )
+    _say(
+        f"{recipe.run_name}: {kind}, {dense_parameters(config):,} parameters "
+        f"+ {thinking_parameters(config):,} for thinking, "
+        f"{paper_tflops(config, recipe.data.seq_len):.4g} TFLOPs per sequence (paper's count), "
+        f"{ranks} rank{'s' if ranks > 1 else ''}, run folder {run.path}"
+    )
+
+
+def _say(text: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, flush=True)
+
+
+def _fail(error: UserError) -> None:
+    """Tell the mistake once, not once per rank, and exit with code 1."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        # The launcher prints the output of every rank that failed, but not of those it stops.
+        time.sleep(30)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    app()
