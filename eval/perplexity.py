@@ -32,9 +32,10 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
         on_progress: called after each batch with the rows done and in all.
 
     Returns:
-        `{"suite", "seq_len", "parameters", "settings": [...]}`; each setting has `select_ratios`, `tokens` (predicted), `loss` (nats per token), `perplexity`, `domains`
-        (the same per domain), `paper_flops_per_token`, `executed_flops_per_token` (one forward
-        pass) and `tokens_per_second`.
+        `{"suite", "seq_len", "parameters", "settings": [...]}`. Each setting has `select_ratios`,
+        `tokens` (predicted), `loss` (nats per token), `perplexity`, `domains` (the same three per
+        domain), `tokens_per_second`, and for our models `paper_flops_per_token` and
+        `executed_flops_per_token` (one forward pass).
 
     Raises:
         UserError: the model cannot be loaded, or takes no such ratios.

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -112,50 +113,45 @@ def call(command: list[Any]) -> None:
 
 
 def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
-    """Print a row per model, then the ITT's elastic settings."""
+    """Print a row per model, then the ITT's elastic settings; fits 80 columns."""
     manifest = read_manifest(SHARDS)
     documents = manifest["totals"]["validation"]["documents"]
     table = Table(
-        title=f"\nWhat thinking bought: perplexity on {documents} held-out documents "
-        f"(vocabulary {manifest['vocab_size']:,}; one seed)",
+        title=f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
+        f"(vocabulary {manifest['vocab_size']:,}; MFLOPs per token of a forward pass)",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
-    table.add_column("model")
+    table.add_column("\nmodel", no_wrap=True)
     for header in (
-        "select\nratios",
-        "para-\nmeters",
-        "MFLOPs/token\npaper",
-        "MFLOPs/token\nexecuted",
-        "training\ntokens",
-        "training\ntokens/s",
+        "select\nratios %",
+        "\nparams",
+        "MFLOPs\npaper",
+        "MFLOPs\nexecuted",
+        "trained\ntokens",
+        "trained\ntokens/s",
         "validation\nperplexity",
     ):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     for summary, result in zip(summaries, results, strict=True):
-        own, *elastic = result["settings"]
         name = "LLaMA" if summary["thinking"] == "dense" else f"ITT×{summary['thinking_steps']}"
-        table.add_row(
-            name,
-            *_cells(own, f"{summary['parameters']:,}"),
-            f"{summary['tokens']:,}",
-            f"{summary['tokens_per_second']:,.0f}",
-            f"{own['perplexity']:.2f}",
-        )
-        if elastic:
-            table.add_section()
-        for setting in elastic:
-            cells = _cells(setting, "same")
-            table.add_row(f"{name} elastic", *cells, "", "", f"{setting['perplexity']:.2f}")
+        training = [f"{summary['tokens'] / 1e6:.2f} M", f"{summary['tokens_per_second']:,.0f}"]
+        parameters = f"{summary['parameters'] / 1e6:.3f} M"
+        for setting in result["settings"]:
+            table.add_row(
+                name,
+                "/".join(f"{100 * ratio:.0f}" for ratio in setting["select_ratios"]) or "–",
+                parameters,
+                f"{setting['paper_flops_per_token'] / 1e6:.2f}",
+                f"{setting['executed_flops_per_token'] / 1e6:.2f}",
+                *training,
+                f"{setting['perplexity']:.2f}",
+            )
+            name, parameters, training = "  elastic", "same", ["", ""]
+    print()
     Console().print(table)
-
-
-def _cells(setting: dict[str, Any], parameters: str) -> list[str]:
-    return [
-        "/".join(f"{100 * ratio:.0f}" for ratio in setting["select_ratios"]) or "–",
-        parameters,
-        f"{setting['paper_flops_per_token'] / 1e6:.2f}",
-        f"{setting['executed_flops_per_token'] / 1e6:.2f}",
-    ]
 
 
 if __name__ == "__main__":

@@ -190,11 +190,11 @@ def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: in
     kind = {"dense": "LLaMA", "loop": f"Loop×{config.thinking_steps}"}.get(
         config.thinking, f"ITT×{config.thinking_steps}"
     )
+    flops_per_token = paper_tflops(config, recipe.data.seq_len) * 1e6 / recipe.data.seq_len
     _say(
         f"{recipe.run_name}: {kind}, {dense_parameters(config):,} parameters "
-        f"+ {thinking_parameters(config):,} for thinking, "
-        f"{paper_tflops(config, recipe.data.seq_len):.4g} TFLOPs per sequence (paper's count), "
-        f"{ranks} rank{'s' if ranks > 1 else ''}, run folder {run.path}"
+        f"+ {thinking_parameters(config):,} for thinking, {flops_per_token:.2f} MFLOPs per token "
+        f"(the paper's count), {ranks} rank{'s' if ranks > 1 else ''}, run folder {run.path}"
     )
 
 

@@ -13,7 +13,7 @@ A layer that does not think is transformers' own `LlamaDecoderLayer`, so a dense
 Shapes: B batch, S sequence, K selected tokens, D hidden size, H head size, T thinking steps.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -193,7 +193,7 @@ class IttPreTrainedModel(LlamaPreTrainedModel):
 
     config_class = IttConfig
     config: IttConfig
-    _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer", "IttDecoderLayer"]
+    _no_split_modules = ["LlamaDecoderLayer", "IttDecoderLayer"]  # noqa: RUF012 (as in the base)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

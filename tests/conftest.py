@@ -1,0 +1,104 @@
+"""Small real material: text of the standard library, a tokenizer, shards, a recipe, trainers."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from data_prep.convert import convert
+from data_prep.tokenizer import train_tokenizer
+from itt_composer.config import Recipe, load_recipe
+
+RECIPE = """\
+run_name: small
+model:
+  hidden_size: 32
+  intermediate_size: 48
+  num_hidden_layers: 2
+  num_attention_heads: 2
+  num_key_value_heads: 2
+  vocab_size: 512
+  max_position_embeddings: 32
+thinking:
+  thinking: itt
+  thinking_steps: 3
+  select_ratios: [0.5, 0.8]
+data:
+  local: shards
+  seq_len: 32
+  num_workers: 0
+train:
+  max_duration: 10ba
+  global_batch_size: 4
+  microbatch_size: 4
+  precision: fp32
+  device: cpu
+  eval_interval: 5ba
+  eval_batches: 2
+  eval_batch_size: 4
+  save_interval: 5ba
+optimizer:
+  decoupled_adamw:
+    lr: 1.0e-3
+scheduler:
+  cosine_with_warmup: {}
+"""
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 32 tokens over 512 ids: the domain `code` and, twice its size, `prose`."""
+    folder = tmp_path_factory.mktemp("small")
+    library = Path(os.__file__).parent
+    texts = {
+        "code": (library / "argparse.py").read_text(encoding="utf-8").split("\n\n\n"),
+        "prose": [topics[name] for name in sorted(topics)[:25]],
+    }
+    for domain, documents in texts.items():
+        file = folder / "text" / domain / "all.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    train_tokenizer(folder / "text", folder / "tokenizer", 512, 0.2, "text")
+    out = folder / "shards"
+    convert(folder / "text", out, folder / "tokenizer", 32, 0.2, "text", lambda done, total: None)
+    return out
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path, shards: Path) -> Callable[..., Recipe]:
+    """A two-layer ITT on `shards`, ten batches on the CPU; overrides may be given."""
+
+    def load(*overrides: str) -> Recipe:
+        file = tmp_path / "small.yaml"
+        file.write_text(RECIPE)
+        places = [f"data.local={shards}", f"run_folder={tmp_path / 'run'}"]
+        return load_recipe(file, [*places, *overrides])
+
+    return load
+
+
+@pytest.fixture
+def make_trainer() -> Iterator[Callable]:
+    """Build a recipe's trainer, with further callbacks, and a log of what it measures."""
+    from composer.loggers import InMemoryLogger
+
+    from itt_composer.run_folder import RunFolder
+    from itt_composer.train import build_model, build_trainer
+
+    trainers = []
+
+    def build(recipe: Recipe, *callbacks):
+        trainer = build_trainer(recipe, RunFolder(recipe), build_model(recipe), "cpu")
+        trainers.append(trainer)
+        trainer.state.callbacks.extend(callbacks)
+        log = InMemoryLogger()
+        log.init(trainer.state, trainer.logger)
+        trainer.logger.destinations = (*trainer.logger.destinations, log)
+        return trainer, log
+
+    yield build
+    for trainer in trainers:
+        trainer.close()

@@ -1,0 +1,196 @@
+"""Perplexity: equal to a computation by hand, at the model's own and other ratios."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from streaming import LocalDataset
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from eval.perplexity import run
+from eval.suite import PerplexitySuite
+from itt_composer.errors import UserError
+from itt_composer.models import IttConfig, IttForCausalLM
+
+# Weights far from 0, so that a token's loss depends much on every layer and step.
+LLAMA = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def itt(tmp_path_factory):
+    """An ITT with random weights in a transformers folder."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("itt")
+    config = IttConfig(**LLAMA, thinking_steps=4, select_ratios=[0.5, 0.5, 0.5])
+    IttForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(itt, tmp_path_factory):
+    """The ITT's own LLaMA weights as transformers' LLaMA: the model with every step removed."""
+    folder = tmp_path_factory.mktemp("llama")
+    model = LlamaForCausalLM(LlamaConfig(**LLAMA))
+    weights = IttForCausalLM.from_pretrained(itt).state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def measure(shards):
+    def measure(model, ratios=(None,), **options):
+        suite = PerplexitySuite(
+            model=str(model), data=str(shards), select_ratios=list(ratios), **options
+        )
+        return run(suite, lambda done, total: None)
+
+    return measure
+
+
+def by_hand(model, shards):
+    """Sum of negative log-likelihoods and tokens predicted, per domain, row after row."""
+    sums = {}
+    for domain in ("code", "prose"):
+        dataset = LocalDataset(str(shards / "validation" / domain))
+        losses = []
+        for index in range(dataset.num_samples):
+            ids = dataset[index]["input_ids"].tolist()
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
+            for position, following in enumerate(ids[1:]):
+                scores = logits[position]
+                losses.append((scores.logsumexp(0) - scores[following]).item())
+        sums[domain] = (math.fsum(losses), len(losses))
+    return sums
+
+
+def test_perplexity_is_that_of_every_token_of_every_row(measure, itt, shards):
+    sums = by_hand(IttForCausalLM.from_pretrained(itt).eval(), shards)
+    rows = {domain: tokens // 31 for domain, (_, tokens) in sums.items()}
+    batch_size = next(size for size in (7, 8, 9) if all(count % size for count in rows.values()))
+    (setting,) = measure(itt, batch_size=batch_size)["settings"]
+    for domain, (loss_sum, tokens) in sums.items():
+        measured = setting["domains"][domain]
+        assert measured["tokens"] == tokens
+        assert measured["loss"] == pytest.approx(loss_sum / tokens, rel=1e-6)
+        assert measured["perplexity"] == pytest.approx(math.exp(loss_sum / tokens), rel=1e-5)
+    # Overall: every token counts the same, so the larger domain counts more.
+    loss_sums, tokens = zip(*sums.values(), strict=True)
+    assert setting["tokens"] == sum(tokens)
+    assert setting["loss"] == pytest.approx(sum(loss_sums) / sum(tokens), rel=1e-6)
+    assert tokens[0] != tokens[1]
+
+
+def test_progress_goes_up_to_every_row_of_every_setting(itt, shards):
+    suite = PerplexitySuite(model=str(itt), data=str(shards), select_ratios=[None, [1, 1, 1]])
+    reports = []
+    results = run(suite, lambda done, total: reports.append((done, total)))
+    rows = results["settings"][0]["tokens"] // 31
+    assert reports[-1] == (2 * rows, 2 * rows)
+    assert reports == sorted(reports)
+
+
+def test_other_ratios_change_the_model_and_its_flops(measure, itt):
+    ratios = [None, [1, 1, 1], [0.9, 0.5, 0], [0, 0, 0]]
+    settings = measure(itt, ratios)["settings"]
+    assert [setting["select_ratios"] for setting in settings] == [[0.5, 0.5, 0.5], *ratios[1:]]
+    for figure in ("loss", "paper_flops_per_token", "executed_flops_per_token"):
+        assert len({setting[figure] for setting in settings}) == 4
+    own, all_tokens, _, none = (setting["executed_flops_per_token"] for setting in settings)
+    assert none < own < all_tokens
+
+
+def test_a_setting_equals_a_model_that_was_saved_with_it(measure, itt, tmp_path):
+    model = IttForCausalLM.from_pretrained(itt)
+    model.set_select_ratios([0.9, 0.3, 0.1])
+    model.save_pretrained(tmp_path)
+    (saved,) = measure(tmp_path)["settings"]
+    _, elastic = measure(itt, [None, [0.9, 0.3, 0.1]])["settings"]
+    assert saved["loss"] == elastic["loss"]
+    assert saved["domains"] == elastic["domains"]
+
+
+def test_null_is_the_models_own_ratios_wherever_it_stands(measure, itt):
+    first, _, last = measure(itt, [None, [0, 0, 0], None])["settings"]
+    assert last["select_ratios"] == first["select_ratios"] == [0.5, 0.5, 0.5]
+    assert last["loss"] == first["loss"]
+
+
+def test_without_steps_an_itt_is_its_llama_which_is_measured_too(measure, itt, llama):
+    (without_steps,) = measure(itt, [[0, 0, 0]])["settings"]
+    results = measure(llama)
+    (dense,) = results["settings"]
+    assert dense["loss"] == pytest.approx(without_steps["loss"], rel=1e-6)
+    assert dense["domains"] == {
+        domain: pytest.approx(figures, rel=1e-5)
+        for domain, figures in without_steps["domains"].items()
+    }
+    assert dense["select_ratios"] == []
+    assert results["parameters"] == sum(
+        p.numel() for p in LlamaForCausalLM(LlamaConfig(**LLAMA)).parameters()
+    )
+
+
+@pytest.mark.parametrize("ratios", [[0.5], [], [1, 1, 1, 1]], ids=len)
+def test_ratios_of_another_count_are_refused(measure, itt, ratios):
+    with pytest.raises(UserError) as caught:
+        measure(itt, [ratios])
+    assert str(caught.value).startswith(
+        f"select_ratios={[float(ratio) for ratio in ratios]}: select_ratios has {len(ratios)} "
+        "values, but thinking_steps=4 needs 3"
+    )
+
+
+def test_ratios_for_another_model_are_refused(measure, llama):
+    with pytest.raises(UserError, match="needs an ITT model, not LlamaForCausalLM"):
+        measure(llama, [[0.5, 0.5, 0.5]])
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(measure, tmp_path):
+    LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": 500})).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer of 512 ids, but model=\S+ has 500"):
+        measure(tmp_path)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def drop_a_weight(file):
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def cut_a_weight(file):
+    weights = load_file(file)
+    weights["model.norm.weight"] = weights["model.norm.weight"][:-1].clone()
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", [truncate, drop_a_weight, cut_a_weight, lambda f: f.unlink()])
+def test_damaged_weights_are_refused_with_the_folders_name(measure, itt, tmp_path, damage):
+    IttForCausalLM.from_pretrained(itt).save_pretrained(tmp_path)
+    damage(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"^model={tmp_path} cannot be loaded: .+"):
+        measure(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config", ["{", "{}", '{"model_type": "nonesuch"}', '{"model_type": "vit"}']
+)
+def test_a_folder_of_no_language_model_is_refused(measure, tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=f"^model={tmp_path} cannot be loaded: .+"):
+        measure(tmp_path)

@@ -1,0 +1,90 @@
+"""Evaluation suites: what is refused before torch is loaded, and the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from eval.__main__ import app
+from eval.suite import load_suite
+from itt_composer.errors import UserError
+
+SUITES = Path(__file__).parents[2] / "eval/suites"
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A folder that passes for a transformers folder until its model is loaded."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def load(model, shards):
+    def load(*overrides, file="perplexity.yaml"):
+        return load_suite(SUITES / file, [f"model={model}", f"data={shards}", *overrides])
+
+    return load
+
+
+@pytest.mark.parametrize("file", sorted(SUITES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_suite_loads(load, model, shards, file):
+    suite = load("batch_size=3", file=file.name)
+    assert (suite.model, suite.data, suite.batch_size) == (str(model), str(shards), 3)
+
+
+MISTAKES = {
+    "batchsize=3": "command line: unknown key batchsize; did you mean batch_size?",
+    "batch_size=0": "command line: batch_size=0: input should be greater than or equal to 1",
+    "select_ratios=[[0.5,1.5]]": "command line: select_ratios=1.5: input should be less than or",
+    "select_ratios=[]": "command line: select_ratios=[]: ",
+    "split=test": "has no rows in its split 'test'",
+    "data=nowhere": "data folder nowhere is not there; make shards with",
+    "model=nowhere": "model=nowhere is not a transformers folder (it has no config.json)",
+    "model": "command line: 'model' is not of the form key=value",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_told_in_one_sentence(load, override):
+    with pytest.raises(UserError) as caught:
+        load(override)
+    assert len(str(caught.value).splitlines()) == 1
+    assert MISTAKES[override] in str(caught.value)
+
+
+def test_what_must_be_given_is_asked_for(model):
+    suite = SUITES / "perplexity.yaml"
+    with pytest.raises(UserError) as caught:
+        load_suite(suite, [f"model={model}"])
+    assert str(caught.value) == f"{suite}: data is missing"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_writes_and_prints_what_it_measured(small_recipe, shards, tmp_path):
+    from itt_composer.train import build_model
+
+    build_model(small_recipe()).save_pretrained(tmp_path / "model")
+    output = tmp_path / "results/perplexity.json"
+    places = (f"model={tmp_path / 'model'}", f"data={shards}", f"output={output}")
+    result = invoke(SUITES / "perplexity.yaml", *places, "select_ratios=[null,[1,0]]")
+    assert result.exit_code == 0, result.output
+    results = json.loads(output.read_text())
+    assert [setting["select_ratios"] for setting in results["settings"]] == [[0.5, 0.8], [1, 0]]
+    assert list(output.parent.iterdir()) == [output]
+    for setting, label in zip(results["settings"], ("50/80", "100/0"), strict=True):
+        (row,) = [line for line in result.output.splitlines() if label in line]
+        assert f"{setting['perplexity']:.2f}" in row
+
+
+def test_the_command_tells_a_mistake_and_fails(shards):
+    result = invoke(SUITES / "perplexity.yaml", "model=nowhere", f"data={shards}")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: model=nowhere is not a transformers folder")
+    assert "Traceback" not in result.output

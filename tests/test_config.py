@@ -1,0 +1,250 @@
+"""Recipes: what is merged over what, what is refused, and in which words."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from itt_composer.config import load_recipe, recipe_as_yaml
+from itt_composer.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+LAUNCHABLE = sorted((REPOSITORY / "yamls/pretrain").glob("*.yaml"))
+QUICKSTART = REPOSITORY / "yamls/pretrain/quickstart.yaml"
+
+
+@pytest.fixture
+def quickstart(tmp_path):
+    """The quickstart recipe in a copy of `yamls/` that a test may damage."""
+    return shutil.copytree(REPOSITORY / "yamls", tmp_path / "yamls") / "pretrain/quickstart.yaml"
+
+
+def add(file, text):
+    file.write_text(file.read_text() + text)
+
+
+def refusal(recipe, *overrides):
+    """The one sentence with which a recipe is refused."""
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe, overrides)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("file", LAUNCHABLE, ids=lambda file: file.stem)
+def test_resolved_recipe_loads_as_the_same_recipe(file, tmp_path):
+    recipe = load_recipe(file)
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(recipe_as_yaml(recipe))
+    again = load_recipe(resolved)
+    assert recipe_as_yaml(again) == resolved.read_text()
+    assert again.resolved_thinking() == recipe.resolved_thinking()
+    told_otherwise = {"parts", "thinking"}
+    assert again.model_dump(exclude=told_otherwise) == recipe.model_dump(exclude=told_otherwise)
+
+
+def test_resolved_recipe_shows_what_was_implied():
+    values = yaml.safe_load(recipe_as_yaml(load_recipe(QUICKSTART)))
+    assert values["thinking"]["thinking_layers"] == [1, 3]
+    assert values["thinking"]["router_norm"] == "sigmoid"
+    assert values["algorithms"]["capacity_annealing"]["duration"] == "0.1dur"
+    assert values["loggers"]["json_lines"]["path"] == "runs/quickstart/itt_x4/metrics.jsonl"
+
+
+def test_command_line_wins_over_recipe_and_recipe_over_part(quickstart):
+    in_part = load_recipe(quickstart)
+    assert (in_part.model.hidden_size, in_part.model.vocab_size) == (128, 2048)
+    add(quickstart, "model:\n  hidden_size: 64\n  vocab_size: 3000\n")
+    recipe = load_recipe(quickstart, ["model.vocab_size=4000", "seed=5"])
+    assert (recipe.model.hidden_size, recipe.model.vocab_size, recipe.seed) == (64, 4000, 5)
+    assert recipe.model.intermediate_size == in_part.model.intermediate_size
+
+
+def test_parts_are_found_beside_the_file_that_names_them(quickstart, monkeypatch):
+    monkeypatch.chdir(quickstart.parents[2])
+    from_elsewhere = load_recipe(quickstart.relative_to(quickstart.parents[2]))
+    monkeypatch.chdir(quickstart.parent)
+    assert load_recipe(quickstart.name) == from_elsewhere
+
+
+def test_a_part_swapped_on_the_command_line_is_found_from_the_current_folder(
+    quickstart, monkeypatch
+):
+    monkeypatch.chdir(quickstart.parents[1])
+    swapped = load_recipe(quickstart, ["parts.model=models/llama_162m.yaml"])
+    assert swapped.model.hidden_size == 1024
+    # What only the replaced part said is gone with it, and later layers still win.
+    thinking = ["parts.thinking=thinking/dense.yaml", "parts.model=models/llama_162m.yaml"]
+    dense = load_recipe(quickstart, [*thinking, "model.vocab_size=2048"])
+    assert dense.resolved_thinking().thinking == "dense"
+    assert "capacity_annealing" not in dense.algorithms.named()
+    assert dense.model.vocab_size == 2048
+
+
+def test_null_takes_a_component_out():
+    named = load_recipe(QUICKSTART).algorithms.named()
+    left = load_recipe(QUICKSTART, ["algorithms.capacity_annealing=null"]).algorithms.named()
+    assert set(named) - set(left) == {"capacity_annealing"}
+    assert left
+
+
+def test_a_component_is_swapped_for_another():
+    overrides = ["loggers.json_lines=null", "loggers.tensorboard={flush_interval: 7}"]
+    recipe = load_recipe(QUICKSTART, overrides)
+    assert list(recipe.loggers.named()) == ["tensorboard"]
+    assert recipe.loggers.tensorboard.flush_interval == 7
+
+
+def test_interpolations_follow_the_merged_values():
+    recipe = load_recipe(QUICKSTART, ["run_name=other", "run_folder=out/${run_name}"])
+    assert recipe.run_folder == "out/other"
+    assert recipe.loggers.json_lines.path == "out/other/metrics.jsonl"
+
+
+MISTAKES = {
+    # Keys that are not known, at every depth.
+    "sed=1": "unknown key sed; did you mean seed?",
+    "banana=1": "unknown key banana; known are: parts, run_name,",
+    "model.hiden_size=64": "unknown key model.hiden_size; did you mean model.hidden_size?",
+    "thinking.steps=3": "unknown key thinking.steps; did you mean thinking.thinking_steps?",
+    "optimizer.decoupled_adamw.l_r=1": "did you mean optimizer.decoupled_adamw.lr?",
+    "optimizer.sgd={lr: 1}": "unknown key optimizer.sgd; known are: decoupled_adamw",
+    "callbacks.nan_monitors={}": "did you mean callbacks.nan_monitor?",
+    "parts.modle=x.yaml": "unknown key parts.modle; did you mean parts.model?",
+    "model.hidden-size=64": "unknown key model.hidden-size; did you mean model.hidden_size?",
+    "run-name=x": "unknown key run-name; did you mean run_name?",
+    "1=1": "unknown key 1; known are: parts, run_name,",
+    # Values of the wrong type or outside their range.
+    "seed=x": 'seed="x": input should be a valid integer',
+    "model=5": "model=5: input should be an object",
+    "model.hidden_size=1.5": "model.hidden_size=1.5: input should be a valid integer",
+    "model.hidden_size=0": "model.hidden_size=0: input should be greater than or equal to 1",
+    "thinking.thinking_layers=[a]": 'thinking.thinking_layers="a": input should be a valid int',
+    "optimizer.decoupled_adamw.lr=0": "optimizer.decoupled_adamw.lr=0: input should be greater",
+    "data.domains={code: 0}": "data.domains.code=0: input should be greater than 0",
+    "train.precision=fp8": "train.precision=\"fp8\": input should be 'fp32' or 'amp_bf16'",
+    "train.microbatch_size=0": 'train.microbatch_size=0: should be a positive integer or "auto"',
+    "train.max_duration=9steps": 'train.max_duration="9steps": should be a time such as 500ba',
+    "train.max_duration=700": "train.max_duration=700: should be a time such as 500ba",
+    "run_name=a b": "run_name=\"a b\": may hold letters, digits, '.', '_' and '-' only",
+    "model.num_attention_heads=3": "model: hidden_size=128 does not split into 3 heads",
+    "model.num_key_value_heads=3": "num_attention_heads=4 is not a multiple of num_key_value_heads",
+    # Texts that are no setting.
+    "model.hidden_size": "'model.hidden_size' is not of the form key=value",
+    "=3": "'=3' is not of the form key=value",
+    "thinking.select_ratios=[0.5": "thinking.select_ratios=[0.5: broken YAML: expected ',' or ']'",
+    "run_folder=${nope}/x": "run_folder: Interpolation key 'nope' not found",
+    "parts.model=${nope}.yaml": "parts.model: Interpolation key 'nope' not found",
+    "parts.model=nope.yaml": "parts.model names nope.yaml, which is not there",
+    # Settings that contradict each other.
+    "thinking.thinking_layers=[1,9]": "thinking.thinking_layers: thinking_layers names layer 9",
+    "thinking.thinking_steps=1": "thinking.thinking_steps: thinking_steps must be at least 2",
+    "thinking.select_ratios=[0.5]": "thinking.select_ratios: select_ratios has 1 values",
+    "thinking.select_ratios=[0.5,0.5,0]": "lower thinking.thinking_steps instead",
+    "optimizer.decoupled_adamw=null": "optimizer must name one component, not 0",
+    "scheduler.cosine_with_warmup=null": "scheduler must name one component, not 0",
+    "data.seq_len=1024": "data.seq_len=1024 is longer than model.max_position_embeddings=512",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_on_the_command_line_is_told_in_one_sentence(override):
+    sentence = refusal(QUICKSTART, override)
+    assert sentence.startswith("command line: ")
+    assert MISTAKES[override] in sentence
+
+
+def test_a_mistake_in_a_part_names_the_part(quickstart):
+    part = quickstart.parents[1] / "models/tiny.yaml"
+    add(part, "  rope_thetta: 5\n")
+    assert refusal(quickstart) == (
+        f"{part}: unknown key model.rope_thetta; did you mean model.rope_theta?"
+    )
+
+
+def test_a_mistake_names_the_last_source_that_set_the_value(quickstart):
+    add(quickstart.parents[1] / "models/tiny.yaml", "  rope_theta: -1\n")
+    add(quickstart, "model:\n  rope_theta: -2\n")
+    assert refusal(quickstart).startswith(f"{quickstart}: model.rope_theta=-2")
+    assert refusal(quickstart, "model.rope_theta=-3").startswith(
+        "command line: model.rope_theta=-3"
+    )
+
+
+def test_every_mistake_of_a_recipe_is_told_on_a_line_of_its_own():
+    with pytest.raises(UserError) as caught:
+        load_recipe(QUICKSTART, ["sed=1", "model.hidden_size=x"])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert any("sed" in line for line in lines)
+    assert any("model.hidden_size" in line for line in lines)
+
+
+@pytest.mark.parametrize("line", ["run_name: quickstart_itt_x4\n", "  train: ../train/cpu.yaml\n"])
+def test_a_required_key_that_nothing_sets_is_named(quickstart, line):
+    quickstart.write_text(quickstart.read_text().replace(line, ""))
+    with pytest.raises(UserError) as caught:
+        load_recipe(quickstart)
+    key = "run_name" if "run_name" in line else "train"
+    assert f"{quickstart}: {key} is missing" in str(caught.value).splitlines()
+
+
+def test_a_recipe_without_name_and_folder_lacks_its_name(quickstart):
+    lines = quickstart.read_text().splitlines()
+    quickstart.write_text("\n".join(line for line in lines if not line.startswith("run_")))
+    assert refusal(quickstart) == f"{quickstart}: run_name is missing"
+
+
+def test_a_missing_part_is_named_with_the_file_that_wants_it(quickstart):
+    (quickstart.parents[1] / "models/tiny.yaml").unlink()
+    sentence = refusal(quickstart)
+    assert sentence.startswith(f"{quickstart}: parts.model names ")
+    assert sentence.endswith("models/tiny.yaml, which is not there")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"seed: 1\nmodel: [1\nb: 2\n", "line 3, column 2: broken YAML: "),
+        (b"seed: 1\nseed: 2\n", "line 2, column 1: broken YAML: found duplicate key seed"),
+        (b"run_name: ${oops\n", "broken YAML: "),
+        (b"- a\n- b\n", "must hold `key: value` lines, not a list"),
+        (b"5\n", "must hold `key: value` lines, not a list or a single value"),
+        (b"run_name: \xff\xfe\n", "is not a text file in UTF-8"),
+    ],
+    ids=["syntax", "duplicate", "interpolation", "list", "number", "encoding"],
+)
+def test_a_file_that_is_no_recipe_is_told_with_its_name(tmp_path, content, words):
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content)
+    sentence = refusal(file)
+    assert sentence.startswith(f"{file}: ")
+    assert words in sentence
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path):
+    assert refusal(tmp_path / "no.yaml") == f"{tmp_path / 'no.yaml'}: there is no such file"
+    assert refusal(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
+
+
+def test_annealing_without_a_router_is_refused_and_the_way_out_works():
+    without_router = ["thinking.adaptive_routing=false", "thinking.select_ratios=null"]
+    sentence = refusal(QUICKSTART, *without_router)
+    assert "yamls/thinking/itt_x4.yaml: algorithms.capacity_annealing needs a router" in sentence
+    way_out = "algorithms.capacity_annealing=null"
+    assert sentence.endswith(f"set {way_out}")
+    load_recipe(QUICKSTART, [*without_router, way_out])
+
+
+def test_checking_input_loads_no_torch():
+    code = f"""
+import sys
+from itt_composer.config import load_recipe, recipe_as_yaml
+recipe_as_yaml(load_recipe({str(QUICKSTART)!r}))
+import itt_composer.train, itt_composer.quickstart, eval.suite, eval.__main__, data_prep.__main__
+print(*{{"torch", "composer", "transformers", "streaming"}} & set(sys.modules))
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY).split() == []

@@ -1,0 +1,159 @@
+"""Training through its command line: real shards, real processes, real checkpoints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPE = "yamls/pretrain/quickstart.yaml"
+LAUNCHER = Path(sys.executable).with_name("composer")
+BATCHES = 8
+TINY = [
+    "model.hidden_size=32",
+    "model.intermediate_size=64",
+    "model.num_hidden_layers=2",
+    "data.num_workers=0",
+    f"train.max_duration={BATCHES}ba",
+    "train.eval_interval=4ba",
+    "train.eval_batches=2",
+    "train.save_interval=2ba",
+    "callbacks.console_lines.interval=2ba",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(shards) -> list[str]:
+    """Overrides that turn the quickstart's recipe into one of seconds, on the test's shards."""
+    manifest = json.loads((shards / "manifest.json").read_bytes())
+    return [
+        *TINY,
+        f"data.local={shards}",
+        f"data.seq_len={manifest['seq_len']}",
+        f"model.vocab_size={manifest['vocab_size']}",
+    ]
+
+
+def command(*arguments: str, ranks: int | None = None) -> list[str]:
+    if ranks is None:
+        return [sys.executable, "-m", "itt_composer.train", *arguments]
+    return [str(LAUNCHER), "-n", str(ranks), "-m", "itt_composer.train", *arguments]
+
+
+def call(*arguments: str, ranks: int | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*arguments, ranks=ranks),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of an undisturbed run, and what it printed."""
+    run = tmp_path_factory.mktemp("train") / "run"
+    result = call(RECIPE, *tiny, f"run_folder={run}")
+    assert result.returncode == 0, result.stderr
+    return run, result.stdout
+
+
+def test_a_run_leaves_recipe_checkpoints_metrics_model_and_summary(finished):
+    run, printed = finished
+    assert (run / "recipe.yaml").is_file()
+    assert (run / "checkpoints" / "latest-rank0.pt").exists()
+    assert {"config.json", "model.safetensors", "tokenizer.model"} <= {
+        path.name for path in (run / "model").iterdir()
+    }
+    summary = json.loads((run / "summary.json").read_bytes())
+    assert summary["batches"] == BATCHES
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss/train/total"] for line in lines if "loss/train/total" in line]
+    assert len(losses) == BATCHES
+    assert losses[-1] < losses[0]
+    assert "batch 8 · 100 % · loss" in printed
+    assert "batch 8 · validation loss" in printed
+
+
+def test_the_same_command_again_does_nothing(finished, tiny):
+    run, _ = finished
+    before = (run / "model" / "model.safetensors").stat().st_mtime_ns
+    result = call(RECIPE, *tiny, f"run_folder={run}")
+    assert result.returncode == 0
+    assert "nothing to do" in result.stdout
+    assert (run / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(finished, tiny, tmp_path):
+    run = tmp_path / "run"
+    arguments = [RECIPE, *tiny, f"run_folder={run}"]
+    process = subprocess.Popen(
+        command(*arguments), cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 240
+    while not (run / "checkpoints" / "ep0-ba4-rank0.pt").exists():
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "summary.json").exists()
+    result = call(*arguments)
+    assert result.returncode == 0, result.stderr
+    undisturbed, resumed = weights(finished[0]), weights(run)
+    for name, weight in undisturbed.items():
+        assert torch.equal(weight, resumed[name]), name
+
+
+def test_two_ranks_train_to_the_weights_of_one(finished, tiny, tmp_path):
+    run = tmp_path / "run"
+    result = call(RECIPE, *tiny, f"run_folder={run}", ranks=2)
+    assert result.returncode == 0, result.stderr
+    assert "2 ranks" in result.stdout
+    one, two = weights(finished[0]), weights(run)
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-4, msg=name)
+
+
+def test_a_mistake_is_one_sentence_for_all_ranks():
+    result = call(RECIPE, "model.hiden_size=64", ranks=2)
+    sentence = "command line: unknown key model.hiden_size; did you mean model.hidden_size?"
+    assert result.returncode != 0
+    assert (result.stdout + result.stderr).count(sentence) == 1
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([RECIPE, "data.local=no/such"], "data folder no/such is not there"),
+        (["no_such.yaml"], "no_such.yaml: there is no such file"),
+        ([RECIPE, "train.global_batch_size=abc"], "train.global_batch_size="),
+    ],
+)
+def test_other_mistakes_end_without_a_traceback(arguments, sentence):
+    result = call(*arguments)
+    assert result.returncode == 1
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_print_config_shows_the_resolved_recipe(tiny):
+    result = call(RECIPE, *tiny, "--print-config")
+    assert result.returncode == 0
+    assert "hidden_size: 32" in result.stdout
+    assert "thinking_layers:\n  - 1\n" in result.stdout
