@@ -26,7 +26,7 @@ FOLDER = Path("runs/quickstart")
 CORPUS, TOKENIZER, SHARDS = FOLDER / "corpus", FOLDER / "tokenizer", FOLDER / "shards"
 DENSE_RECIPE = Path("yamls/pretrain/quickstart_dense.yaml")
 ITT_RECIPE = Path("yamls/pretrain/quickstart.yaml")
-ELASTIC_SETTINGS = ("[0.9,0.9,0.9]", "[0.7,0.7,0.7]", "[0.3,0.3,0.3]", "[0.9,0.9,0]", "[0,0,0]")
+ELASTIC_SETTINGS = ("[0.9,0.9,0.9]", "[0.3,0.3,0.3]", "[0.9,0.9,0]", "[0,0,0]")
 
 
 def main() -> None:

@@ -52,15 +52,15 @@ scheduler:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of 32 tokens over 512 ids: the domain `code` and, twice its size, `prose`."""
     folder = tmp_path_factory.mktemp("small")
-    library = Path(os.__file__).parent
     texts = {
-        "code": (library / "argparse.py").read_text(encoding="utf-8").split("\n\n\n"),
-        "prose": [topics[name] for name in sorted(topics)[:25]],
+        "code": (Path(os.__file__).parent / "argparse.py").read_text(encoding="utf-8")[:30_000],
+        "prose": "".join(topics[name] for name in sorted(topics))[:60_000],
     }
-    for domain, documents in texts.items():
+    for domain, text in texts.items():
         file = folder / "text" / domain / "all.jsonl"
         file.parent.mkdir(parents=True)
-        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+        documents = (text[start : start + 500] for start in range(0, len(text), 500))
+        file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     train_tokenizer(folder / "text", folder / "tokenizer", 512, 0.2, "text")
     out = folder / "shards"
     convert(folder / "text", out, folder / "tokenizer", 32, 0.2, "text", lambda done, total: None)

@@ -5,26 +5,24 @@ import math
 
 import pytest
 
-FILE = "loggers.json_lines.path=${run_folder}/logs/metrics.jsonl"
-
 
 @pytest.fixture
 def train(small_recipe, make_trainer, tmp_path):
-    """Train from the beginning and give every line of the metrics file."""
+    """Train in a folder of its own and give every line of the metrics file, which all share."""
+    file = tmp_path / "logs/metrics.jsonl"
 
-    def run(*overrides):
-        recipe = small_recipe(FILE, "train.autoresume=false", *overrides)
-        trainer, _ = make_trainer(recipe)
+    def run(name, *overrides):
+        places = (f"run_folder={tmp_path / name}", f"loggers.json_lines.path={file}")
+        trainer, _ = make_trainer(small_recipe(*places, *overrides))
         trainer.fit()
         trainer.close()
-        lines = (tmp_path / "run/logs/metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in file.read_text().splitlines()]
 
     return run
 
 
 def test_there_is_a_line_per_batch_with_its_loss_and_tokens(train):
-    lines = train()
+    lines = train("run")
     assert [line["batch"] for line in lines] == list(range(11))
     assert [line["tokens"] for line in lines] == [batch * 4 * 32 for batch in range(11)]
     losses = [line["loss/train/total"] for line in lines[:10]]
@@ -36,8 +34,8 @@ def test_there_is_a_line_per_batch_with_its_loss_and_tokens(train):
 
 
 def test_a_second_run_appends(train):
-    first = train("train.max_duration=3ba")
-    both = train("train.max_duration=3ba", "train.save_interval=2ba", "seed=3")
+    first = train("first", "train.max_duration=3ba")
+    both = train("second", "train.max_duration=3ba", "seed=3")
     assert both[: len(first)] == first
     assert [line["batch"] for line in both] == [0, 1, 2, 3, 0, 1, 2, 3]
     assert both[0]["loss/train/total"] != both[4]["loss/train/total"]

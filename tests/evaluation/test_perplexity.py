@@ -63,14 +63,13 @@ def by_hand(model, shards):
     sums = {}
     for domain in ("code", "prose"):
         dataset = LocalDataset(str(shards / "validation" / domain))
-        losses = []
+        losses: list[float] = []
         for index in range(dataset.num_samples):
             ids = dataset[index]["input_ids"].tolist()
             with torch.no_grad():
-                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
-            for position, following in enumerate(ids[1:]):
-                scores = logits[position]
-                losses.append((scores.logsumexp(0) - scores[following]).item())
+                scores = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
+            of_next = scores[range(len(ids) - 1), ids[1:]]
+            losses += (scores[:-1].logsumexp(-1) - of_next).tolist()
         sums[domain] = (math.fsum(losses), len(losses))
     return sums
 
