@@ -13,6 +13,7 @@ A layer that does not think is transformers' own `LlamaDecoderLayer`, so a dense
 Shapes: B batch, S sequence, K selected tokens, D hidden size, H head size, T thinking steps.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -158,7 +159,14 @@ class IttDecoderLayer(LlamaDecoderLayer):
         k = routing.capacity(ratio, states_BSD.shape[1])
         return weights_BS1, routing.select_top_k(ranks_BS, k)
 
-    def _think(self, step, states_BSD, weights_BS1, selection, apply_layer) -> Tensor:
+    def _think(
+        self,
+        step: int,
+        states_BSD: Tensor,
+        weights_BS1: Tensor,
+        selection: routing.Selection | None,
+        apply_layer: Callable[..., Tensor],
+    ) -> Tensor:
         """One thinking step: only the selected tokens are computed, the others keep their state.
 
         With symmetric reweighting the others are reweighted with the identity in place of f.

@@ -49,7 +49,7 @@ def select_top_p(weights_BS: Tensor, p: float) -> Selection:
     """
     sorted_BS, order_BS = weights_BS.sort(dim=-1, descending=True)
     share_before_BS = (sorted_BS.cumsum(dim=-1) - sorted_BS) / sorted_BS.sum(dim=-1, keepdim=True)
-    count_B = (share_before_BS < p).sum(dim=-1)
+    count_B = (share_before_BS < p).sum(dim=-1).clamp(min=1)  # weights may round to 0
     k = int(count_B.max())
     slot_K = torch.arange(k, device=weights_BS.device)
     is_selected_BK = slot_K < count_B[:, None]

@@ -46,6 +46,11 @@ def test_top_p_takes_the_fewest_that_hold_the_share(seed, seq_len, p):
         assert all(row[position] <= row[chosen].min() for position in unchosen)
 
 
+def test_top_p_selects_a_token_even_if_every_weight_is_zero():
+    selection = routing.select_top_p(torch.zeros(2, 4), 0.5)
+    assert selection.is_selected_BK.sum(dim=-1).tolist() == [1, 1]
+
+
 def test_put_tokens_undoes_take_tokens_and_changes_nothing_else():
     states = torch.randn(2, 6, 3)
     indices = torch.tensor([[0, 3], [2, 5]])
