@@ -21,7 +21,7 @@ quickstart: setup ## train a tiny ITT and the dense model on a CPU and compare t
 	@$(RUN) itt_composer.quickstart
 
 test: setup ## run the tests (ARGS="-k name" goes to pytest)
-	@HF_HUB_OFFLINE=1 $(RUN) pytest $(ARGS)
+	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(RUN) pytest $(ARGS)
 
 check: setup ## lint, formatting and types
 	$(RUN) ruff check

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from streaming import StreamingDataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -53,9 +54,11 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
     total = sum(domains.values()) * len(suite.select_ratios)
     done = 0
     settings = []
+    own_ratios = getattr(model.config, "select_ratios", None)
     for ratios in suite.select_ratios:
-        if ratios is not None:
-            _set_ratios(model, ratios)
+        in_force = own_ratios if ratios is None else ratios
+        if in_force is not None:
+            _set_ratios(model, in_force)
         started = time.monotonic()
         measured = {}
         for domain in domains:
@@ -84,10 +87,17 @@ def load_model(folder: str) -> PreTrainedModel:
         UserError: it holds no causal language model that can be read.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model={folder} cannot be loaded: {reason}") from None
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"]))
+        raise UserError(f"model={folder} cannot be loaded: its files lack {missing}")
+    return model
 
 
 def batches(folder: Path, batch_size: int) -> Iterator[dict[str, Tensor]]:
@@ -138,4 +148,4 @@ def _setting(
 
 def _summary(loss_sum: float, tokens: int) -> dict[str, Any]:
     loss = loss_sum / tokens
-    return {"tokens": tokens, "loss": loss, "perplexity": math.exp(loss)}
+    return {"tokens": tokens, "loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # no overflow

@@ -6,21 +6,30 @@ their input start without torch.
 """
 
 import importlib
+import sys
 
 import wrapt
 
 __version__ = "0.1.0"
 
-# Each of these modules registers its class with transformers at its end.
-_REGISTERED_WITH = {
-    "transformers.models.auto.configuration_auto": "itt_composer.models.configuration",
-    "transformers.models.auto.modeling_auto": "itt_composer.models.modeling",
-}
+# Registers its class with transformers at its end.
+_CONFIG, _MODEL = "itt_composer.models.configuration", "itt_composer.models.modeling"
+_AUTO = "transformers.models.auto"
+# Our model is built on these, and they may be what imports the Auto classes while they load.
+_BASES = ("transformers.modeling_layers", "transformers.models.llama.modeling_llama")
+_loaded: set[str] = set()
 
 
-def _register(auto_module) -> None:
-    importlib.import_module(_REGISTERED_WITH[auto_module.__name__])
+def _register_model(module) -> None:
+    """Import our model once the Auto classes are there and no base is half loaded."""
+    _loaded.add(module.__name__)
+    half_loaded = [name for name in _BASES if name in sys.modules and name not in _loaded]
+    if f"{_AUTO}.modeling_auto" in _loaded and not half_loaded:
+        importlib.import_module(_MODEL)
 
 
-for _name in _REGISTERED_WITH:
-    wrapt.register_post_import_hook(_register, _name)
+wrapt.register_post_import_hook(
+    lambda _: importlib.import_module(_CONFIG), f"{_AUTO}.configuration_auto"
+)
+for _name in (f"{_AUTO}.modeling_auto", *_BASES):
+    wrapt.register_post_import_hook(_register_model, _name)

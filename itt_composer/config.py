@@ -15,12 +15,14 @@ Every key is checked against the classes below, and nothing here imports torch.
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from itt_composer.errors import UserError
@@ -55,7 +57,7 @@ Share = Annotated[float, Field(gt=0)]
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelRecipe(_Group):
@@ -107,7 +109,7 @@ class DataRecipe(_Group):
     local: str
     remote: str | None = None
     seq_len: Positive
-    domains: dict[str, Share] | None = None
+    domains: dict[str, Share] | None = Field(None, min_length=1)
     shuffle_seed: int = Field(17, ge=0)
     num_workers: int = Field(2, ge=0)
     cache_limit: str | None = None
@@ -229,13 +231,19 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[Layer]:
     """(source, content) of every part, the recipe and the command line, in merging order."""
     own = read_yaml(path)
     from_command_line = parse_overrides(overrides)
-    yield "default", OmegaConf.create({"run_folder": DEFAULT_RUN_FOLDER})
+    yield "default", OmegaConf.create({"run_name": "???", "run_folder": DEFAULT_RUN_FOLDER})
     for name in PART_NAMES:
         for source, folder, content in (
             (COMMAND_LINE, Path(), from_command_line),
             (str(path), path.parent, own),
         ):
-            part = OmegaConf.select(content, f"parts.{name}")
+            try:
+                part = OmegaConf.select(content, f"parts.{name}")
+            except OmegaConfBaseException as error:
+                reason = str(error.msg or error).splitlines()[0]
+                raise UserError(f"{source}: parts.{name}: {reason}") from None
+            if part is None and "parts" in content and name in content.parts:
+                break  # set to null: no such part
             if isinstance(part, str):
                 file = Path(os.path.normpath(folder / part))
                 if not file.is_file():
@@ -255,8 +263,8 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
     try:
         thinking = recipe.resolved_thinking()
     except ValueError as error:
-        named = [name for name in vars(recipe.thinking) if name in str(error)]
-        field = min(named, key=str(error).index, default="thinking")
+        named = [word for word in re.findall(r"\w+", str(error)) if word in vars(recipe.thinking)]
+        field = named[0] if named else "thinking"
         key = f"thinking.{field}"
         raise UserError(f"{sources.of(key)}: {key}: {error}") from None
     if 0 in (thinking.select_ratios or []):
@@ -268,6 +276,12 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
         count = len(getattr(recipe, name).named())
         if count != 1:
             raise UserError(f"{sources.of(name)}: {name} must name one component, not {count}")
+    if recipe.train.max_duration.endswith("dur"):
+        raise UserError(
+            f"{sources.of('train.max_duration')}: train.max_duration={recipe.train.max_duration}: "
+            "is itself what shares of training refer to; give batches (ba), tokens (tok) or "
+            "epochs (ep)"
+        )
     annealing = recipe.algorithms.named().get("capacity_annealing")
     if annealing is not None and not thinking.adaptive_routing:
         raise UserError(

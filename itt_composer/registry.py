@@ -10,24 +10,34 @@ imported only when it is built, so checking a recipe needs no torch. Example:
 """
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic_core import PydanticCustomError
 
-Duration = Annotated[
-    str,
-    Field(
-        pattern=r"^\d+(\.\d+)?(e\d+)?(ba|sp|tok|ep|dur)$",
-        description="a Composer time string: 500ba, 2e9tok, 1ep, or a share of training: 0.03dur",
-    ),
-]
+DURATION = re.compile(r"(\d+)(?:e\d+)?(?:ba|sp|tok|ep)|(\d+(?:\.\d+)?)dur", re.ASCII)
+
+
+def _check_duration(value: Any) -> Any:
+    match = DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match and float(match[1] or match[2]) > 0:
+        return value
+    raise PydanticCustomError(
+        "duration",
+        "should be a positive time such as 500ba, 2e9tok, 1ep, or a share of training: 0.03dur",
+    )
+
+
+# A Composer time string.
+Duration = Annotated[str, BeforeValidator(_check_duration)]
 
 
 class Settings(BaseModel):
     """Settings of one component. Fields are the parameters of its target."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     target: ClassVar[str]
 
     def build(self, *args: Any) -> Any:

@@ -59,6 +59,8 @@ class RunFolder:
             return self.recipe_file.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.recipe_file} cannot be read: {error}") from None
 
     def _write(self, path: Path, text: str) -> None:
         partial = path.with_name(path.name + ".partial")

@@ -14,12 +14,13 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from itt_composer.errors import UserError
 
 COMMAND_LINE = "command line"
+NO_MAPPING = "must hold `key: value` lines, not a list or a single value"
 Layer = tuple[str, DictConfig]
 Validated = TypeVar("Validated", bound=BaseModel)
 
@@ -41,6 +42,8 @@ def validate(
     try:
         merged = OmegaConf.merge(*(content for _, content in layers))
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{sources.last_file}: {error.full_key} is missing") from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         reason = str(error.msg or error).splitlines()[0]
@@ -64,6 +67,8 @@ def read_yaml(path: Path) -> DictConfig:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
+        if error.strerror is None:  # OmegaConf's, for a file that holds a number
+            raise UserError(f"{path}: {NO_MAPPING}") from None
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a text file in UTF-8") from None
@@ -74,7 +79,7 @@ def read_yaml(path: Path) -> DictConfig:
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: broken YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(content, DictConfig):
-        raise UserError(f"{path}: must hold `key: value` lines, not a list or a single value")
+        raise UserError(f"{path}: {NO_MAPPING}")
     return content
 
 
@@ -90,9 +95,11 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
             raise UserError(f"{COMMAND_LINE}: {override!r} is not of the form key=value")
     try:
         return OmegaConf.from_dotlist(list(overrides))
+    except yaml.MarkedYAMLError as error:
+        reason = f"broken YAML: {error.problem or error.context}"
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{COMMAND_LINE}: {' '.join(overrides)}: {reason}") from None
+    raise UserError(f"{COMMAND_LINE}: {' '.join(overrides)}: {reason}")
 
 
 class Sources:
@@ -102,19 +109,22 @@ class Sources:
         self._layers = [
             (source, OmegaConf.to_container(content, resolve=False)) for source, content in layers
         ]
-        self._file = next(source for source, _ in reversed(self._layers) if source != COMMAND_LINE)
+        self.last_file = next(
+            source for source, _ in reversed(self._layers) if source != COMMAND_LINE
+        )
 
     def of(self, key: str) -> str:
         """The source of `key`; for one that is set nowhere, the last file."""
         for source, content in reversed(self._layers):
             node: Any = content
             for step in key.split("."):
-                if not isinstance(node, dict) or step not in node:
+                keys = {str(known): known for known in node} if isinstance(node, dict) else {}
+                if step not in keys:
                     break
-                node = node[step]
+                node = node[keys[step]]
             else:
                 return source
-        return self._file
+        return self.last_file
 
 
 def _sentence(
@@ -123,6 +133,8 @@ def _sentence(
     """One pydantic error as one sentence."""
     # Behind the keys pydantic names list positions and the alternatives of a union.
     location = list(itertools.takewhile(_is_key, details["loc"]))
+    if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        location = list(details["loc"])  # its last step may be any text
     path = ".".join(location)
     source = sources.of(path)
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -136,8 +148,6 @@ def _sentence(
     if details["type"] == "value_error":
         return f"{source}: {path}: {details['ctx']['error']}"
     message = forms.get(location[-1])
-    if message is None and details["type"] == "string_pattern_mismatch":
-        message = "should be a time such as 500ba, 2e9tok, 1ep, or a share of training: 0.03dur"
     if message is None:
         message = details["msg"][0].lower() + details["msg"][1:]
     return f"{source}: {path}={json.dumps(details['input'])}: {message}"

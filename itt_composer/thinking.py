@@ -85,6 +85,11 @@ class ThinkingSettings:
         assert self.select_ratios is not None
         if type(steps) is not int or steps < 1:
             raise ValueError(f"thinking_steps must be an integer of at least 1, not {steps!r}")
+        if not isinstance(layers, (list, tuple)):
+            raise ValueError(f"thinking_layers must be a list of layer indices, not {layers!r}")
+        for name in ("residual_thinking", "adaptive_routing", "step_encoding"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if self.thinking != "dense" and steps < 2:
             raise ValueError(
                 f"thinking_steps must be at least 2 with thinking='{self.thinking}', not {steps}; "

@@ -66,11 +66,15 @@ def train(recipe: Recipe, run: RunFolder) -> None:
         UserError: the device the recipe asks for is not there.
     """
     from composer.utils import dist, reproducibility
+    from streaming.base.util import clean_stale_shared_memory
 
     # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
     device = _device(recipe)
     dist.initialize_dist(device)
+    if recipe.data.remote is not None:
+        # A killed run leaves shared memory that names the cache folder as taken.
+        clean_stale_shared_memory()
     reproducibility.seed_all(recipe.seed)
     model = build_model(recipe)
     trainer = build_trainer(recipe, run, model, device)
@@ -121,6 +125,7 @@ def build_trainer(
         eval_subset_num_batches=settings.eval_batches,
         save_folder=str(run.checkpoints),
         save_interval=settings.save_interval,
+        save_overwrite=True,  # a run killed while it saved writes that checkpoint again
         save_num_checkpoints_to_keep=settings.keep_checkpoints,
         autoresume=settings.autoresume,
         progress_bar=settings.progress_bar and sys.stderr.isatty(),
@@ -164,6 +169,7 @@ def _check_before_start(recipe: Recipe) -> None:
             seq_len=recipe.data.seq_len,
             vocab_size=recipe.model.vocab_size,
             domains=recipe.data.domains,
+            batch_size=recipe.train.global_batch_size,
         )
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     for key in ("global_batch_size", "eval_batch_size"):

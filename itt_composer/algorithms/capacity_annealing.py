@@ -18,7 +18,7 @@ def anneal(start: float, end: float, progress: float) -> float:
     Args:
         progress: share of the annealing span that has passed, at least 0.
     """
-    return start + (end - start) * min(progress, 1.0)
+    return end if progress >= 1 else start + (end - start) * progress
 
 
 def anneal_select_ratios(

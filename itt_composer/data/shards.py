@@ -6,6 +6,8 @@ from typing import Any
 
 from itt_composer.errors import UserError
 
+SPLITS = ("train", "validation")
+NEEDED_KEYS = {"seq_len", "vocab_size", "splits", "totals"}
 HOW_TO_MAKE = "make shards with `python -m data_prep convert`"
 
 
@@ -25,7 +27,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"data folder {folder} has no manifest.json; {HOW_TO_MAKE}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); {HOW_TO_MAKE} again") from None
-    if not isinstance(manifest, dict) or manifest.get("command") != "convert":
+    if not isinstance(manifest, dict) or not manifest.keys() >= NEEDED_KEYS:
         raise UserError(f"{path} does not describe shards; {HOW_TO_MAKE}")
     return manifest
 
@@ -37,9 +39,20 @@ def domains_with_rows(manifest: dict[str, Any], split: str) -> dict[str, int]:
 
 
 def check_shards(
-    folder: str | Path, seq_len: int, vocab_size: int, domains: dict[str, float] | None
+    folder: str | Path,
+    seq_len: int,
+    vocab_size: int,
+    domains: dict[str, float] | None,
+    batch_size: int,
 ) -> None:
-    """Refuse shards that do not fit the model or lack a domain of the recipe.
+    """Refuse shards that do not fit the recipe.
+
+    Args:
+        folder: where the manifest lies.
+        seq_len: tokens per row that the recipe asks for.
+        vocab_size: ids of the model.
+        domains: shares by name, or None for every domain there is.
+        batch_size: rows of one training step, over all ranks.
 
     Raises:
         UserError: the sentence names the folder and what differs.
@@ -62,5 +75,19 @@ def check_shards(
                 f"data folder {folder} has no training rows of the domain {domain!r} that "
                 f"data.domains names; it has {', '.join(present) or 'none'}"
             )
-    if not present:
-        raise UserError(f"data folder {folder} has no training rows; {HOW_TO_MAKE} again")
+    rows = sum(present[domain] for domain in domains or present)
+    if rows < batch_size:
+        raise UserError(
+            f"data folder {folder} has {rows} training rows, fewer than one batch of "
+            f"train.global_batch_size={batch_size}; lower it or convert more text"
+        )
+    if not domains_with_rows(manifest, "validation"):
+        raise UserError(
+            f"data folder {folder} has no validation rows; convert again with a larger "
+            "--validation-share or more text"
+        )
+    for split in SPLITS:
+        for domain in domains_with_rows(manifest, split):
+            index = Path(folder) / split / domain / "index.json"
+            if not index.is_file():
+                raise UserError(f"{index} is missing; {HOW_TO_MAKE} again")

@@ -10,7 +10,6 @@ import torch
 from composer.core import DataSpec
 from composer.utils import dist
 from streaming import Stream, StreamingDataLoader, StreamingDataset
-from streaming.base.util import clean_stale_shared_memory
 
 from itt_composer.config import DataRecipe
 from itt_composer.data.shards import domains_with_rows, read_manifest
@@ -43,8 +42,6 @@ def build_dataset(data: DataRecipe, split: str, batch_size: int) -> StreamingDat
     is_train = split == "train"
     local = Path(data.local)
     if data.remote is not None:
-        # A killed run leaves shared memory that names the cache folder as taken.
-        clean_stale_shared_memory()
         _fetch_manifest(data.remote, local)
     shares = data.domains if is_train else None
     streams = [

@@ -8,7 +8,7 @@ import pytest
 from itt_composer.data.shards import check_shards, domains_with_rows, read_manifest
 from itt_composer.errors import UserError
 
-FITTING = {"seq_len": 32, "vocab_size": 512, "domains": None}
+FITTING = {"seq_len": 32, "vocab_size": 512, "domains": None, "batch_size": 4}
 
 
 def refusal(folder, **changed):
@@ -33,7 +33,7 @@ def change(folder, **values):
 
 def test_fitting_shards_pass(shards):
     check_shards(shards, **FITTING)
-    check_shards(shards, seq_len=32, vocab_size=600, domains={"code": 1.0})
+    check_shards(shards, **{**FITTING, "vocab_size": 600, "domains": {"code": 1.0}})
 
 
 def test_domains_without_rows_are_left_out(shards):
@@ -50,8 +50,9 @@ def test_domains_without_rows_are_left_out(shards):
         ({"seq_len": 64}, "holds rows of 32 tokens, but the recipe has data.seq_len=64; set it"),
         ({"vocab_size": 511}, "a tokenizer of 512 ids, but the recipe has model.vocab_size=511"),
         ({"domains": {"code": 1, "wiki": 1}}, "rows of the domain 'wiki' that data.domains names"),
+        ({"batch_size": 10**6}, "fewer than one batch of train.global_batch_size=1000000"),
     ],
-    ids=["seq_len", "vocab_size", "domains"],
+    ids=["seq_len", "vocab_size", "domains", "batch_size"],
 )
 def test_shards_that_do_not_fit_are_refused(shards, changed, words):
     sentence = refusal(shards, **changed)
@@ -67,7 +68,7 @@ def test_a_folder_without_shards_is_told_how_to_make_them(copy, tmp_path):
     how = "make shards with `python -m data_prep convert`"
     assert refusal(tmp_path / "no") == f"data folder {tmp_path / 'no'} is not there; {how}"
     assert refusal(tmp_path) == f"data folder {tmp_path} has no manifest.json; {how}"
-    change(copy, command="train-tokenizer")
+    (copy / "manifest.json").write_text('{"command": "train-tokenizer"}')
     assert refusal(copy) == f"{copy / 'manifest.json'} does not describe shards; {how}"
 
 
@@ -82,4 +83,15 @@ def test_shards_without_training_rows_are_refused(copy):
     for counts in splits["train"].values():
         counts["rows"] = 0
     change(copy, splits=splits)
-    assert "has no training rows; make shards" in refusal(copy)
+    assert "has 0 training rows, fewer than one batch" in refusal(copy)
+
+
+def test_a_manifest_without_its_streams_is_refused(copy):
+    assert refusal(copy).startswith(f"{copy / 'train' / 'code' / 'index.json'} is missing")
+
+
+def test_shards_without_validation_rows_are_refused(copy):
+    splits = read_manifest(copy)["splits"]
+    splits["validation"] = {}
+    change(copy, splits=splits)
+    assert "has no validation rows; convert again" in refusal(copy)
