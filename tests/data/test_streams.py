@@ -8,7 +8,6 @@ import pytest
 import torch
 from streaming import LocalDataset
 
-from itt_composer.data import streams
 from itt_composer.data.streams import build_dataloader, collate_rows
 
 
@@ -95,9 +94,7 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(loader):
     assert rows_of(resumed) == whole[5 * 16 :]
 
 
-def test_shards_are_fetched_from_a_remote_folder(loader, shards, tmp_path, monkeypatch):
-    # The clean-up would take the shared memory of whatever else runs on this machine.
-    monkeypatch.setattr(streams, "clean_stale_shared_memory", lambda: None)
+def test_shards_are_fetched_from_a_remote_folder(loader, shards, tmp_path):
     places = (f"data.remote={shards}", f"data.local={tmp_path / 'cache'}")
     assert rows_of(loader("train", *places)) == rows_of(loader("train"))
     assert (tmp_path / "cache/manifest.json").read_bytes() == (
