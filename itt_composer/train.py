@@ -100,11 +100,16 @@ def build_trainer(
 ) -> "Trainer":
     """Everything the recipe names, put together."""
     from composer import Trainer
+    from composer.utils import dist
 
     from itt_composer.data.streams import build_dataloader
     from itt_composer.models.composer_model import ComposerItt
 
     settings = recipe.train
+    rows_per_rank = settings.global_batch_size // dist.get_world_size()
+    microbatch_size = settings.microbatch_size
+    if microbatch_size != "auto":
+        microbatch_size = min(microbatch_size, rows_per_rank)
     composer_model = ComposerItt(model)
     return Trainer(
         model=composer_model,
@@ -120,7 +125,7 @@ def build_trainer(
         device=device,
         precision=settings.precision,
         max_duration=settings.max_duration,
-        device_train_microbatch_size=settings.microbatch_size,
+        device_train_microbatch_size=microbatch_size,
         eval_interval=settings.eval_interval,
         eval_subset_num_batches=settings.eval_batches,
         save_folder=str(run.checkpoints),

@@ -133,7 +133,7 @@ MISTAKES = {
     "data.domains={code: 0}": "data.domains.code=0: input should be greater than 0",
     "train.precision=fp8": "train.precision=\"fp8\": input should be 'fp32' or 'amp_bf16'",
     "train.microbatch_size=0": 'train.microbatch_size=0: should be a positive integer or "auto"',
-    "train.max_duration=9steps": 'train.max_duration="9steps": should be a positive time such as 500ba',
+    "train.max_duration=9steps": 'train.max_duration="9steps": should be a positive time such',
     "train.max_duration=700": "train.max_duration=700: should be a positive time such as 500ba",
     "run_name=a b": "run_name=\"a b\": may hold letters, digits, '.', '_' and '-' only",
     "model.num_attention_heads=3": " does not split into 3 heads of even size",
