@@ -174,7 +174,7 @@ class TensorBoard(Settings):
     flush_interval: int = Field(100, ge=1)
 
 
-@LOGGERS.register("wandb", "composer.loggers:WandBLogger")
+@LOGGERS.register("wandb", "itt_composer.callbacks.wandb_metrics:WandBMetricsLogger")
 class WeightsAndBiases(Settings):
     project: str | None = None
     group: str | None = None

@@ -52,8 +52,8 @@ def main(
         if run.is_finished():
             _say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
             return
-        run.check_resumable()
         _check_before_start(recipe)
+        run.check_resumable()
         train(recipe, run)
     except UserError as error:
         _fail(error)
@@ -81,7 +81,11 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     if dist.get_global_rank() == 0:
         run.write_recipe()
         _announce(recipe, run, model, dist.get_world_size())
-    trainer.fit()
+    elapsed = trainer.state.get_elapsed_duration()
+    if elapsed is not None and elapsed >= 1:
+        trainer.eval()  # was killed between its last checkpoint and its summary
+    else:
+        trainer.fit()
     if dist.get_global_rank() == 0:
         save_results(recipe, run, trainer, model)
     trainer.close()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(finished, tiny, tmp_path):
     undisturbed, resumed = weights(finished[0]), weights(run)
     for name, weight in undisturbed.items():
         assert torch.equal(weight, resumed[name]), name
+
+
+def test_a_run_killed_after_its_last_checkpoint_still_gets_its_model(finished, tiny):
+    run, _ = finished
+    before, summary = weights(run), json.loads((run / "summary.json").read_bytes())
+    shutil.rmtree(run / "model")
+    (run / "summary.json").unlink()
+    result = call(RECIPE, *tiny, f"run_folder={run}")
+    assert result.returncode == 0, result.stderr
+    again = json.loads((run / "summary.json").read_bytes())
+    assert again["tokens"] == summary["tokens"]
+    assert again["validation_loss"] == pytest.approx(summary["validation_loss"], rel=1e-6)
+    assert all(torch.equal(weight, weights(run)[name]) for name, weight in before.items())
 
 
 def test_two_ranks_train_to_the_weights_of_one(finished, tiny, tmp_path):
