@@ -11,6 +11,7 @@ from rich.table import Table
 
 from eval.suite import load_suite
 from itt_composer.errors import errors_as_sentences
+from itt_composer.files import write_whole
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,16 +36,8 @@ def main(
                 suite, lambda done, total: bar.update(task, completed=done, total=total)
             )
         if suite.output is not None:
-            write_json(Path(suite.output), results)
+            write_whole(Path(suite.output), json.dumps(results, indent=1) + "\n")
         print_results(results)
-
-
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Write results so that the file is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def print_results(results: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from itt_composer.config import Recipe, recipe_as_yaml
 from itt_composer.errors import UserError
+from itt_composer.files import write_whole
 
 
 class RunFolder:
@@ -47,12 +48,11 @@ class RunFolder:
 
     def write_recipe(self) -> None:
         """Save the resolved recipe beside the checkpoints."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._write(self.recipe_file, self._recipe_text)
+        write_whole(self.recipe_file, self._recipe_text)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished."""
-        self._write(self.summary, json.dumps(summary, indent=1) + "\n")
+        write_whole(self.summary, json.dumps(summary, indent=1) + "\n")
 
     def _saved_recipe(self) -> str | None:
         try:
@@ -61,8 +61,3 @@ class RunFolder:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.recipe_file} cannot be read: {error}") from None
-
-    def _write(self, path: Path, text: str) -> None:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
