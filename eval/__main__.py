@@ -35,9 +35,9 @@ def main(
             results = perplexity.run(
                 suite, lambda done, total: bar.update(task, completed=done, total=total)
             )
+        print_results(results)
         if suite.output is not None:
             write_whole(Path(suite.output), json.dumps(results, indent=1) + "\n")
-        print_results(results)
 
 
 def print_results(results: dict[str, Any]) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from streaming import StreamingDataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import itt_composer  # noqa: F401  (makes the Auto classes know ITT models)
 from eval.suite import PerplexitySuite
 from itt_composer.data.shards import domains_with_rows, read_manifest
-from itt_composer.data.streams import collate_rows
+from itt_composer.data.streams import collate_rows, open_dataset
 from itt_composer.errors import UserError
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
@@ -91,7 +90,7 @@ def load_model(folder: str) -> PreTrainedModel:
             folder, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:300]
         raise UserError(f"model={folder} cannot be loaded: {reason}") from None
     model, report = loaded
     if report["missing_keys"]:
@@ -102,7 +101,7 @@ def load_model(folder: str) -> PreTrainedModel:
 
 def batches(folder: Path, batch_size: int) -> Iterator[dict[str, Tensor]]:
     """Every row of one stream once, in stored order; the last batch may be smaller."""
-    dataset = StreamingDataset(local=str(folder), batch_size=batch_size, shuffle=False)
+    dataset = open_dataset(local=str(folder), batch_size=batch_size, shuffle=False)
     for start in range(0, dataset.num_samples, batch_size):
         stop = min(start + batch_size, dataset.num_samples)
         yield collate_rows([dataset[index] for index in range(start, stop)])

@@ -49,6 +49,8 @@ def load_suite(path: Path, overrides: Sequence[str]) -> PerplexitySuite:
             f"model={suite.model} is not a transformers folder (it has no config.json); a finished "
             "training run has one in its folder model/"
         )
+    if suite.output is not None and Path(suite.output).is_dir():
+        raise UserError(f"output={suite.output} is a folder; name a file for the results")
     if not domains_with_rows(read_manifest(suite.data), suite.split):
         raise UserError(f"data={suite.data} has no rows in its split {suite.split!r}")
     return suite

@@ -18,20 +18,22 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from itt_composer.errors import UserError
 from itt_composer.registry import (
     ALGORITHMS,
     CALLBACKS,
+    DURATION,
     LOGGERS,
     OPTIMIZERS,
     SCHEDULERS,
+    CapacityAnnealing,
     Duration,
     Section,
 )
@@ -58,6 +60,24 @@ Share = Annotated[float, Field(gt=0)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _not_zero(count: int) -> int:
+    if count == 0:
+        raise ValueError("0 would leave nothing to go by; give a positive number, or -1 for all")
+    return count
+
+
+def _without_null(shares: Any) -> Any:
+    if not isinstance(shares, dict):
+        return shares
+    kept = {name: share for name, share in shares.items() if share is not None}
+    if not kept:
+        raise ValueError("names no domain; give shares, or null for every domain there is")
+    return kept
+
+
+CountOrAll = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 
 
 class ModelRecipe(_Group):
@@ -99,8 +119,9 @@ class DataRecipe(_Group):
             `remote` set, the cache that shards are downloaded to.
         remote: the same layout in an object store, or null.
         seq_len: tokens of a row; must be the shards' own.
-        domains: share of each domain in the training batches, normalised to 1; null takes every
-            domain of the manifest in proportion to its size.
+        domains: share of each domain in the training batches, normalised to 1; a domain set to
+            null is left out. null for all of it takes every domain of the manifest in proportion
+            to its size.
         shuffle_seed: order of the training rows.
         num_workers: loader processes per rank.
         cache_limit: most bytes of `local` used as a cache ("200gb"), or null.
@@ -109,7 +130,7 @@ class DataRecipe(_Group):
     local: str
     remote: str | None = None
     seq_len: Positive
-    domains: dict[str, Share] | None = Field(None, min_length=1)
+    domains: Annotated[dict[str, Share], BeforeValidator(_without_null)] | None = None
     shuffle_seed: int = Field(17, ge=0)
     num_workers: int = Field(2, ge=0)
     cache_limit: str | None = None
@@ -139,10 +160,10 @@ class TrainRecipe(_Group):
     microbatch_size: Positive | Literal["auto"]
     precision: Literal["fp32", "amp_bf16"]
     eval_interval: Duration = "500ba"
-    eval_batches: int = Field(-1, ge=-1)
+    eval_batches: CountOrAll = -1
     eval_batch_size: Positive = 16
     save_interval: Duration = "1000ba"
-    keep_checkpoints: int = Field(2, ge=-1)
+    keep_checkpoints: CountOrAll = 2
     autoresume: bool = True
     progress_bar: bool = True
     device: Literal["cpu", "gpu"] | None = None
@@ -184,7 +205,7 @@ class Recipe(_Group):
     parts: Parts = Parts()
     run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     run_folder: str
-    seed: int = Field(17, ge=0)
+    seed: int = Field(17, ge=0, lt=2**31)
     model: ModelRecipe
     thinking: ThinkingSettings = ThinkingSettings()
     data: DataRecipe
@@ -232,6 +253,11 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[Layer]:
     own = read_yaml(path)
     from_command_line = parse_overrides(overrides)
     yield "default", OmegaConf.create({"run_name": "???", "run_folder": DEFAULT_RUN_FOLDER})
+    for source, content in ((str(path), own), (COMMAND_LINE, from_command_line)):
+        if not isinstance(content.get("parts", OmegaConf.create()), DictConfig):
+            raise UserError(
+                f"{source}: parts must be a mapping of {', '.join(PART_NAMES)} to files"
+            )
     for name in PART_NAMES:
         for source, folder, content in (
             (COMMAND_LINE, Path(), from_command_line),
@@ -289,8 +315,29 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
             "router, but thinking.thinking or thinking.adaptive_routing leaves none; set "
             "algorithms.capacity_annealing=null"
         )
+    assert annealing is None or isinstance(annealing, CapacityAnnealing)
+    if annealing is not None and _outlasts(annealing.duration, recipe.train.max_duration):
+        raise UserError(
+            f"{sources.of('algorithms.capacity_annealing.duration')}: "
+            f"algorithms.capacity_annealing.duration={annealing.duration} is longer than training, "
+            "so the ratios would never reach thinking.select_ratios; shorten it"
+        )
     if recipe.data.seq_len > recipe.model.max_position_embeddings:
         raise UserError(
             f"{sources.of('data.seq_len')}: data.seq_len={recipe.data.seq_len} is longer than "
             f"model.max_position_embeddings={recipe.model.max_position_embeddings}"
         )
+
+
+def _outlasts(span: str, training: str) -> bool:
+    """Whether a time string is longer than training; False where their units do not compare."""
+    (amount, unit), (whole, whole_unit) = (_amount_and_unit(time) for time in (span, training))
+    if unit == "dur":
+        return amount > 1
+    return unit == whole_unit and amount > whole
+
+
+def _amount_and_unit(time: str) -> tuple[float, str]:
+    match = DURATION.fullmatch(time)
+    assert match, time
+    return float(match[1]), match[2]

@@ -17,12 +17,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
 
-DURATION = re.compile(r"(\d+)(?:e\d+)?(?:ba|sp|tok|ep)|(\d+(?:\.\d+)?)dur", re.ASCII)
+DURATION = re.compile(r"(\d+(?:e\d+)?(?=[bste])|\d+(?:\.\d+)?(?=d))(ba|sp|tok|ep|dur)", re.ASCII)
 
 
 def _check_duration(value: Any) -> Any:
     match = DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match and float(match[1] or match[2]) > 0:
+    if match and float(match[1]) > 0:
         return value
     raise PydanticCustomError(
         "duration",
@@ -170,7 +170,9 @@ class JsonLines(Settings):
 
 @LOGGERS.register("tensorboard", "composer.loggers:TensorboardLogger")
 class TensorBoard(Settings):
-    log_dir: str | None = None
+    """Writes into `log_dir/<run_name>`, so that runs stand side by side."""
+
+    log_dir: str = "runs/tensorboard"
     flush_interval: int = Field(100, ge=1)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,23 @@ class RunFolder:
         changes = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
         raise UserError(
             f"{self.recipe_file} is of another recipe ({'; '.join(changes)}); choose another "
-            "run_name, or delete the folder to train anew"
+            "run_name or run_folder, or delete the folder to train anew"
         )
+
+    def check_writable(self) -> None:
+        """Make the folder, before anything heavy starts.
+
+        Raises:
+            UserError: it cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"run_folder={self.path} cannot be made: {error.strerror}; choose another"
+            ) from None
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"run_folder={self.path} cannot be written to; choose another")
 
     def write_recipe(self) -> None:
         """Save the resolved recipe beside the checkpoints."""

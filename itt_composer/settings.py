@@ -21,6 +21,11 @@ from itt_composer.errors import UserError
 
 COMMAND_LINE = "command line"
 NO_MAPPING = "must hold `key: value` lines, not a list or a single value"
+YAML_TERMS = {
+    "an object": "a mapping",
+    "a valid array": "a list",
+    "a valid dictionary": "a mapping",
+}
 Layer = tuple[str, DictConfig]
 Validated = TypeVar("Validated", bound=BaseModel)
 
@@ -113,6 +118,18 @@ class Sources:
             source for source, _ in reversed(self._layers) if source != COMMAND_LINE
         )
 
+    def has(self, location: Sequence[Any]) -> bool:
+        """Whether some layer sets exactly this location, written as keys."""
+        for _, content in self._layers:
+            node: Any = content
+            for step in location:
+                if not isinstance(node, dict) or step not in node:
+                    break
+                node = node[step]
+            else:
+                return True
+        return False
+
     def of(self, key: str) -> str:
         """The source of `key`; for one that is set nowhere, the last file."""
         for source, content in reversed(self._layers):
@@ -133,6 +150,8 @@ def _sentence(
     """One pydantic error as one sentence."""
     # Behind the keys pydantic names list positions and the alternatives of a union.
     location = list(itertools.takewhile(_is_key, details["loc"]))
+    if sources.has(details["loc"]):
+        location = list(details["loc"])
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         location = list(details["loc"])  # its last step may be any text
     path = ".".join(location)
@@ -150,6 +169,8 @@ def _sentence(
     message = forms.get(location[-1])
     if message is None:
         message = details["msg"][0].lower() + details["msg"][1:]
+        for term, yaml_term in YAML_TERMS.items():
+            message = message.replace(term, yaml_term)
     return f"{source}: {path}={json.dumps(details['input'])}: {message}"
 
 

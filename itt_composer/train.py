@@ -54,6 +54,7 @@ def main(
             return
         _check_before_start(recipe)
         run.check_resumable()
+        run.check_writable()
         train(recipe, run)
     except UserError as error:
         _fail(error)
@@ -63,7 +64,7 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     """Run a recipe to its end.
 
     Raises:
-        UserError: the device the recipe asks for is not there.
+        UserError: the device the recipe asks for is not there, or cannot do what it asks.
     """
     from composer.utils import dist, reproducibility
     from streaming.base.util import clean_stale_shared_memory
@@ -173,13 +174,16 @@ def save_results(
 def _check_before_start(recipe: Recipe) -> None:
     """What can be told without torch: shards, and batches that split over the ranks."""
     if recipe.data.remote is None:
-        check_shards(
-            recipe.data.local,
-            seq_len=recipe.data.seq_len,
-            vocab_size=recipe.model.vocab_size,
-            domains=recipe.data.domains,
-            batch_size=recipe.train.global_batch_size,
-        )
+        try:
+            check_shards(
+                recipe.data.local,
+                seq_len=recipe.data.seq_len,
+                vocab_size=recipe.model.vocab_size,
+                domains=recipe.data.domains,
+                batch_size=recipe.train.global_batch_size,
+            )
+        except UserError as error:
+            raise UserError(f"data.local={recipe.data.local}: {error}") from None
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     for key in ("global_batch_size", "eval_batch_size"):
         size = getattr(recipe.train, key)
@@ -195,7 +199,15 @@ def _device(recipe: Recipe) -> str:
             "train.device=gpu, but torch finds no GPU here; use train.device=cpu "
             "train.precision=fp32 for a trial on a CPU"
         )
-    return recipe.train.device or ("gpu" if torch.cuda.is_available() else "cpu")
+    device = recipe.train.device or ("gpu" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        for key, value in (("precision", "amp_bf16"), ("microbatch_size", "auto")):
+            if getattr(recipe.train, key) == value:
+                raise UserError(
+                    f"train.{key}={value} needs a GPU; on a CPU set train.precision=fp32 and "
+                    "train.microbatch_size to a number"
+                )
+    return device
 
 
 def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: int) -> None:

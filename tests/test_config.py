@@ -117,15 +117,20 @@ MISTAKES = {
     "parts.modle=x.yaml": "unknown key parts.modle; did you mean parts.model?",
     "model.hidden-size=64": "unknown key model.hidden-size; did you mean model.hidden_size?",
     "run-name=x": "unknown key run-name; did you mean run_name?",
+    "parts=5": "parts must be a mapping of model, thinking, data, train to files",
+    "seed=9999999999": "should be less than 2147483648",
+    "train.eval_batches=0": "0 would leave nothing to go by",
+    "algorithms.capacity_annealing.duration=2dur": "is longer than training",
+    "data.domains={foo-bar: 0}": "data.domains.foo-bar=0: input should be greater than 0",
     "train.max_duration=0ba": "should be a positive time",
     "train.max_duration=0.5dur": "is itself what shares of training refer to",
     "algorithms.capacity_annealing.duration=0.0dur": "should be a positive time",
     "optimizer.decoupled_adamw.lr=.inf": "should be a finite number",
-    "data.domains={}": "should have at least 1 item",
+    "data.domains={}": "names no domain",
     "1=1": "unknown key 1; known are: parts, run_name,",
     # Values of the wrong type or outside their range.
     "seed=x": 'seed="x": input should be a valid integer',
-    "model=5": "model=5: input should be an object",
+    "model=5": "model=5: input should be a mapping",
     "model.hidden_size=1.5": "model.hidden_size=1.5: input should be a valid integer",
     "model.hidden_size=0": "model.hidden_size=0: input should be greater than or equal to 1",
     "thinking.thinking_layers=[a]": 'thinking.thinking_layers="a": input should be a valid int',
@@ -254,3 +259,9 @@ import itt_composer.train, itt_composer.quickstart, eval.suite, eval.__main__, d
 print(*{{"torch", "composer", "transformers", "streaming"}} & set(sys.modules))
 """
     assert subprocess.check_output([sys.executable, "-c", code], cwd=REPOSITORY).split() == []
+
+
+def test_a_domain_set_to_null_is_left_out():
+    recipe = load_recipe(QUICKSTART.with_name("llama_162m.yaml"), ["data.domains.c4=null"])
+    assert "c4" not in recipe.data.domains
+    assert recipe.data.domains["cc"] == 0.67

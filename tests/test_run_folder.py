@@ -42,7 +42,7 @@ def test_another_recipe_is_not_finished_here_and_is_refused_with_what_differs(
     for change in ("-seed: 17", "+seed: 3", "-  hidden_size: 32", "+  hidden_size: 64"):
         assert change in sentence
     assert "vocab_size" not in sentence
-    assert "choose another run_name, or delete the folder" in sentence
+    assert "choose another run_name or run_folder" in sentence
 
 
 def test_an_interrupted_write_leaves_what_was_there(started, monkeypatch):

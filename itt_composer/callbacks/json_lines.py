@@ -13,8 +13,8 @@ class JsonLinesLogger(LoggerDestination):
     """Appends `{"batch": n, "tokens": …, metric: value, …}` to a file.
 
     A line holds what was measured with the weights after n batches: the evaluation, and the
-    training loss of the batch that follows. A run that resumes appends too; where a batch stands
-    twice, the later line belongs to the final weights.
+    training loss of the batch that follows; after an evaluation a batch has a second line. A run
+    that resumes appends too; where it repeats a batch, the later lines belong to the final weights.
 
     Args:
         path: the file; only rank 0 writes it.
@@ -34,6 +34,9 @@ class JsonLinesLogger(LoggerDestination):
             assert self._state is not None, "metrics are logged after init"
             self._line = {"batch": step, "tokens": self._state.timestamp.token.value}
         self._line.update(metrics)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self._write()  # before a checkpoint that a resumed run would start from
 
     def close(self, state: State, logger: Logger) -> None:
         self._write()

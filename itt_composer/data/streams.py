@@ -3,12 +3,16 @@
 Shapes: B batch, S sequence.
 """
 
+import getpass
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from composer.core import DataSpec
 from composer.utils import dist
+from filelock import FileLock
 from streaming import Stream, StreamingDataLoader, StreamingDataset
 
 from itt_composer.config import DataRecipe
@@ -52,7 +56,7 @@ def build_dataset(data: DataRecipe, split: str, batch_size: int) -> StreamingDat
         )
         for domain in shares or domains_with_rows(read_manifest(local), split)
     ]
-    return StreamingDataset(
+    return open_dataset(
         streams=streams,
         batch_size=batch_size,
         shuffle=is_train,
@@ -60,6 +64,18 @@ def build_dataset(data: DataRecipe, split: str, batch_size: int) -> StreamingDat
         cache_limit=data.cache_limit,
         validate_hash="sha256",
     )
+
+
+def open_dataset(**settings: Any) -> StreamingDataset:
+    """A `StreamingDataset`, opened by one run of this user at a time.
+
+    It looks for a free name for its shared memory and then takes it; two runs that start at the
+    same moment would take the same one. Only a node's first rank takes it, so only it waits.
+    """
+    if dist.get_local_rank() != 0:
+        return StreamingDataset(**settings)
+    with FileLock(Path(tempfile.gettempdir()) / f"itt_composer_{getpass.getuser()}.lock"):
+        return StreamingDataset(**settings)
 
 
 def build_dataloader(data: DataRecipe, split: str, global_batch_size: int) -> DataSpec:

@@ -41,8 +41,9 @@ class IttConfig(LlamaConfig):
         step_encoding=None,
         **kwargs,
     ):
-        # A thinking layer has no key/value cache, so generate() must not ask for one.
-        kwargs.setdefault("use_cache", thinking == "dense")
+        # A thinking layer has no key/value cache, so generate() must not ask for one, even where
+        # the fields come from a LLaMA's config.json.
+        kwargs["use_cache"] = thinking == "dense" and kwargs.get("use_cache", True)
         super().__init__(**kwargs)
         settings = ThinkingSettings(
             thinking=thinking,
