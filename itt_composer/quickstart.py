@@ -27,7 +27,7 @@ FOLDER = Path("runs/quickstart")
 CORPUS, TOKENIZER, SHARDS = FOLDER / "corpus", FOLDER / "tokenizer", FOLDER / "shards"
 DENSE_RECIPE = Path("yamls/pretrain/quickstart_dense.yaml")
 ITT_RECIPE = Path("yamls/pretrain/quickstart.yaml")
-# On two cores, two ranks of one thread are faster than one rank of two threads.
+# Two threads that wait for each other crawl when anything else runs; two ranks do not.
 RANKS = 2
 THREADS_PER_RANK = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // RANKS))}
 ELASTIC_SETTINGS = ("[0.9,0.9,0.9]", "[0.3,0.3,0.3]", "[0.9,0.9,0]", "[0,0,0]")
