@@ -1,5 +1,7 @@
 """The command line: `python -m data_prep <sample-corpus | train-tokenizer | convert>`."""
 
+import logging
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +10,21 @@ from rich.console import Console
 from rich.table import Table
 
 from itt_composer.errors import errors_as_sentences
+
+
+class Encoder(str, Enum):
+    """Who turns text into ids."""
+
+    fast = "fast"
+    reference = "reference"
+
+
+class OnBadLine(str, Enum):
+    """What to do with a line that holds no document."""
+
+    stop = "stop"
+    skip = "skip"
+
 
 app = typer.Typer(
     help="Turn text into the token shards that training streams.",
@@ -52,7 +69,7 @@ def train_tokenizer(
     text_field: TextField = "text",
 ) -> None:
     """Train a LLaMA-style SentencePiece tokenizer on the training documents of ROOT."""
-    from data_prep.tokenizer import train_tokenizer
+    from data_prep.tokenizer_training import train_tokenizer
 
     with errors_as_sentences():
         manifest = train_tokenizer(root, out, vocab_size, validation_share, text_field)
@@ -66,36 +83,144 @@ def train_tokenizer(
             )
 
 
+def _count(text: str) -> int:
+    from data_prep.budgets import parse_count
+
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _bytes(text: str) -> int:
+    from data_prep.rows import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 @app.command()
 def convert(
     root: Root,
-    out: Out,
-    tokenizer: Annotated[Path, typer.Option(help="SentencePiece .model file or its folder.")],
+    out: Annotated[
+        str, typer.Option(help="Folder to make, or a URL: s3://, gs://, oci://, azure://.")
+    ],
+    tokenizer: Annotated[
+        str, typer.Option(help="SentencePiece .model, tokenizer.json, their folder, or a hub name.")
+    ],
     seq_len: Annotated[int, typer.Option(min=1, help="Token ids per row.")],
-    validation_share: Share = 0.05,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes.", show_default="one per core, fewer for little text"),
+    ] = None,
     text_field: TextField = "text",
+    validation_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of documents, by a hash of their text, to validate on; with "
+            "--validation-tokens the most that may be taken.",
+        ),
+    ] = 0.05,
+    validation_tokens: Annotated[
+        int | None, typer.Option(parser=_count, metavar="TOKENS", help="Like 2M, over all domains.")
+    ] = None,
+    train_tokens: Annotated[
+        int | None,
+        typer.Option(
+            parser=_count, metavar="TOKENS", help="Like 50B, over all domains.", show_default="all"
+        ),
+    ] = None,
+    shares: Annotated[
+        Path | None,
+        typer.Option(help="YAML of domain shares that divide both.", show_default="the paper's"),
+    ] = None,
+    encoder: Annotated[
+        Encoder, typer.Option(help="gigatoken held to the reference, or the reference alone.")
+    ] = Encoder.fast,
+    on_bad_line: Annotated[
+        OnBadLine, typer.Option(help="Stop, or list it in rejects.jsonl and go on.")
+    ] = OnBadLine.stop,
+    max_reject_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of bad lines at which to stop after all.")
+    ] = 0.01,
+    bos_token: Annotated[
+        str | None,
+        typer.Option(help='Token before a document, or "none".', show_default="the tokenizer's"),
+    ] = None,
+    eos_token: Annotated[
+        str | None, typer.Option(help="Token after a document.", show_default="the tokenizer's")
+    ] = None,
+    part_size: Annotated[
+        int, typer.Option(parser=_bytes, metavar="SIZE", help="Text that a worker takes at a time.")
+    ] = "64mb",  # type: ignore[assignment]
+    shard_size: Annotated[
+        int, typer.Option(parser=_bytes, metavar="SIZE", help="Most bytes of a shard.")
+    ] = "64mb",  # type: ignore[assignment]
+    compression: Annotated[
+        str | None, typer.Option(help="Of shards, like zstd or zstd:9.", show_default="none")
+    ] = None,
+    hashes: Annotated[
+        str, typer.Option(help="Of shards, separated by commas; the loader checks the first.")
+    ] = "sha256",
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a URL: where the unfinished conversion is kept.",
+            show_default="a hidden folder here",
+        ),
+    ] = None,
 ) -> None:
     """Convert ROOT into MDS shards of fixed-length token rows, split into train and validation."""
-    from data_prep.convert import convert, empty_streams
-    from data_prep.progress import progress_of_bytes
+    from data_prep import convert as conversion
 
+    _log_to_stderr()
     with errors_as_sentences():
-        with progress_of_bytes("converting") as report:
-            manifest = convert(root, out, tokenizer, seq_len, validation_share, text_field, report)
+        options = conversion.Options(
+            root=root,
+            out=out,
+            tokenizer=tokenizer,
+            seq_len=seq_len,
+            text_field=text_field,
+            validation_share=validation_share,
+            validation_tokens=validation_tokens,
+            train_tokens=train_tokens,
+            shares=shares,
+            workers=workers,
+            encoder=encoder.value,
+            skip_bad_lines=on_bad_line is OnBadLine.skip,
+            max_reject_share=max_reject_share,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            part_size=part_size,
+            shard_size=shard_size,
+            compression=compression,
+            hashes=tuple(hashes.split(",")),
+            work_dir=work_dir,
+        )
+        manifest = conversion.convert(options)
         if manifest is None:
             _say_complete(out)
             return
         for split, domains in manifest["splits"].items():
             _print_counts(f"{split} in {out}", domains)
-        for stream in empty_streams(manifest):
-            typer.echo(
-                f"warning: {stream} has no rows, so the folder does not exist: "
-                "add text, or change --validation-share or --seq-len",
-                err=True,
-            )
+        for shortfall in conversion.shortfalls(manifest):
+            typer.echo(f"warning: {shortfall}", err=True)
 
 
-def _say_complete(out: Path) -> None:
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("data_prep")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+def _say_complete(out: Path | str) -> None:
     typer.echo(f"{out} already holds this output, complete: nothing to do")
 
 

@@ -1,162 +1,335 @@
-"""`convert`: jsonl to MDS shards of fixed-length token rows, one stream per domain and split."""
+"""`convert`: jsonl to MDS shards of fixed-length token rows, one stream per domain and split.
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+inputs → parts → rows and shards, part by part, on every worker
+       → what the parts left over, made into rows → indexes → manifest
+"""
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from data_prep.documents import Document, find_domains, read_documents
-from data_prep.manifest import (
-    already_complete,
-    complete_folder,
-    fingerprint_files,
-    is_inside,
-    write_manifest,
-)
-from data_prep.split import SPLITS, split_of
-from data_prep.tokenizer import MODEL_FILE, Tokenizer, copy_tokenizer, load_tokenizer
+from data_prep.assembly import Stream, finish_streams, totals
+from data_prep.budgets import Budgets, read_shares
+from data_prep.conversion import Settings
+from data_prep.domains import find_domains
+from data_prep.estimate import estimate, validation_threshold
+from data_prep.local_engine import LocalEngine
+from data_prep.manifest import MANIFEST, as_stored, fingerprint_files, is_inside
+from data_prep.output import LocalOutput, RemoteOutput, open_output
+from data_prep.part_store import DonePart, write_synced
+from data_prep.parts import Part, pieces_of, plan_parts
+from data_prep.progress import conversion_progress
+from data_prep.rejects import RejectLimit, rejects_as_jsonl
+from data_prep.rows import ShardOptions, row_dtype
+from data_prep.split import SPLITS
+from data_prep.state import State, check_unchanged, piece_sha256
+from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.workers import usable_cores, workers
 from itt_composer.errors import UserError
 
-if TYPE_CHECKING:
-    from streaming import MDSWriter
-
-COLUMN = "input_ids"
+REJECTS = "rejects.jsonl"
+TOKENIZER = "tokenizer"
 
 
-@dataclass
-class Counts:
-    """What became of the documents of one domain in one split.
+@dataclass(frozen=True)
+class Options:
+    """What `convert` is asked for.
 
-    `tokens` counts the ids in rows, BOS and EOS included; `dropped_tokens` the tail that did not
-    fill the last row.
-    """
-
-    documents: int = 0
-    characters: int = 0
-    utf8_bytes: int = 0
-    tokens: int = 0
-    dropped_tokens: int = 0
-    rows: int = 0
-
-
-class RowStream:
-    """Packs documents into rows of exactly `seq_len` ids and writes them to one MDS stream.
-
-    The folder appears with the first row: a stream without rows has none.
-    """
-
-    def __init__(self, folder: Path, seq_len: int, dtype: str) -> None:
-        self.folder = folder
-        self.seq_len = seq_len
-        self.dtype = dtype
-        self.counts = Counts()
-        self.remainder = np.empty(0, dtype)  # (fewer than seq_len,)
-        self.writer: MDSWriter | None = None
-
-    def add(self, document: Document, ids: list[int]) -> None:
-        """Append a document's ids, BOS and EOS included; what fills no row waits for the next."""
-        self.counts.documents += 1
-        self.counts.characters += len(document.text)
-        self.counts.utf8_bytes += document.utf8_bytes
-        tokens = np.concatenate([self.remainder, np.array(ids, self.dtype)])
-        filled = len(tokens) // self.seq_len * self.seq_len
-        for row in tokens[:filled].reshape(-1, self.seq_len):
-            self._write(row)
-        self.remainder = tokens[filled:]
-
-    def finish(self) -> Counts:
-        """Close the stream, drop the remainder, and return the counts."""
-        if self.writer:
-            self.writer.finish()
-        self.counts.dropped_tokens = len(self.remainder)
-        return self.counts
-
-    def _write(self, row: np.ndarray) -> None:
-        if self.writer is None:
-            # Imported here because it imports torch.
-            from streaming import MDSWriter
-
-            columns = {COLUMN: f"ndarray:{self.dtype}:{self.seq_len}"}
-            self.writer = MDSWriter(out=str(self.folder), columns=columns, hashes=["sha256"])
-        self.writer.write({COLUMN: row})
-        self.counts.rows += 1
-        self.counts.tokens += self.seq_len
-
-
-def convert(
-    root: Path,
-    out: Path,
-    tokenizer_path: Path,
-    seq_len: int,
-    validation_share: float,
-    text_field: str,
-    on_progress: Callable[[int, int], None],
-) -> dict[str, Any] | None:
-    """Convert `root/<domain>/**/*.jsonl` into `out/{train,validation}/<domain>` MDS streams.
-
-    Args:
+    Attributes:
         root: folder with a folder per domain.
-        out: folder to make; appears only when it is complete.
-        tokenizer_path: a SentencePiece `.model` file or a folder with `tokenizer.model`.
+        out: folder or URL of an object store.
+        tokenizer: file, folder or hub name.
         seq_len: ids per row.
-        validation_share: share (0..1) of documents that `split_of` puts into validation.
-        text_field: name of the field that holds the text.
-        on_progress: called after each document with the input bytes done and in all.
+        text_field: field of a line that holds the document.
+        validation_share: share of documents, by a hash of their text, for validation; with
+            `validation_tokens` the largest share that may be taken.
+        validation_tokens, train_tokens: budgets over all domains, or None for everything.
+        shares: YAML file that divides the budgets; None for the paper's shares.
+        workers: processes; None for one per core, fewer for little text.
+        encoder: "fast" or "reference".
+        skip_bad_lines: reject bad lines; else stop at the first.
+        max_reject_share: most lines that may be rejected.
+        bos_token, eos_token: tokens around a document; None for the tokenizer's own.
+        part_size, shard_size: bytes.
+        compression: of shards, or None.
+        hashes: in the index of a stream.
+        work_dir: for an `out` in an object store, where the unfinished conversion is kept.
+    """
+
+    root: Path
+    out: str
+    tokenizer: str
+    seq_len: int
+    text_field: str = "text"
+    validation_share: float = 0.05
+    validation_tokens: int | None = None
+    train_tokens: int | None = None
+    shares: Path | None = None
+    workers: int | None = None
+    encoder: str = "fast"
+    skip_bad_lines: bool = False
+    max_reject_share: float = 0.01
+    bos_token: str | None = None
+    eos_token: str | None = None
+    part_size: int = 1 << 26
+    shard_size: int = 1 << 26
+    compression: str | None = None
+    hashes: tuple[str, ...] = ("sha256",)
+    work_dir: Path | None = None
+
+
+def convert(options: Options) -> dict[str, Any] | None:
+    """Convert `root/<domain>/**/*.jsonl` into `out/{train,validation}/<domain>` MDS streams.
 
     Returns:
         The manifest, or None when `out` already held this output.
 
     Raises:
-        UserError: bad input, no training rows, or `out` holds something else.
+        UserError: bad input, no training rows, `out` holds something else, or the disk is full;
+            what is done is kept, and the same call goes on from there.
     """
-    if is_inside(out, root):
-        raise UserError(f"--out {out} lies inside the input {root}: choose a folder outside it")
-    tokenizer = load_tokenizer(tokenizer_path)
-    domains = find_domains(root)
-    processor = tokenizer.processor
-    dtype = "uint16" if processor.vocab_size() < 1 << 16 else "uint32"
-    recipe = {
-        "command": "convert",
-        "seq_len": seq_len,
-        "dtype": dtype,
-        "vocab_size": processor.vocab_size(),
-        "bos_id": processor.bos_id(),
-        "eos_id": processor.eos_id(),
-        "validation_share": validation_share,
-        "text_field": text_field,
-        "tokenizer": {"file": f"tokenizer/{MODEL_FILE}", "sha256": tokenizer.sha256},
-        "inputs": fingerprint_files(root, [path for paths in domains.values() for path in paths]),
-    }
-    if already_complete(out, recipe):
+    output = open_output(options.out, options.work_dir)
+    if is_inside(output.folder, options.root):
+        raise UserError(
+            f"--out {options.out} lies inside the input {options.root}: choose a folder outside it"
+        )
+    tokenizer = load_tokenizer(options.tokenizer, options.bos_token, options.eos_token)
+    domains = find_domains(options.root)
+    budgets, recipe = _recipe(options, tokenizer, list(domains))
+    finished = output.finished(recipe)
+    if finished is not None:
+        _check_inputs(finished, options, domains, output.written())
         return None
-    total = sum(entry["bytes"] for entry in recipe["inputs"].values())
-    splits: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
-    with complete_folder(out) as folder:
-        copy_tokenizer(tokenizer, folder / "tokenizer")
-        done = 0
-        for domain, paths in domains.items():
-            streams = {s: RowStream(folder / s / domain, seq_len, dtype) for s in SPLITS}
-            for document in (d for path in paths for d in read_documents(path, text_field)):
-                split = split_of(document.text, validation_share)
-                streams[split].add(document, _encode(tokenizer, document.text))
-                done += document.line_bytes
-                on_progress(done, total)
-            for split, stream in streams.items():
-                splits[split][domain] = asdict(stream.finish())
-        totals = {split: _sum(domains.values()) for split, domains in splits.items()}
-        if totals["train"]["rows"] == 0:
+    state = State(output.folder, output.name)
+    state.open(recipe)
+    with _closing(state, output):
+        output.begin(recipe)
+        threshold = _threshold(state, options, budgets, domains, tokenizer)
+        settings = _settings(options, tokenizer, threshold)
+        spread = options.train_tokens is not None
+        plan = plan_parts(options.root, domains, options.part_size, spread)
+        parts, streams = _convert_parts(options, settings, plan, budgets, state, output)
+        manifest = as_stored(recipe) | _report(plan, parts, streams, threshold)
+        if manifest["totals"]["train"]["rows"] == 0:
+            state.discard()
             raise UserError(
-                f"{root} fills no training row of {seq_len} tokens: "
+                f"{options.root} fills no training row of {options.seq_len} tokens: "
                 "lower --seq-len or --validation-share, or add text"
             )
-        return write_manifest(folder, recipe, {"splits": splits, "totals": totals})
+        for part in (part for done in parts.values() for part in done):
+            check_unchanged(options.root, part, output.folder)  # since it was read
+        _write_rest(manifest, settings, parts, state.folder)
+        output.publish(manifest)
+        return manifest
 
 
-def empty_streams(manifest: dict[str, Any]) -> list[str]:
-    """Name each split/domain that was asked for but got no rows, so it has no stream."""
+def _recipe(
+    options: Options, tokenizer: Tokenizer, domains: list[str]
+) -> tuple[Budgets, dict[str, Any]]:
+    """The budgets, and what the output follows from besides the input: changed, it is another."""
+    shares = None
+    if options.train_tokens is not None or options.validation_tokens is not None:
+        shares = read_shares(options.shares, domains)
+    budgets = Budgets.of(
+        options.train_tokens, options.validation_tokens, shares or {}, options.seq_len
+    )
+    return budgets, {
+        "command": "convert",
+        "seq_len": options.seq_len,
+        "dtype": row_dtype(tokenizer.vocab_size),
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "tokenizer": {"file": f"{TOKENIZER}/{tokenizer.file}", "sha256": tokenizer.sha256},
+        "text_field": options.text_field,
+        "validation_share": options.validation_share,
+        "validation_tokens": options.validation_tokens,
+        "train_tokens": options.train_tokens,
+        "shares": shares,
+        "encoder": options.encoder,
+        "part_size": options.part_size,
+        "shard_size": options.shard_size,
+        "compression": options.compression,
+        "hashes": list(options.hashes),
+    }
+
+
+def _threshold(
+    state: State,
+    options: Options,
+    budgets: Budgets,
+    domains: dict[str, list[Path]],
+    tokenizer: Tokenizer,
+) -> float:
+    """Share of documents that is for validation: as asked, or as the validation budget needs."""
+    if options.validation_tokens is None:
+        return options.validation_share
+
+    def compute() -> float:
+        found = {
+            domain: estimate(options.root, files, options.text_field, tokenizer)
+            for domain, files in domains.items()
+        }
+        return validation_threshold(found, budgets, options.seq_len, options.validation_share)
+
+    return state.threshold(compute)
+
+
+def _settings(options: Options, tokenizer: Tokenizer, threshold: float) -> Settings:
+    if options.encoder == "fast":
+        _ = tokenizer.fast  # told here, not by a worker, if gigatoken cannot read it
+    return Settings(
+        root=options.root,
+        text_field=options.text_field,
+        validation_share=threshold,
+        tokenizer=tokenizer,
+        encoder=options.encoder,
+        skip_bad_lines=options.skip_bad_lines,
+        shards=ShardOptions(
+            seq_len=options.seq_len,
+            dtype=row_dtype(tokenizer.vocab_size),
+            size_limit=options.shard_size,
+            compression=options.compression,
+            hashes=options.hashes,
+        ),
+    )
+
+
+def _convert_parts(
+    options: Options,
+    settings: Settings,
+    plan: dict[str, list[Part]],
+    budgets: Budgets,
+    state: State,
+    output: LocalOutput | RemoteOutput,
+) -> tuple[dict[str, list[DonePart]], dict[str, dict[str, Stream]]]:
+    limit = RejectLimit(options.max_reject_share if options.skip_bad_lines else 0.0)
+    engine = LocalEngine(plan, settings, budgets, state, output, limit)
+    size = engine.input_bytes()
+    count = options.workers or min(usable_cores(), -(-size // options.part_size))
+    with (
+        conversion_progress(size, engine.done_before()) as on_progress,
+        workers(max(1, count), on_progress) as running,
+    ):
+        parts = engine.run(running)
+        return parts, finish_streams(parts, settings.shards, budgets, state, running)
+
+
+def _report(
+    plan: dict[str, list[Part]],
+    parts: dict[str, list[DonePart]],
+    streams: dict[str, dict[str, Stream]],
+    threshold: float,
+) -> dict[str, Any]:
+    """What a manifest says about the result."""
+    used = [part for done in parts.values() for part in done]
+    files: dict[str, Any] = {}
+    for part in used:
+        files |= part.files
+    for split in SPLITS:
+        for stream in streams[split].values():
+            files |= stream.files
+    return {
+        "validation_threshold": threshold,
+        "inputs": _inputs(plan, used),
+        "splits": {
+            split: {domain: asdict(stream.counts) for domain, stream in domains.items()}
+            for split, domains in streams.items()
+        },
+        "totals": {
+            split: totals(stream.counts for stream in domains.values())
+            for split, domains in streams.items()
+        },
+        "rejects": {
+            domain: sum(len(part.record.rejects) for part in done) for domain, done in parts.items()
+        },
+        "files": files,
+    }
+
+
+def _inputs(plan: dict[str, list[Part]], used: list[DonePart]) -> dict[str, dict[str, Any]]:
+    """Size of every input file, and the SHA-256 of each of its pieces that was read."""
+    inputs: dict[str, dict[str, Any]] = {}
+    read = {
+        (piece["file"], piece["start"]): piece["sha256"]
+        for part in used
+        for piece in part.record.inputs
+    }
+    pieces = [piece for parts in plan.values() for part in parts for piece in part.pieces]
+    for piece in sorted(pieces, key=lambda piece: (piece.file, piece.start)):
+        entry = inputs.setdefault(piece.file, {"bytes": piece.end, "sha256": []})
+        entry["bytes"] = piece.end
+        entry["sha256"].append(read.get((piece.file, piece.start)))
+    return inputs
+
+
+def _check_inputs(
+    manifest: dict[str, Any], options: Options, domains: dict[str, list[Path]], written: float
+) -> None:
+    """Refuse an output that was made of other files than those that are there now.
+
+    As `make` does, a file is taken for unchanged that has its size and is older than the output;
+    the others are read again.
+    """
+    root = options.root
+    there = {p.relative_to(root).as_posix(): p for files in domains.values() for p in files}
+    stored = manifest["inputs"]
+
+    def is_changed(name: str) -> bool:
+        if name not in there or name not in stored:
+            return True
+        stat = there[name].stat()
+        if stat.st_size != stored[name]["bytes"]:
+            return True
+        pieces = pieces_of(name, stat.st_size, options.part_size)
+        return stat.st_mtime >= written and any(
+            known is not None and piece_sha256(root, piece) != known
+            for piece, known in zip(pieces, stored[name]["sha256"], strict=True)
+        )
+
+    changed = next(filter(is_changed, sorted(there.keys() | stored.keys())), None)
+    if changed:
+        raise UserError(
+            f"{options.out} was made of other inputs ({root / changed} differs): choose another "
+            "--out or delete that folder"
+        )
+
+
+def _write_rest(
+    manifest: dict[str, Any], settings: Settings, parts: dict[str, list[DonePart]], folder: Path
+) -> None:
+    """Write the tokenizer, the rejects and, last, the manifest that lists every file."""
+    settings.tokenizer.save(folder / TOKENIZER)
+    written = sorted((folder / TOKENIZER).iterdir())
+    records = [part.record for done in parts.values() for part in done]
+    if any(record.rejects for record in records):
+        write_synced(folder / REJECTS, rejects_as_jsonl(records))
+        written.append(folder / REJECTS)
+    manifest["files"] |= fingerprint_files(folder, written)
+    manifest["files"] = dict(sorted(manifest["files"].items()))
+    write_synced(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
+def shortfalls(manifest: dict[str, Any]) -> list[str]:
+    """Say of each stream that has less than was asked for how much it has."""
+    if manifest["shares"] is None:
+        return [f"{stream} has no rows" for stream in _empty_streams(manifest)]
+    lines = []
+    for split in SPLITS:
+        tokens = manifest[f"{split}_tokens"]
+        for domain, share in manifest["shares"].items() if tokens else ():
+            asked = round(tokens * share / manifest["seq_len"]) * manifest["seq_len"]
+            counts = manifest["splits"][split].get(domain, {"tokens": 0})
+            if counts["tokens"] < asked:
+                lines.append(f"{split}/{domain} has {counts['tokens']:,} of {asked:,} tokens")
+    return lines
+
+
+def _empty_streams(manifest: dict[str, Any]) -> list[str]:
     asked = SPLITS if manifest["validation_share"] > 0 else ("train",)
     return [
         f"{split}/{domain}"
@@ -166,13 +339,17 @@ def empty_streams(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    processor = tokenizer.processor
-    return [processor.bos_id(), *processor.encode(text), processor.eos_id()]
-
-
-def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    total = Counter(asdict(Counts()))
-    for domain in counts:
-        total.update(domain)
-    return dict(total)
+@contextmanager
+def _closing(state: State, output: LocalOutput | RemoteOutput) -> Iterator[None]:
+    """Let go of the state at the end; tell a full disk in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full and {output.name} is not finished: free space and run the same "
+                "command again to go on"
+            ) from error
+        raise
+    finally:
+        state.close()

@@ -1,13 +1,46 @@
-"""Reading RedPajama's jsonl form: `ROOT/<domain>/**/*.jsonl`, one JSON object per line."""
+"""Reading RedPajama's jsonl form: one JSON object per line, the document in one of its fields."""
 
+import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from itt_composer.errors import UserError
 
-COMPRESSED = (".jsonl.gz", ".jsonl.zst")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+BUFFER = 1 << 20
+
+
+class BadInputError(Exception):
+    """A line that holds no document, or a file that ends before its time.
+
+    Attributes:
+        line: number of the line in its file, from 1; 0 for the file as a whole.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The lines of one file that start in the bytes [start, end).
+
+    Attributes:
+        file: path below the corpus's root, with forward slashes.
+        start: first byte.
+        end: first byte that is no longer part of it; the file's size for the last piece.
+    """
+
+    file: str
+    start: int
+    end: int
 
 
 class Document(NamedTuple):
@@ -18,74 +51,158 @@ class Document(NamedTuple):
     line_bytes: int
 
 
-def find_domains(root: Path) -> dict[str, list[Path]]:
-    """List the `.jsonl` files of every domain, in sorted order. Hidden folders are ignored.
+class PieceReader:
+    """Lines of a piece, and the SHA-256 of the bytes of the file they were read from.
 
-    Raises:
-        UserError: `root` is missing, has no domain folders or has files outside of them; a
-            domain has no `.jsonl` files or has compressed ones.
+    A compressed file is always one piece; then the hash is that of the compressed bytes.
     """
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder: give one that holds a folder per domain")
-    if strays := sorted(root.glob("*.jsonl")):
-        raise UserError(f"{strays[0]} lies outside a domain: move it into a folder of its own")
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
-        raise UserError(f"{root} has no domain folders: put the .jsonl files into {root}/<domain>")
-    return {folder.name: _domain_files(folder) for folder in folders}
+
+    def __init__(self, root: Path, piece: Piece) -> None:
+        self.path = root / piece.file
+        self.piece = piece
+        self.sha256 = sha256()
+        self.lines_read = 0
+        self.raw_bytes = 0  # of the file, so that progress can be told for compressed ones too
+        self._lines_before: int | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield the lines.
+
+        Raises:
+            BadInputError: the file is empty or its compressed stream is damaged or cut off.
+        """
+        with self.path.open("rb") as file:
+            lines = self._compressed(file) if self.path.suffix in COMPRESSIONS else self._own(file)
+            for line in lines:
+                self.lines_read += 1
+                yield line
+        if self.lines_read == 0 and self.piece.start == 0:
+            raise BadInputError(0, "the file is empty: remove it or write its documents again")
+
+    def file_line(self, number: int) -> int:
+        """Number in the file of a line of the piece, both from 1."""
+        if self._lines_before is None:
+            self._lines_before = _lines_before(self.path, self.piece.start)
+        return self._lines_before + number
+
+    def hash_all(self) -> str:
+        """SHA-256 of the piece's bytes of the file, its lines not looked at."""
+        with self.path.open("rb") as file:
+            if self.path.suffix in COMPRESSIONS:
+                while data := file.read(BUFFER):
+                    self.sha256.update(data)
+            else:
+                for _ in self._own(file):
+                    pass
+        return self.sha256.hexdigest()
+
+    def _own(self, file: BinaryIO) -> Iterator[bytes]:
+        position = self.piece.start
+        if position:
+            file.seek(position - 1)
+            position += len(file.readline()) - 1  # a line that the piece before owns
+        while position < self.piece.end and (line := file.readline()):
+            position += len(line)
+            self.raw_bytes += len(line)
+            self.sha256.update(line)
+            yield line
+
+    def _compressed(self, file: BinaryIO) -> Iterator[bytes]:
+        import pyarrow
+
+        source = pyarrow.PythonFile(_Watched(file, self), "r")
+        compression = COMPRESSIONS[self.path.suffix]
+        try:
+            with pyarrow.CompressedInputStream(source, compression) as stream:
+                yield from io.BufferedReader(stream, BUFFER)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            self.lines_read += 1  # the line in which it broke off
+            raise BadInputError(
+                self.lines_read, f"the {compression} stream is damaged or cut off ({error})"
+            ) from error
 
 
-def _domain_files(folder: Path) -> list[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.name.endswith(COMPRESSED):
-            raise UserError(f"{path} is compressed, which is not read: decompress it first")
-    files = sorted(path for path in folder.rglob("*.jsonl") if path.is_file())
-    if not files:
-        raise UserError(f"domain {folder} has no .jsonl files: add some or remove the folder")
-    return files
+class _Watched(io.RawIOBase):
+    """Tells a reader what is read from its file."""
+
+    def __init__(self, file: BinaryIO, reader: PieceReader) -> None:
+        self.file = file
+        self.reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(size)
+        self.reader.sha256.update(data)
+        self.reader.raw_bytes += len(data)
+        return data
+
+
+def _lines_before(path: Path, start: int) -> int:
+    """Lines of a file that start before a byte, which is in the first line of the next piece."""
+    count = 0
+    remaining = start - 1  # a line break in the very last byte ends a line that starts before it
+    with path.open("rb") as file:
+        while remaining > 0 and (block := file.read(min(remaining, BUFFER))):
+            count += block.count(b"\n")
+            remaining -= len(block)
+    return count + 1 if start else 0
 
 
 def read_documents(path: Path, text_field: str) -> Iterator[Document]:
     """Yield the documents of one file, in order.
 
     Args:
-        path: a `.jsonl` file.
+        path: a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file.
         text_field: name of the field that holds the text.
 
     Raises:
-        UserError: the file is empty, or a line is not a JSON object in UTF-8 with a string in
-            `text_field`; names file and line.
+        UserError: the file is empty or cut off, or a line is not a JSON object in UTF-8 with a
+            string in `text_field`; names file and line.
     """
-    number = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    reader = PieceReader(path.parent, Piece(path.name, 0, path.stat().st_size))
+    try:
+        for line in reader:
             try:
-                text = _text_of(line, text_field)
-            except UserError as error:
-                raise UserError(f"{path}, line {number}: {error}") from error
+                text = text_of(line, text_field)
+            except ValueError as error:
+                raise BadInputError(reader.lines_read, str(error)) from error
             yield Document(text, len(text.encode()), len(line))
-    if number == 0:
-        raise UserError(f"{path} is empty: remove it or write its documents again")
+    except BadInputError as error:
+        raise UserError(where(path, error.line) + error.reason) from error
 
 
-def _text_of(line: bytes, text_field: str) -> str:
+def where(path: Path | str, line: int) -> str:
+    """Start of a sentence about a line, or about a file (line 0)."""
+    return f"{path}, line {line}: " if line else f"{path}: "
+
+
+def text_of(line: bytes, text_field: str) -> str:
+    """The document of a line.
+
+    Raises:
+        ValueError: there is none; says why.
+    """
     try:
         fields = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise UserError(f"invalid UTF-8 at byte {error.start + 1} of the line") from error
+        raise ValueError(f"invalid UTF-8 at byte {error.start + 1} of the line") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"broken JSON at column {error.colno} ({error.msg})") from error
+        raise ValueError(f"broken JSON at column {error.colno} ({error.msg})") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"JSON that cannot be read ({error})") from error
+        raise ValueError(f"JSON that cannot be read ({error})") from error
     if not isinstance(fields, dict):
-        raise UserError(f"a JSON {type(fields).__name__} where an object was expected")
+        raise ValueError(f"a JSON {type(fields).__name__} where an object was expected")
     if text_field not in fields:
-        raise UserError(f'no field "{text_field}"; name the text\'s field with --text-field')
+        raise ValueError(f'no field "{text_field}"; name the text\'s field with --text-field')
     text = fields[text_field]
     if not isinstance(text, str):
-        raise UserError(f'field "{text_field}" is {type(text).__name__}, not a string')
+        raise ValueError(f'field "{text_field}" is {type(text).__name__}, not a string')
     if not is_unicode(text):
-        raise UserError(f'field "{text_field}" holds half of a surrogate pair, which is no text')
+        raise ValueError(f'field "{text_field}" holds half of a surrogate pair, which is no text')
     return text
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from itt_composer.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -51,12 +51,8 @@ def already_complete(out: Path, recipe: dict[str, Any]) -> bool:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    manifest = _read_manifest(out)
-    if changes := _changes(manifest, _as_stored(recipe)):
-        raise UserError(
-            f"{out} holds the output of another run ({changes}): "
-            "choose another --out or delete that folder"
-        )
+    manifest = read_manifest(out)
+    check_same(manifest, recipe, str(out))
     for name, stored in manifest["files"].items():
         path = out / name
         if not path.is_file() or fingerprint(path) != stored:
@@ -96,19 +92,25 @@ def complete_folder(out: Path) -> Iterator[Path]:
 def write_manifest(folder: Path, recipe: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     """Write `manifest.json`: recipe, report and a fingerprint of every file in `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = _as_stored(recipe) | report | {"files": fingerprint_files(folder, files)}
+    manifest = as_stored(recipe) | report | {"files": fingerprint_files(folder, files)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
-def _as_stored(recipe: dict[str, Any]) -> dict[str, Any]:
+def as_stored(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The part of a manifest that says what made the output."""
     return {"format_version": FORMAT_VERSION, **recipe}
 
 
-def _read_manifest(out: Path) -> dict[str, Any]:
+def read_manifest(out: Path) -> dict[str, Any]:
+    """The manifest of a complete output.
+
+    Raises:
+        UserError: the folder holds none, or something else.
+    """
     try:
         manifest = json.loads((out / MANIFEST).read_bytes())
-        # Both are looked up below and in _changes, so anything without them is not ours.
+        # Both are looked up below and in changes, so anything without them is not ours.
         manifest["format_version"], manifest["files"].items()
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
@@ -118,17 +120,30 @@ def _read_manifest(out: Path) -> dict[str, Any]:
     return manifest
 
 
-def _changes(manifest: dict[str, Any], recipe: dict[str, Any]) -> str:
+def check_same(manifest: dict[str, Any], recipe: dict[str, Any], out: str) -> None:
+    """Refuse an output that was made by another command, of other inputs or with other options.
+
+    Raises:
+        UserError: names what differs.
+    """
+    if differences := changes(manifest, as_stored(recipe)):
+        raise UserError(
+            f"{out} holds the output of another run ({differences}): "
+            "choose another --out or delete that folder"
+        )
+
+
+def changes(manifest: dict[str, Any], recipe: dict[str, Any]) -> str:
     """Name what differs, in the words of the recipe's keys; empty when nothing does."""
     if manifest.get("command") != recipe["command"]:
         return f"of {manifest.get('command')}"
-    changes = []
+    found = []
     for key, asked in recipe.items():
         stored = manifest.get(key)
         if stored == asked:
             continue
         if isinstance(asked, dict):
-            changes.append(f"other {key}")
+            found.append(f"other {key}")
         else:
-            changes.append(f"{key} {stored}, asked for {asked}")
-    return "; ".join(changes)
+            found.append(f"{key} {stored}, asked for {asked}")
+    return "; ".join(found)

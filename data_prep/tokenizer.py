@@ -1,186 +1,286 @@
-"""`train-tokenizer`: a LLaMA-style SentencePiece model of a corpus; loading such models."""
+"""Tokenizers: a SentencePiece `.model`, a `tokenizer.json`, a transformers folder or hub name.
 
-import io
+Each is read by its reference implementation, SentencePiece or Hugging Face's `tokenizers`, whose
+ids are the truth that the fast encoder is held to.
+"""
+
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import sentencepiece
-
-from data_prep.documents import find_domains, read_documents
-from data_prep.manifest import (
-    already_complete,
-    complete_folder,
-    fingerprint_files,
-    write_manifest,
-)
-from data_prep.split import split_of
 from itt_composer.errors import UserError
 
+if TYPE_CHECKING:
+    import gigatoken
+
 MODEL_FILE = "tokenizer.model"
+JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-
-# What the model file of LLaMA-2 says about its own training, as far as it shapes the vocabulary.
-# Threads do not change the result but are stored in the model, hence a fixed number.
-LLAMA_SETTINGS: dict[str, Any] = {
-    "model_type": "bpe",
-    "byte_fallback": True,
-    "split_digits": True,
-    "split_by_number": True,
-    "split_by_unicode_script": True,
-    "split_by_whitespace": True,
-    "allow_whitespace_only_pieces": True,
-    "normalization_rule_name": "identity",
-    "add_dummy_prefix": True,
-    "remove_extra_whitespaces": False,
-    "character_coverage": 0.99995,
-    "max_sentencepiece_length": 16,
-    "max_sentence_length": 1 << 20,
-    "unk_id": 0,
-    "bos_id": 1,
-    "eos_id": 2,
-    "pad_id": -1,
-    "num_threads": 4,
-}
+COMPANIONS = (CONFIG_FILE, "special_tokens_map.json", JSON_FILE)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_FILES = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.model"]
 
 
-class Tokenizer(NamedTuple):
-    """A SentencePiece model, the folder it came from (None for a bare file), and its SHA-256."""
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer's file and what is needed of it; the objects that encode are made on first use.
 
-    processor: sentencepiece.SentencePieceProcessor
-    model: bytes
-    folder: Path | None
-    sha256: str
+    Attributes:
+        kind: "sentencepiece" or "tokenizers", the reference implementation.
+        content: of the model file.
+        vocab_size: number of ids; all ids are below it.
+        bos_id: id that begins a document, or None.
+        eos_id: id that ends a document.
+        companions: further files of the tokenizer's folder, by name.
+    """
+
+    kind: str
+    content: bytes = field(repr=False)
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    companions: dict[str, bytes] = field(repr=False, default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """Name of the model file in a tokenizer's folder."""
+        return MODEL_FILE if self.kind == "sentencepiece" else JSON_FILE
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the model file."""
+        return sha256(self.content).hexdigest()
+
+    @cached_property
+    def encode(self) -> Callable[[str], list[int]]:
+        """The reference: text → ids, without BOS and EOS."""
+        if self.kind == "sentencepiece":
+            return _sentencepiece(self.content).encode
+        tokenizer = _tokenizers(self.content)
+        return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def fast(self) -> "gigatoken.Tokenizer":
+        """The same by gigatoken.
+
+        Raises:
+            UserError: gigatoken does not read this kind of tokenizer.
+        """
+        import gigatoken
+
+        try:
+            if self.kind == "sentencepiece":
+                return gigatoken.Tokenizer.from_sentencepiece(self.content)
+            return gigatoken.Tokenizer.from_json(self.content)
+        except Exception as error:  # a Rust library: its errors have no common class
+            raise UserError(
+                f"gigatoken cannot read this tokenizer ({error}): add --encoder reference"
+            ) from error
+
+    @cached_property
+    def control_texts(self) -> tuple[bytes, ...]:
+        """Spellings that gigatoken takes for a control token and SentencePiece for text."""
+        if self.kind != "sentencepiece":
+            return ()
+        processor = _sentencepiece(self.content)
+        ids = range(processor.vocab_size())
+        return tuple(processor.id_to_piece(i).encode() for i in ids if processor.is_control(i))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Fields only: the objects that encode are made anew in each process."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that transformers loads."""
+        folder.mkdir(exist_ok=True)
+        for name, content in self.companions.items():
+            (folder / name).write_bytes(content)
+        (folder / self.file).write_bytes(self.content)
 
 
-def train_tokenizer(
-    root: Path, out: Path, vocab_size: int, validation_share: float, text_field: str
-) -> dict[str, Any] | None:
-    """Train a tokenizer on the training documents of `root` and write its folder `out`.
-
-    `transformers.AutoTokenizer.from_pretrained(out)` loads it as a LLaMA tokenizer with the ids
-    that SentencePiece gives.
+def load_tokenizer(
+    source: str, bos_token: str | None = None, eos_token: str | None = None
+) -> Tokenizer:
+    """Load a tokenizer.
 
     Args:
-        root: folder with `<domain>/**/*.jsonl`.
-        out: folder to make; appears only when it is complete.
-        vocab_size: number of ids, including 3 special and 256 byte pieces.
-        validation_share: share (0..1) of documents, by `split_of`, that training must not see.
-        text_field: name of the field that holds the text.
-
-    Returns:
-        The manifest, or None when `out` already held this tokenizer.
+        source: a SentencePiece `.model` file, a `tokenizer.json`, a folder with either (the
+            `.model` wins), or a name on the Hugging Face hub.
+        bos_token: token that begins a document, "none" for none; None takes the tokenizer's own.
+        eos_token: token that ends a document; None takes the tokenizer's own.
 
     Raises:
-        UserError: bad input, too little text for `vocab_size`, or `out` holds something else.
+        UserError: nothing there, not a tokenizer, or no such BOS or EOS token.
     """
-    files = [path for paths in find_domains(root).values() for path in paths]
-    recipe = {
-        "command": "train-tokenizer",
-        "vocab_size": vocab_size,
-        "validation_share": validation_share,
-        "text_field": text_field,
-        "inputs": fingerprint_files(root, files),
-    }
-    if already_complete(out, recipe):
-        return None
-    with complete_folder(out) as folder:
-        counts = {"documents": 0, "utf8_bytes": 0}
-        # A list, as SentencePiece loses what an iterator raises and trains on the part it got.
-        lines = list(_training_lines(files, validation_share, text_field, counts))
-        if not lines:
-            raise UserError(f"{root} has no training text: add some or lower --validation-share")
-        _write_folder(folder, _train(lines, vocab_size))
-        return write_manifest(folder, recipe, {"trained_on": counts})
+    path = Path(source)
+    if not path.exists() and HUB_NAME.fullmatch(source) and not path.parent.exists():
+        path = _download(source)
+    file = _model_file(path)
+    content = file.read_bytes()
+    folder = path if path.is_dir() else None
+    if file.name.endswith(".json"):
+        return _from_json(file, content, folder, bos_token, eos_token)
+    return _from_sentencepiece(file, content, folder, bos_token, eos_token)
 
 
-def _training_lines(
-    files: list[Path], validation_share: float, text_field: str, counts: dict[str, int]
-) -> Iterator[str]:
-    """Yield the lines of the training documents and count those documents in `counts`.
+def _model_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in (MODEL_FILE, JSON_FILE):
+        if (path / name).is_file():
+            return path / name
+    if path.is_dir() and (path / CONFIG_FILE).is_file():
+        return _converted(path)
+    raise UserError(
+        f"no tokenizer at {path}: give a SentencePiece .model, a tokenizer.json, a folder with "
+        "either, or a hub name"
+    )
 
-    Like LLaMA's, the tokenizer is trained on lines, so no piece crosses or holds a line break.
-    """
-    for path in files:
-        for document in read_documents(path, text_field):
-            if split_of(document.text, validation_share) == "train":
-                counts["documents"] += 1
-                counts["utf8_bytes"] += document.utf8_bytes
-                yield from filter(None, document.text.split("\n"))
 
+def _download(name: str) -> Path:
+    """Fetch a tokenizer's files from the hub, or find them in the local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-def _train(lines: list[str], vocab_size: int) -> bytes:
-    model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=vocab_size,
-            minloglevel=2,
-            **LLAMA_SETTINGS,
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"no tokenizer at {name}, and the hub does not give one of that name "
+            f"({str(error).splitlines()[0]}): check the name, or the network and HF_TOKEN"
+        ) from error
+
+
+def _converted(folder: Path) -> Path:
+    """Write the `tokenizer.json` of a folder that has only the files of a slow tokenizer."""
+    import tempfile
+
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+        content = loaded.backend_tokenizer.to_str()
+    except Exception as error:  # transformers raises whatever its loaders met
+        raise UserError(
+            f"transformers cannot load a fast tokenizer from {folder} ({_first_line(error)}): "
+            f"give a folder with {MODEL_FILE} or {JSON_FILE}"
+        ) from error
+    made = Path(tempfile.mkdtemp()) / JSON_FILE
+    made.write_text(content, encoding="utf-8")
+    return made
+
+
+def _from_sentencepiece(
+    file: Path, content: bytes, folder: Path | None, bos_token: str | None, eos_token: str | None
+) -> Tokenizer:
+    try:
+        processor = _sentencepiece(content)
+    except RuntimeError as error:
+        raise UserError(
+            f"{file} is neither a SentencePiece model nor a tokenizer.json: give one of these"
+        ) from error
+
+    def piece_id(token: str, option: str) -> int:
+        found = processor.piece_to_id(token)
+        if found == processor.unk_id():
+            raise UserError(f"{file} has no piece {token!r}, which {option} names")
+        return int(found)
+
+    bos: int | None = processor.bos_id()
+    if bos_token is not None:
+        bos = None if bos_token == "none" else piece_id(bos_token, "--bos-token")
+    eos = processor.eos_id() if eos_token is None else piece_id(eos_token, "--eos-token")
+    if eos < 0 or (bos is not None and bos < 0):
+        raise UserError(
+            f"{file} has no {'EOS' if eos < 0 else 'BOS'} piece, so documents cannot be told "
+            f"apart: name one with {'--eos-token' if eos < 0 else '--bos-token (or none)'}"
         )
-    except RuntimeError as error:
-        # SentencePiece raises this for a vocabulary too large or too small for the text.
-        raise UserError(
-            f"SentencePiece cannot make {vocab_size} pieces from this corpus "
-            f"({_reason(error)}): change --vocab-size or give it more text"
-        ) from error
-    return model.getvalue()
+    companions = {CONFIG_FILE: llama_config(processor)} | _companions(folder)
+    return Tokenizer("sentencepiece", content, processor.vocab_size(), bos, eos, companions)
 
 
-def _reason(error: RuntimeError) -> str:
-    """SentencePiece's message without its source position, failed condition and option names."""
-    message = str(error).replace("\n", " ").rpartition("] ")[2].partition(" Increase")[0]
-    return message.strip(" .")
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a SentencePiece `.model` file, or the `tokenizer.model` of a folder.
-
-    Raises:
-        UserError: there is no such file, it is no SentencePiece model, or the model lacks a
-            beginning- or end-of-sequence piece.
-    """
-    file = path / MODEL_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(f"no tokenizer at {file}: give a SentencePiece .model or its folder")
-    model = file.read_bytes()
+def _from_json(
+    file: Path, content: bytes, folder: Path | None, bos_token: str | None, eos_token: str | None
+) -> Tokenizer:
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
-        raise UserError(
-            f"{file} is not a SentencePiece model, the only kind that is read: "
-            f"give a .model file or a folder with {MODEL_FILE}"
-        ) from error
-    if processor.bos_id() < 0 or processor.eos_id() < 0:
-        raise UserError(f"{file} has no BOS or EOS piece: documents cannot be told apart with it")
-    return Tokenizer(processor, model, path if path.is_dir() else None, sha256(model).hexdigest())
+        tokenizer = _tokenizers(content)
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(f"{file} is not a tokenizer.json ({_first_line(error)})") from error
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    config = _named_tokens(file.parent / CONFIG_FILE if folder is None else folder / CONFIG_FILE)
+
+    def token_id(token: str | None, own: str, option: str) -> int | None:
+        name = token if token is not None else config.get(own)
+        if name is None or name == "none":
+            return None
+        if name not in vocabulary:
+            raise UserError(f"{file} has no token {name!r}, which {option} names")
+        return int(vocabulary[name])
+
+    bos = token_id(bos_token, "bos_token", "--bos-token")
+    eos = token_id(eos_token, "eos_token", "--eos-token")
+    if bos is None and bos_token is None and "bos_token" not in config:
+        raise UserError(f"{file} does not say which token begins a document: give --bos-token")
+    if eos is None:
+        raise UserError(f"{file} does not say which token ends a document: give --eos-token")
+    companions = _companions(folder)
+    companions.pop(JSON_FILE, None)
+    return Tokenizer("tokenizers", content, max(vocabulary.values()) + 1, bos, eos, companions)
 
 
-def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a folder with the tokenizer, its own configuration files if it came with any."""
-    folder.mkdir()
-    _write_folder(folder, tokenizer.model)
-    for name in (CONFIG_FILE, "special_tokens_map.json", "tokenizer.json"):
-        if tokenizer.folder and (tokenizer.folder / name).is_file():
-            (folder / name).write_bytes((tokenizer.folder / name).read_bytes())
+def _named_tokens(config_file: Path) -> dict[str, str | None]:
+    """`bos_token` and `eos_token` of a `tokenizer_config.json`, None where it says null."""
+    try:
+        config = json.loads(config_file.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{config_file} is not JSON ({error})") from error
+    tokens = {name: config[name] for name in ("bos_token", "eos_token") if name in config}
+    return {name: t["content"] if isinstance(t, dict) else t for name, t in tokens.items()}
 
 
-def _write_folder(folder: Path, model: bytes) -> None:
-    """Write the model and what transformers needs to load it as a LLaMA tokenizer."""
-    (folder / MODEL_FILE).write_bytes(model)
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+def _companions(folder: Path | None) -> dict[str, bytes]:
+    if folder is None:
+        return {}
+    return {n: (folder / n).read_bytes() for n in COMPANIONS if (folder / n).is_file()}
+
+
+def llama_config(processor: Any) -> bytes:
+    """What transformers needs to load a SentencePiece model as a LLaMA tokenizer."""
     config = {
         "tokenizer_class": "LlamaTokenizer",
-        "bos_token": processor.id_to_piece(processor.bos_id()),
-        "eos_token": processor.id_to_piece(processor.eos_id()),
+        "bos_token": processor.id_to_piece(processor.bos_id()) if processor.bos_id() >= 0 else None,
+        "eos_token": processor.id_to_piece(processor.eos_id()) if processor.eos_id() >= 0 else None,
         "unk_token": processor.id_to_piece(processor.unk_id()),
-        "add_bos_token": True,
+        "add_bos_token": processor.bos_id() >= 0,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         # Ids as SentencePiece gives them; the other setting differs for text that starts blank.
         "legacy": True,
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    return (json.dumps(config, indent=1) + "\n").encode()
+
+
+def _sentencepiece(content: bytes) -> Any:
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=content)
+
+
+def _tokenizers(content: bytes) -> Any:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,8 +8,8 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from data_prep.convert import convert
-from data_prep.tokenizer import train_tokenizer
+from data_prep.convert import Options, convert
+from data_prep.tokenizer_training import train_tokenizer
 from itt_composer.config import Recipe, load_recipe
 
 RECIPE = """\
@@ -63,7 +63,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     train_tokenizer(folder / "text", folder / "tokenizer", 512, 0.2, "text")
     out = folder / "shards"
-    convert(folder / "text", out, folder / "tokenizer", 32, 0.2, "text", lambda done, total: None)
+    tokenizer = str(folder / "tokenizer")
+    convert(Options(folder / "text", str(out), tokenizer, seq_len=32, validation_share=0.2))
     return out
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from data_prep.documents import find_domains, read_documents
+from data_prep.documents import read_documents
+from data_prep.domains import find_domains
 from itt_composer.errors import UserError
 
 GOOD = b'{"text": "fine"}\n'
@@ -47,7 +48,7 @@ def test_bad_line_is_named(tmp_path, line, message):
 def test_empty_file_is_named(tmp_path):
     path = tmp_path / "empty.jsonl"
     path.touch()
-    with pytest.raises(UserError, match=r"empty\.jsonl is empty"):
+    with pytest.raises(UserError, match=r"empty\.jsonl: the file is empty"):
         list(read_documents(path, "text"))
 
 
@@ -65,9 +66,8 @@ def test_domains_and_files_are_sorted_and_hidden_folders_ignored(tmp_path):
     [
         ([], "has no domain folders"),
         (["stray.jsonl", "a/x.jsonl"], "stray.jsonl lies outside a domain"),
-        (["a/x.jsonl", "b/readme.txt"], "b has no .jsonl files"),
-        (["a/x.jsonl", "a/y.jsonl.gz"], "y.jsonl.gz is compressed"),
-        (["a/x.jsonl", "a/y.jsonl.zst"], "y.jsonl.zst is compressed"),
+        (["a/x.jsonl", "b/readme.txt"], "b has no .jsonl, .jsonl.gz, .jsonl.zst files"),
+        (["common_crawl/x.jsonl", "cc/y.jsonl"], "are both the domain cc"),
     ],
 )
 def test_bad_tree_is_named(tmp_path, files, message):

@@ -1,0 +1,131 @@
+"""From finished parts to finished streams: what the parts left over, indexes, counts."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.budgets import Budgets
+from data_prep.manifest import fingerprint
+from data_prep.part_store import INDEX, TAILS, DonePart, merge_indexes, store_tails
+from data_prep.rows import ShardOptions
+from data_prep.split import SPLITS
+from data_prep.state import State
+from data_prep.workers import Workers
+
+
+@dataclass
+class StreamCounts:
+    """What became of the documents of one domain in one split.
+
+    `tokens` counts the ids in rows, BOS and EOS included; `dropped_tokens` the tail that did not
+    fill the last row; `unused_tokens` what lies beyond the budget.
+    """
+
+    documents: int = 0
+    characters: int = 0
+    utf8_bytes: int = 0
+    tokens: int = 0
+    dropped_tokens: int = 0
+    unused_tokens: int = 0
+    rows: int = 0
+
+
+@dataclass
+class Stream:
+    """A finished stream: its counts, and the files that were made besides those of the parts."""
+
+    counts: StreamCounts
+    files: dict[str, dict[str, Any]]
+
+
+def finish_streams(
+    parts: dict[str, list[DonePart]],
+    options: ShardOptions,
+    budgets: Budgets,
+    state: State,
+    workers: Workers,
+) -> dict[str, dict[str, Stream]]:
+    """Make rows of what the parts left over, and an index for every stream that has rows.
+
+    Args:
+        parts: the parts that are used, in order, by domain.
+        options: how rows are stored.
+        budgets: rows wanted.
+        state: of the unfinished output.
+        workers: who writes.
+
+    Returns:
+        Streams by split and domain; those without rows have no files.
+    """
+    streams: dict[str, dict[str, Stream]] = {split: {} for split in SPLITS}
+    futures = {}
+    for split in SPLITS:
+        for domain, done in parts.items():
+            kept = sum(part.kept[split] for part in done)
+            tails = rows_of_tails(done, split, options)
+            limit = budgets.limit(split, domain)
+            rows = tails if limit is None else tails[: max(0, limit - kept)]
+            counts = _counts(done, split, (kept + len(rows)) * options.seq_len, options.seq_len)
+            streams[split][domain] = Stream(counts, {})
+            arguments = (rows, options, state.folder, Path(split, domain), state.work / "tails")
+            future = workers.submit(_store_tails, *arguments)
+            futures[future] = split, domain
+    waiting = set(futures)
+    while waiting:
+        for future in workers.wait(waiting):
+            waiting.remove(future)
+            split, domain = futures[future]
+            stream = streams[split][domain]
+            stream.files = future.result()
+            if stream.counts.rows:
+                folders = [_part_folder(p) for p in parts[domain] if p.kept[split]]
+                folders += [TAILS] if stream.files else []
+                place = Path(split, domain)
+                merge_indexes(state.folder / place, folders)
+                stream.files[(place / INDEX).as_posix()] = fingerprint(state.folder / place / INDEX)
+    return streams
+
+
+def totals(counts: Iterable[StreamCounts]) -> dict[str, int]:
+    """Sums over streams."""
+    total = Counter(asdict(StreamCounts()))
+    for stream in counts:
+        total.update(asdict(stream))
+    return dict(total)
+
+
+def rows_of_tails(parts: list[DonePart], split: str, options: ShardOptions) -> np.ndarray:
+    """What the parts left over, in their order, as rows: (rows, seq_len)."""
+    tails = [part.record.tails[split] for part in parts]
+    ids = np.concatenate([np.empty(0, options.dtype), *tails])
+    filled = len(ids) // options.seq_len * options.seq_len
+    return ids[:filled].reshape(-1, options.seq_len)
+
+
+def _counts(parts: list[DonePart], split: str, tokens: int, seq_len: int) -> StreamCounts:
+    splits = [part.record.splits[split] for part in parts]
+    read = sum(counts.tokens for counts in splits)
+    dropped = sum(len(part.record.tails[split]) for part in parts) % seq_len
+    return StreamCounts(
+        documents=sum(counts.documents for counts in splits),
+        characters=sum(counts.characters for counts in splits),
+        utf8_bytes=sum(counts.utf8_bytes for counts in splits),
+        tokens=tokens,
+        dropped_tokens=dropped,
+        unused_tokens=read - tokens - dropped,
+        rows=tokens // seq_len,
+    )
+
+
+def _store_tails(
+    rows: np.ndarray, options: ShardOptions, folder: Path, stream: Path, work: Path, _: Any
+) -> dict[str, dict[str, Any]]:
+    return store_tails(rows, options, folder, stream, work / stream)
+
+
+def _part_folder(part: DonePart) -> str:
+    return f"{part.record.index:05}"

@@ -1,0 +1,131 @@
+"""Token budgets: how much of each domain is wanted, and which rows of which part that is."""
+
+import re
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.conversion import PartRecord
+from data_prep.domains import PAPER_SHARES, domain_name
+from data_prep.split import SPLITS
+from itt_composer.errors import UserError
+from itt_composer.settings import read_yaml
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
+
+
+def parse_count(text: str) -> int:
+    """A number of tokens: "2M", "50B", "1.5b", "300000".
+
+    Raises:
+        ValueError: it is none, or not a whole positive number.
+    """
+    match = COUNT.fullmatch(text.replace("_", "").replace(",", ""))
+    count = float(match[1]) * UNITS[match[2].lower()] if match else 0
+    if count < 1 or count != int(count):
+        raise ValueError(f"{text!r} is no number of tokens; give one like 300000, 2M or 50B")
+    return int(count)
+
+
+def read_shares(file: Path | None, domains: list[str]) -> dict[str, float]:
+    """Share of each domain in a budget, in sum 1.
+
+    Args:
+        file: a YAML mapping of domains to shares, or a data recipe with `data.domains`; None for
+            the shares of the paper.
+        domains: the domains there are.
+
+    Raises:
+        UserError: the file is no such mapping, or a domain has no share.
+    """
+    source = str(file) if file else "the paper's domains"
+    shares = PAPER_SHARES if file is None else _shares_of(file)
+    if missing := [domain for domain in domains if domain not in shares]:
+        raise UserError(
+            f"{source} give no share for the domain {missing[0]}: name the shares of "
+            f"{', '.join(domains)} in a YAML file and give it with --shares"
+        )
+    total = sum(shares.values())
+    return {domain: round(share / total, 12) for domain, share in shares.items()}
+
+
+def _shares_of(file: Path) -> dict[str, float]:
+    content = read_yaml(file)
+    data = content.get("data", content)
+    shares = data.get("domains", data) if hasattr(data, "get") else {}
+    named = {domain_name(str(name)): share for name, share in shares.items() if share is not None}
+    for name, share in named.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not share > 0:
+            raise UserError(f"{file}: the share of {name} must be a positive number, not {share!r}")
+    if not named:
+        raise UserError(f"{file} names no shares: give lines like `cc: 0.67`")
+    return named
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Rows that are wanted, by split and domain; a split or domain that is absent has no limit."""
+
+    rows: dict[str, dict[str, int]]
+
+    @classmethod
+    def of(
+        cls,
+        train_tokens: int | None,
+        validation_tokens: int | None,
+        shares: dict[str, float],
+        seq_len: int,
+    ) -> "Budgets":
+        """Divide tokens by shares, rounded to whole rows."""
+        asked = {"train": train_tokens, "validation": validation_tokens}
+        return cls(
+            {
+                split: {domain: round(tokens * s / seq_len) for domain, s in shares.items()}
+                for split, tokens in asked.items()
+                if tokens is not None
+            }
+        )
+
+    def limit(self, split: str, domain: str) -> int | None:
+        """Rows wanted, or None for all there are."""
+        return self.rows.get(split, {}).get(domain)
+
+    def is_filled(self, split: str, domain: str, rows: int) -> bool:
+        """Whether that many rows are enough."""
+        limit = self.limit(split, domain)
+        return limit is not None and rows >= limit
+
+    def limits(self, records: list[PartRecord]) -> list[dict[str, int]]:
+        """Rows to keep of each part of one domain, by split; records in the order of the parts."""
+        kept = []
+        used = dict.fromkeys(SPLITS, 0)
+        for record in records:
+            rows = {}
+            for split in SPLITS:
+                limit = self.limit(split, record.domain)
+                there = record.splits[split].rows
+                rows[split] = there if limit is None else min(there, limit - used[split])
+                used[split] += rows[split]
+            kept.append(rows)
+        return kept
+
+
+def validation_share_needed(wanted: int, available: float, lengths: np.ndarray) -> float:
+    """Share of a domain's documents that very likely holds the validation tokens wanted.
+
+    Documents are taken by a hash, so the tokens of a share scatter, the more the longer the
+    documents: by sqrt(wanted · L) for documents of L tokens as a token sees them. Three times
+    that, and three such documents, are added.
+
+    Args:
+        wanted: validation tokens.
+        available: tokens of the domain, about.
+        lengths: (documents,), tokens of a sample of documents.
+    """
+    if not len(lengths) or available <= 0:
+        return 1.0
+    typical = float(np.square(lengths, dtype=float).sum() / max(1, lengths.sum()))
+    return min(1.0, (1.1 * wanted + 3 * sqrt(wanted * typical) + 3 * typical) / available)

@@ -1,0 +1,258 @@
+"""One part of a corpus → rows of token ids: what every engine runs on every worker."""
+
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_prep.documents import BadInputError, Piece, PieceReader, text_of, where
+from data_prep.encoder import Encoder, EncoderMismatchError, Tokens, join_documents
+from data_prep.parts import Part
+from data_prep.rows import RowPacker, ShardOptions
+from data_prep.split import SPLITS, split_of
+from data_prep.tokenizer import Tokenizer
+from itt_composer.errors import UserError
+
+# Lines that are held, decoded and encoded together. The memory of a worker follows from it.
+BATCH_BYTES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker needs to know besides its part.
+
+    Attributes:
+        root: the corpus.
+        text_field: field of a line that holds the document.
+        validation_share: share of documents, by a hash of their text, that is for validation.
+        tokenizer: the tokenizer.
+        encoder: "fast" or "reference".
+        skip_bad_lines: reject them; else stop at the first.
+        shards: how rows are stored.
+    """
+
+    root: Path
+    text_field: str
+    validation_share: float
+    tokenizer: Tokenizer
+    encoder: str
+    skip_bad_lines: bool
+    shards: ShardOptions
+
+
+class Reject(NamedTuple):
+    """A line that was left out; line 0 stands for a whole file."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass
+class SplitCounts:
+    """What a part has for a split; `rows` are full ones, the tail not counted."""
+
+    documents: int = 0
+    characters: int = 0
+    utf8_bytes: int = 0
+    tokens: int = 0
+    rows: int = 0
+
+
+@dataclass
+class PartRecord:
+    """What became of a part.
+
+    Attributes:
+        domain, index: the part.
+        inputs: of each piece: file, start, end and the SHA-256 of the bytes read.
+        lines: lines read, rejected ones included.
+        rejects: lines left out.
+        splits: counts by split; `tokens` are all ids, BOS, EOS and tail included.
+        tails: ids by split that fill no row, (fewer than seq_len,).
+    """
+
+    domain: str
+    index: int
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    lines: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    splits: dict[str, SplitCounts] = field(
+        default_factory=lambda: {split: SplitCounts() for split in SPLITS}
+    )
+    tails: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        tails = {
+            split: {"dtype": str(tail.dtype), "ids": b64encode(tail.tobytes()).decode()}
+            for split, tail in self.tails.items()
+        }
+        return asdict(self) | {"tails": tails}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "PartRecord":
+        """The record of JSON values."""
+        return cls(
+            **values
+            | {
+                "rejects": [Reject(*reject) for reject in values["rejects"]],
+                "splits": {name: SplitCounts(**c) for name, c in values["splits"].items()},
+                "tails": {
+                    name: np.frombuffer(b64decode(tail["ids"]), tail["dtype"])
+                    for name, tail in values["tails"].items()
+                },
+            }
+        )
+
+
+class RowBlock(NamedTuple):
+    """Rows of a split, in order: (rows, seq_len)."""
+
+    split: str
+    rows: np.ndarray
+
+
+class Progress(NamedTuple):
+    """What was done since the last one: bytes of the input files, documents, ids."""
+
+    input_bytes: int
+    documents: int
+    tokens: int
+
+
+def convert_part(
+    part: Part,
+    settings: Settings,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Iterator[RowBlock | PartRecord]:
+    """Yield the rows of a part, split by split as they fill, and at last its record.
+
+    Raises:
+        UserError: a bad line that is not to be skipped, or an encoder that errs; names file and
+            line.
+    """
+    conversion = _Conversion(part, settings, on_progress)
+    for piece in part.pieces:
+        yield from conversion.piece(piece)
+    yield conversion.finish()
+
+
+class _Line(NamedTuple):
+    """A document and the number of its line in the piece, from 1."""
+
+    number: int
+    text: str
+
+
+class _Conversion:
+    """The state of one part: packers, encoder, counts."""
+
+    def __init__(
+        self, part: Part, settings: Settings, on_progress: Callable[[Progress], None]
+    ) -> None:
+        self.part = part
+        self.settings = settings
+        self.on_progress = on_progress
+        self.encoder = Encoder(settings.tokenizer, settings.encoder)
+        shards = settings.shards
+        self.packers = {split: RowPacker(shards.seq_len, shards.dtype) for split in SPLITS}
+        self.record = PartRecord(part.domain, part.index)
+        self.told_bytes = 0  # of the piece's file, by on_progress
+
+    def piece(self, piece: Piece) -> Iterator[RowBlock]:
+        """Convert one piece, batch by batch."""
+        reader = PieceReader(self.settings.root, piece)
+        for batch in self._batches(reader):
+            read, documents, tokens = reader.raw_bytes, 0, 0
+            for split, lines in self._by_split(batch).items():
+                ids, count = self._encode(reader, split, lines)
+                documents, tokens = documents + count, tokens + len(ids)
+                rows = self.packers[split].add(ids)
+                self.record.splits[split].rows += len(rows)
+                yield RowBlock(split, rows)
+            self.on_progress(Progress(read - self.told_bytes, documents, tokens))
+            self.told_bytes = read
+        self.on_progress(Progress(reader.raw_bytes - self.told_bytes, 0, 0))
+        self.told_bytes = 0
+        self.record.lines += reader.lines_read
+        self.record.inputs.append(asdict(piece) | {"sha256": reader.sha256.hexdigest()})
+
+    def finish(self) -> PartRecord:
+        """Give the record, the tails in it."""
+        self.record.tails = {split: packer.tail for split, packer in self.packers.items()}
+        return self.record
+
+    def _batches(self, reader: PieceReader) -> Iterator[list[_Line]]:
+        """Yield the documents of a piece in batches, bad lines rejected."""
+        batch: list[_Line] = []
+        size = 0
+        try:
+            for line in reader:
+                try:
+                    text = text_of(line, self.settings.text_field)
+                except ValueError as error:
+                    self._reject(reader, reader.lines_read, str(error))
+                    continue
+                batch.append(_Line(reader.lines_read, text))
+                size += len(line)
+                if size >= BATCH_BYTES:
+                    yield batch
+                    batch, size = [], 0
+        except BadInputError as error:
+            self._reject(reader, error.line, error.reason)
+        if batch:
+            yield batch
+
+    def _by_split(self, batch: list[_Line]) -> dict[str, list[_Line]]:
+        lines: dict[str, list[_Line]] = {}
+        for line in batch:
+            lines.setdefault(split_of(line.text, self.settings.validation_share), []).append(line)
+        return lines
+
+    def _encode(
+        self, reader: PieceReader, split: str, lines: list[_Line]
+    ) -> tuple[np.ndarray, int]:
+        """Ids of documents, BOS and EOS included, and how many documents they are."""
+        tokenizer = self.settings.tokenizer
+        try:
+            tokens = self.encoder.encode([line.text for line in lines])
+        except EncoderMismatchError as error:
+            place = where(reader.path, reader.file_line(lines[error.document].number))
+            raise UserError(
+                f"{place}{error}: delete the unfinished output and run again with "
+                "--encoder reference"
+            ) from error
+        if len(tokens.ids) and tokens.ids.max() >= tokenizer.vocab_size:
+            lines, tokens = self._without_unknown_ids(reader, lines, tokens)
+        counts = self.record.splits[split]
+        counts.documents += len(lines)
+        counts.characters += sum(len(line.text) for line in lines)
+        counts.utf8_bytes += sum(len(line.text.encode()) for line in lines)
+        ids = join_documents(tokens, tokenizer.bos_id, tokenizer.eos_id)
+        counts.tokens += len(ids)
+        return ids, len(lines)
+
+    def _without_unknown_ids(
+        self, reader: PieceReader, lines: list[_Line], tokens: Tokens
+    ) -> tuple[list[_Line], Tokens]:
+        """Reject documents with an id that the tokenizer does not have."""
+        kept = []
+        size = self.settings.tokenizer.vocab_size
+        for line, ids in zip(lines, tokens.documents(), strict=True):
+            if len(ids) and ids.max() >= size:
+                reason = f"encoded to the id {ids.max()}, but the tokenizer has {size} ids"
+                self._reject(reader, line.number, reason)
+            else:
+                kept.append((line, ids))
+        return [line for line, _ in kept], Tokens.of([ids for _, ids in kept])
+
+    def _reject(self, reader: PieceReader, number: int, reason: str) -> None:
+        """Leave a line of the piece (from 1; 0: the file) out, or stop at it."""
+        line = reader.file_line(number) if number else 0
+        if not self.settings.skip_bad_lines:
+            raise UserError(where(reader.path, line) + reason)
+        self.record.rejects.append(Reject(reader.piece.file, line, reason))

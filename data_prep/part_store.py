@@ -1,0 +1,150 @@
+"""Writing a part's shards so that they are there as a whole or not at all.
+
+Done by workers. Everything is forced down to the disk before the part's record appears, and only
+with its record does a part count as done.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.conversion import PartRecord, Progress, RowBlock, Settings, convert_part
+from data_prep.manifest import fingerprint
+from data_prep.parts import Part
+from data_prep.rows import ShardOptions, ShardWriter, sync
+from data_prep.split import SPLITS
+
+INDEX = "index.json"
+TAILS = "tails"  # folder of the rows that are made of what the parts left over
+
+
+@dataclass
+class DonePart:
+    """A part that is done.
+
+    Attributes:
+        record: what was in it.
+        kept: rows by split that were written; fewer than the record's where a budget ends.
+        files: fingerprints of the files written, by path below the output.
+        stats: size and modification time of the input files, in the order of the pieces.
+        uploaded: the shards lie in the object store and no longer here.
+    """
+
+    record: PartRecord
+    kept: dict[str, int]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stats: list[dict[str, int]] = field(default_factory=list)
+    uploaded: bool = False
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, which is whole or not there."""
+        write_synced(path, json.dumps(vars(self) | {"record": self.record.to_json()}))
+
+    @classmethod
+    def load(cls, path: Path) -> "DonePart":
+        """Read it from its file."""
+        values = json.loads(path.read_bytes())
+        return cls(**values | {"record": PartRecord.from_json(values["record"])})
+
+
+def stat_of(path: Path) -> dict[str, int]:
+    """What tells cheaply that a file may have changed."""
+    stat = path.stat()
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def store_part(
+    part: Part,
+    settings: Settings,
+    folder: Path,
+    record_file: Path,
+    work: Path,
+    limits: dict[str, int] | None,
+    on_progress: Callable[[Progress], None],
+) -> DonePart:
+    """Convert a part into `folder/<split>/<domain>/<part>` and write its record.
+
+    Args:
+        part: the part.
+        settings: the conversion's.
+        folder: the unfinished output.
+        record_file: where the record goes.
+        work: folder for files that are not yet whole.
+        limits: most rows to write by split, or None for all.
+        on_progress: told what was done.
+
+    Raises:
+        UserError: bad input.
+        OSError: the disk is full, or a file cannot be read.
+    """
+    stats = [stat_of(settings.root / piece.file) for piece in part.pieces]
+    kept = dict.fromkeys(SPLITS, 0)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    writers = {split: ShardWriter(work / split, settings.shards) for split in SPLITS}
+    for block in convert_part(part, settings, on_progress):
+        if isinstance(block, RowBlock):
+            rows = block.rows
+            if limits is not None:
+                rows = rows[: limits[block.split] - kept[block.split]]
+            writers[block.split].write(rows)
+            kept[block.split] += len(rows)
+        else:
+            done = DonePart(block, kept, stats=stats)
+    for split, writer in writers.items():
+        done.files |= _move(writer, folder, Path(split, part.domain, part.name))
+    done.save(record_file)
+    return done
+
+
+def store_tails(
+    ids: np.ndarray, options: ShardOptions, folder: Path, stream: Path, work: Path
+) -> dict[str, dict[str, Any]]:
+    """Write rows, (rows, seq_len), to `folder/<stream>/tails`; give the files' fingerprints."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    writer = ShardWriter(work / TAILS, options)
+    writer.write(ids)
+    return _move(writer, folder, stream / TAILS)
+
+
+def merge_indexes(folder: Path, parts: list[str]) -> None:
+    """Write the index of a stream: the shards of its part folders, in that order."""
+    shards = []
+    for part in parts:
+        for shard in json.loads((folder / part / INDEX).read_bytes())["shards"]:
+            for key in ("raw_data", "zip_data"):
+                if shard.get(key):
+                    shard[key]["basename"] = f"{part}/{shard[key]['basename']}"
+            shards.append(shard)
+    write_synced(folder / INDEX, json.dumps({"version": 2, "shards": shards}, sort_keys=True))
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a file that is whole or not there, after a power cut too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
+def _move(writer: ShardWriter, folder: Path, place: Path) -> dict[str, dict[str, Any]]:
+    """Finish a writer's folder and move it to its place in the output."""
+    files = writer.finish()
+    target = folder / place
+    shutil.rmtree(target, ignore_errors=True)  # of a run that was killed before its record
+    if not files:
+        return {}
+    prints = {(place / path.name).as_posix(): fingerprint(path) for path in files}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writer.folder.replace(target)
+    sync(target.parent)
+    return prints

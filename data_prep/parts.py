@@ -1,0 +1,97 @@
+"""Parts: what one worker converts at a time, defined by the input alone.
+
+Small files of a domain are put together until they reach the part size; a larger plain file is
+cut into equal ranges of about that size, at line starts. A compressed file is never cut. So the
+parts, and with them the shards, do not depend on the number of workers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+from pathlib import Path
+
+from data_prep.documents import COMPRESSIONS, Piece
+
+# A compressed byte is counted as this many of text when files are put together.
+TEXT_PER_COMPRESSED_BYTE = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pieces of one domain that are converted together.
+
+    Attributes:
+        domain: name of the domain.
+        index: place among the parts of the domain, from 0.
+        pieces: in the order of conversion.
+    """
+
+    domain: str
+    index: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the input files, as they lie on disk."""
+        return sum(piece.end - piece.start for piece in self.pieces)
+
+    @property
+    def name(self) -> str:
+        """Folder of its shards below `split/domain`."""
+        return f"{self.index:05}"
+
+
+def plan_parts(
+    root: Path, domains: dict[str, list[Path]], part_bytes: int, spread: bool
+) -> dict[str, list[Part]]:
+    """Cut the files of every domain into parts.
+
+    Args:
+        root: the corpus.
+        domains: files by domain, in order.
+        part_bytes: text of a part, about.
+        spread: order the parts of a domain by a hash of where they start, so that the first of
+            them are a fair sample of the domain; else as in the input.
+    """
+    plan = {}
+    for domain, files in domains.items():
+        sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+        pieces = [p for file, size in sizes.items() for p in pieces_of(file, size, part_bytes)]
+        groups = list(_groups(pieces, part_bytes))
+        if spread:
+            groups.sort(key=_place)
+        plan[domain] = [Part(domain, index, pieces) for index, pieces in enumerate(groups)]
+    return plan
+
+
+def pieces_of(file: str, size: int, part_bytes: int) -> list[Piece]:
+    """Cut a file, by its path below the corpus and its size, into equal ranges; or not at all."""
+    compressed = Path(file).suffix in COMPRESSIONS
+    count = 1 if compressed else max(1, round(size / part_bytes))
+    bounds = [size * number // count for number in range(count + 1)]
+    return [Piece(file, *ends) for ends in pairwise(bounds)]
+
+
+def _groups(pieces: list[Piece], part_bytes: int) -> Iterator[tuple[Piece, ...]]:
+    group: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        text = piece.end - piece.start
+        if Path(piece.file).suffix in COMPRESSIONS:
+            text *= TEXT_PER_COMPRESSED_BYTE
+        if group and size + text > 1.5 * part_bytes:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(piece)
+        size += text
+        if size >= part_bytes:
+            yield tuple(group)
+            group, size = [], 0
+    if group:
+        yield tuple(group)
+
+
+def _place(pieces: tuple[Piece, ...]) -> bytes:
+    first = pieces[0]
+    return blake2b(f"{first.file}:{first.start}".encode(), digest_size=8).digest()
