@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.documents import BadInputError, Piece, PieceReader, text_of, where
+from data_prep.documents import (
+    BadInputError,
+    Document,
+    Piece,
+    PieceReader,
+    document_of,
+    where,
+)
 from data_prep.encoder import Encoder, EncoderMismatchError, Tokens, join_documents
 from data_prep.parts import Part
 from data_prep.rows import RowPacker, ShardOptions
@@ -145,7 +152,7 @@ class _Line(NamedTuple):
     """A document and the number of its line in the piece, from 1."""
 
     number: int
-    text: str
+    document: Document
 
 
 class _Conversion:
@@ -193,11 +200,11 @@ class _Conversion:
         try:
             for line in reader:
                 try:
-                    text = text_of(line, self.settings.text_field)
+                    document = document_of(line, self.settings.text_field)
                 except ValueError as error:
                     self._reject(reader, reader.lines_read, str(error))
                     continue
-                batch.append(_Line(reader.lines_read, text))
+                batch.append(_Line(reader.lines_read, document))
                 size += len(line)
                 if size >= BATCH_BYTES:
                     yield batch
@@ -210,7 +217,8 @@ class _Conversion:
     def _by_split(self, batch: list[_Line]) -> dict[str, list[_Line]]:
         lines: dict[str, list[_Line]] = {}
         for line in batch:
-            lines.setdefault(split_of(line.text, self.settings.validation_share), []).append(line)
+            split = split_of(line.document.data, self.settings.validation_share)
+            lines.setdefault(split, []).append(line)
         return lines
 
     def _encode(
@@ -219,7 +227,7 @@ class _Conversion:
         """Ids of documents, BOS and EOS included, and how many documents they are."""
         tokenizer = self.settings.tokenizer
         try:
-            tokens = self.encoder.encode([line.text for line in lines])
+            tokens = self.encoder.encode([line.document for line in lines])
         except EncoderMismatchError as error:
             place = where(reader.path, reader.file_line(lines[error.document].number))
             raise UserError(
@@ -230,8 +238,8 @@ class _Conversion:
             lines, tokens = self._without_unknown_ids(reader, lines, tokens)
         counts = self.record.splits[split]
         counts.documents += len(lines)
-        counts.characters += sum(len(line.text) for line in lines)
-        counts.utf8_bytes += sum(len(line.text.encode()) for line in lines)
+        counts.characters += sum(len(line.document.text) for line in lines)
+        counts.utf8_bytes += sum(len(line.document.data) for line in lines)
         ids = join_documents(tokens, tokenizer.bos_id, tokenizer.eos_id)
         counts.tokens += len(ids)
         return ids, len(lines)

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.docstrings import separate_docstrings
-from data_prep.documents import is_unicode
 from data_prep.manifest import already_complete, complete_folder, write_manifest
 from itt_composer.errors import UserError
 
@@ -163,7 +162,7 @@ def _package_documents() -> Iterator[CorpusDocument]:
     for name, distribution in _distributions():
         metadata = distribution.metadata
         text = metadata.get("Description") or str(metadata.get_payload() or "")  # type: ignore[attr-defined]
-        if is_unicode(text):
+        if _is_unicode(text):
             yield CorpusDocument("packages", f"{name} {distribution.version}", text.strip() + "\n")
 
 
@@ -219,7 +218,7 @@ def _parse(path: Path) -> tuple[str, ast.Module] | None:
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return None
-    return (source, tree) if is_unicode(source) else None
+    return (source, tree) if _is_unicode(source) else None
 
 
 def _is_table(source: str, tree: ast.Module) -> bool:
@@ -235,3 +234,12 @@ def _is_table(source: str, tree: ast.Module) -> bool:
 def _without_licence(code: str) -> str:
     comments = LEADING_COMMENTS.match(code)
     return code[comments.end() :] if comments and LICENCE.search(comments[0]) else code
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a string has a UTF-8 form, which one with a lone surrogate has not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

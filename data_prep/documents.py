@@ -44,11 +44,10 @@ class Piece:
 
 
 class Document(NamedTuple):
-    """One document: its text, its UTF-8 size in bytes, and the bytes of its line in the file."""
+    """One document: its text, and the same in UTF-8."""
 
     text: str
-    utf8_bytes: int
-    line_bytes: int
+    data: bytes
 
 
 class PieceReader:
@@ -167,10 +166,9 @@ def read_documents(path: Path, text_field: str) -> Iterator[Document]:
     try:
         for line in reader:
             try:
-                text = text_of(line, text_field)
+                yield document_of(line, text_field)
             except ValueError as error:
                 raise BadInputError(reader.lines_read, str(error)) from error
-            yield Document(text, len(text.encode()), len(line))
     except BadInputError as error:
         raise UserError(where(path, error.line) + error.reason) from error
 
@@ -180,7 +178,7 @@ def where(path: Path | str, line: int) -> str:
     return f"{path}, line {line}: " if line else f"{path}: "
 
 
-def text_of(line: bytes, text_field: str) -> str:
+def document_of(line: bytes, text_field: str) -> Document:
     """The document of a line.
 
     Raises:
@@ -201,15 +199,8 @@ def text_of(line: bytes, text_field: str) -> str:
     text = fields[text_field]
     if not isinstance(text, str):
         raise ValueError(f'field "{text_field}" is {type(text).__name__}, not a string')
-    if not is_unicode(text):
-        raise ValueError(f'field "{text_field}" holds half of a surrogate pair, which is no text')
-    return text
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a string has a UTF-8 form, which one with a lone surrogate has not."""
     try:
-        text.encode()
+        return Document(text, text.encode())
     except UnicodeEncodeError:
-        return False
-    return True
+        reason = f'field "{text_field}" holds half of a surrogate pair, which is no text'
+        raise ValueError(reason) from None

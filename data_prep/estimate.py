@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.budgets import Budgets, validation_share_needed
-from data_prep.documents import BadInputError, Piece, PieceReader, text_of
+from data_prep.documents import BadInputError, Piece, PieceReader, document_of
 from data_prep.tokenizer import Tokenizer
 
 FILES = 8
@@ -40,7 +40,7 @@ def estimate(root: Path, files: list[Path], text_field: str, tokenizer: Tokenize
             for line in islice(reader, DOCUMENTS_PER_FILE):
                 line_bytes += len(line)
                 try:
-                    text = text_of(line, text_field)
+                    text = document_of(line, text_field).text
                 except ValueError:
                     continue
                 lengths.append(len(tokenizer.encode(text)) + 2)

@@ -95,9 +95,9 @@ def _training_lines(
     """
     for path in files:
         for document in read_documents(path, text_field):
-            if split_of(document.text, validation_share) == "train":
+            if split_of(document.data, validation_share) == "train":
                 counts["documents"] += 1
-                counts["utf8_bytes"] += document.utf8_bytes
+                counts["utf8_bytes"] += len(document.data)
                 yield from filter(None, document.text.split("\n"))
 
 
