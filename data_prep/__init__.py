@@ -1,12 +1,23 @@
-"""Text to token shards: what happens before training, without torch.
+"""Text to token shards: what happens before training.
 
-errors.py      a user's mistake, as one sentence
-manifest.py    an output folder is complete or absent; its manifest says what made it
-split.py       train or validation, decided by a document's text alone
-documents.py   reading `ROOT/<domain>/**/*.jsonl`
-docstrings.py  a Python source, separated into code and docstrings
-corpus.py      `sample-corpus`: real text from the running Python installation
-tokenizer.py   `train-tokenizer`: a LLaMA-style SentencePiece model; loading one
-convert.py     `convert`: jsonl to MDS shards of fixed-length token rows
-    progress.py    how far a long command is
+Commands: `convert`, `verify`, `stats`, `sample-corpus`, `train-tokenizer`.
+
+convert.py            `convert`: the checklist
+    domains.py        folders of a corpus and their names
+    parts.py          what a worker takes at a time
+    budgets.py        how much is wanted; estimate.py: of how much there is
+    local_engine.py   parts on the cores of this machine; workers.py: its processes
+    spark_engine.py   parts on a cluster
+    conversion.py     one part: lines → documents → ids → rows
+        documents.py, split.py, tokenizer.py, encoder.py, rows.py
+    part_store.py     a part's shards, there as a whole or not at all
+    state.py          what an unfinished conversion has done
+    assembly.py       finished parts → finished streams
+    rejects.py        lines that were left out
+    output.py         a folder; remote.py: an object store
+    progress.py       how far it is
+convert_manifest.py   the manifest of `convert`; manifest.py: of every command
+verify.py, stats.py   reading the result again
+corpus.py, docstrings.py   `sample-corpus`: real text from the running Python installation
+tokenizer_training.py      `train-tokenizer`: a LLaMA-style SentencePiece model
 """

@@ -1,5 +1,6 @@
-"""The command line: `python -m data_prep <sample-corpus | train-tokenizer | convert>`."""
+"""The command line: `python -m data_prep COMMAND`; see `--help`."""
 
+import json
 import logging
 from enum import Enum
 from pathlib import Path
@@ -40,6 +41,9 @@ Share = Annotated[
     typer.Option(min=0, max=1, help="Share of documents, by a hash of their text, to validate on."),
 ]
 TextField = Annotated[str, typer.Option(help="Field of a line that holds the document's text.")]
+
+Folder = Annotated[str, typer.Argument(help="Folder that convert wrote.", metavar="OUT")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 @app.command()
@@ -209,6 +213,48 @@ def convert(
             _print_counts(f"{split} in {out}", domains)
         for shortfall in conversion.shortfalls(manifest):
             typer.echo(f"warning: {shortfall}", err=True)
+
+
+@app.command()
+def verify(
+    out: Folder,
+    as_json: Json = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Shards to read at a time; the usable cores unless given."),
+    ] = None,
+) -> None:
+    """Re-read every shard of OUT and name each file that is damaged."""
+    from data_prep.verify import progress_bar, verify
+    from data_prep.workers import usable_cores
+
+    with errors_as_sentences():
+        with progress_bar() as on_progress:
+            report = verify(out, workers or usable_cores(), on_progress)
+        if as_json:
+            typer.echo(json.dumps(report.as_json(), indent=1))
+        else:
+            for file, problem in report.problems:
+                typer.echo(f"damaged: {file}: {problem}")
+            typer.echo(report.as_line())
+        if not report.ok:
+            raise typer.Exit(1)
+
+
+@app.command()
+def stats(out: Folder, as_json: Json = False) -> None:
+    """Count the documents, rows and tokens of OUT by domain and split."""
+    from data_prep.stats import rejects_line, stats, tables
+
+    with errors_as_sentences():
+        found = stats(out)
+        if as_json:
+            typer.echo(found.model_dump_json(indent=1))
+            return
+        for table in tables(found):
+            Console().print(table)
+        if line := rejects_line(found):
+            typer.echo(line)
 
 
 def _log_to_stderr() -> None:

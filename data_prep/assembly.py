@@ -1,37 +1,19 @@
 """From finished parts to finished streams: what the parts left over, indexes, counts."""
 
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_prep.budgets import Budgets
+from data_prep.convert_manifest import StreamCounts
 from data_prep.manifest import fingerprint
 from data_prep.part_store import INDEX, TAILS, DonePart, merge_indexes, store_tails
 from data_prep.rows import ShardOptions
 from data_prep.split import SPLITS
 from data_prep.state import State
 from data_prep.workers import Workers
-
-
-@dataclass
-class StreamCounts:
-    """What became of the documents of one domain in one split.
-
-    `tokens` counts the ids in rows, BOS and EOS included; `dropped_tokens` the tail that did not
-    fill the last row; `unused_tokens` what lies beyond the budget.
-    """
-
-    documents: int = 0
-    characters: int = 0
-    utf8_bytes: int = 0
-    tokens: int = 0
-    dropped_tokens: int = 0
-    unused_tokens: int = 0
-    rows: int = 0
 
 
 @dataclass
@@ -90,12 +72,9 @@ def finish_streams(
     return streams
 
 
-def totals(counts: Iterable[StreamCounts]) -> dict[str, int]:
+def totals(counts: list[StreamCounts]) -> dict[str, int]:
     """Sums over streams."""
-    total = Counter(asdict(StreamCounts()))
-    for stream in counts:
-        total.update(asdict(stream))
-    return dict(total)
+    return {name: sum(getattr(c, name) for c in counts) for name in StreamCounts.model_fields}
 
 
 def rows_of_tails(parts: list[DonePart], split: str, options: ShardOptions) -> np.ndarray:

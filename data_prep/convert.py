@@ -8,7 +8,7 @@ import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -237,11 +237,11 @@ def _report(
         "validation_threshold": threshold,
         "inputs": _inputs(plan, used),
         "splits": {
-            split: {domain: asdict(stream.counts) for domain, stream in domains.items()}
+            split: {domain: stream.counts.model_dump() for domain, stream in domains.items()}
             for split, domains in streams.items()
         },
         "totals": {
-            split: totals(stream.counts for stream in domains.values())
+            split: totals([stream.counts for stream in domains.values()])
             for split, domains in streams.items()
         },
         "rejects": {

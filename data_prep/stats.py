@@ -1,0 +1,106 @@
+"""`stats`: what a converted folder holds, told from its manifest alone."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from data_prep.convert_manifest import ManifestPart, StreamCounts, read_convert_manifest
+
+
+class StreamStats(ManifestPart):
+    """One domain of a split, or the whole split.
+
+    `characters_per_token` is None without tokens; `share` is the fraction (0..1) of the split's
+    tokens in rows.
+    """
+
+    documents: int
+    rows: int
+    tokens: int
+    characters_per_token: float | None
+    share: float
+
+
+class Stats(ManifestPart):
+    """What a converted folder holds; `rejects` counts by domain the lines that were skipped."""
+
+    seq_len: int
+    vocab_size: int
+    splits: dict[str, dict[str, StreamStats]]
+    totals: dict[str, StreamStats]
+    rejects: dict[str, int]
+
+
+def stats(out: str | Path) -> Stats:
+    """Documents, rows and tokens per split and domain.
+
+    Raises:
+        UserError: as `read_convert_manifest`.
+    """
+    manifest = read_convert_manifest(out)
+    totals = {split: _sum(list(domains.values())) for split, domains in manifest.splits.items()}
+    return Stats(
+        seq_len=manifest.seq_len,
+        vocab_size=manifest.vocab_size,
+        splits={
+            split: {name: _stats(counts, totals[split]) for name, counts in domains.items()}
+            for split, domains in manifest.splits.items()
+        },
+        totals={split: _stats(total, total) for split, total in totals.items()},
+        rejects=manifest.rejects,
+    )
+
+
+def tables(stats: Stats) -> list[Table]:
+    """A table per split: a row per domain and one for all of them."""
+    return [_table(stats, split) for split in stats.splits]
+
+
+def rejects_line(stats: Stats) -> str | None:
+    """Name the domains with lines that held no document, None when no domain had any."""
+    rejects = [f"{domain} {count:,}" for domain, count in stats.rejects.items() if count]
+    return f"rejected lines: {', '.join(rejects)}" if rejects else None
+
+
+def _sum(counts: list[StreamCounts]) -> StreamCounts:
+    fields: dict[str, Any] = {
+        name: sum(getattr(count, name) for count in counts) for name in StreamCounts.model_fields
+    }
+    return StreamCounts(**fields)
+
+
+def _stats(counts: StreamCounts, total: StreamCounts) -> StreamStats:
+    # The characters of dropped and unused ids are counted too.
+    encoded = counts.tokens + counts.dropped_tokens + counts.unused_tokens
+    return StreamStats(
+        documents=counts.documents,
+        rows=counts.rows,
+        tokens=counts.tokens,
+        characters_per_token=counts.characters / encoded if encoded else None,
+        share=counts.tokens / total.tokens if total.tokens else 0.0,
+    )
+
+
+def _table(stats: Stats, split: str) -> Table:
+    columns = ("documents", "rows", "tokens", "characters\nper token", "share\nof tokens")
+    table = Table("domain", title=split, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for domain, counts in stats.splits[split].items():
+        table.add_row(Text(domain), *_cells(counts))
+    table.add_section()
+    table.add_row("all", *_cells(stats.totals[split]))
+    return table
+
+
+def _cells(counts: StreamStats) -> list[str]:
+    characters = counts.characters_per_token
+    return [
+        f"{counts.documents:,}",
+        f"{counts.rows:,}",
+        f"{counts.tokens:,}",
+        "–" if characters is None else f"{characters:.2f}",
+        f"{counts.share:.1%}",
+    ]
