@@ -52,6 +52,7 @@ DEFAULT_RUN_FOLDER = "runs/${run_name}"
 FORMS = {
     "run_name": "may hold letters, digits, '.', '_' and '-' only",
     "microbatch_size": 'should be a positive integer or "auto"',
+    "cache_limit": 'should be a size such as "200gb"',
 }
 
 Positive = Annotated[int, Field(ge=1)]
@@ -119,21 +120,49 @@ class DataRecipe(_Group):
             `remote` set, the cache that shards are downloaded to.
         remote: the same layout in an object store, or null.
         seq_len: tokens of a row; must be the shards' own.
+        tokenizer: file or folder of the tokenizer that the shards must have been made with, or
+            null.
         domains: share of each domain in the training batches, normalised to 1; a domain set to
             null is left out. null for all of it takes every domain of the manifest in proportion
             to its size.
+        validate_hash: read every shard before training starts, and every download, and compare
+            its SHA-256; sizes are compared in any case.
         shuffle_seed: order of the training rows.
+        shuffle_algo: "py1e" and "py1br" mix the rows of neighbouring shards, "naive" all rows.
+        shuffle_block_size: rows of the stretch in which a shard's rows are spread, over all
+            domains.
+        num_canonical_nodes: parts of an epoch that are read side by side; with `remote`, the
+            number of nodes, so that each downloads a part only. Fixed for a run.
         num_workers: loader processes per rank.
-        cache_limit: most bytes of `local` used as a cache ("200gb"), or null.
+        predownload: rows that a worker downloads ahead, or null for eight batches.
+        cache_limit: most bytes of the cache, of each split ("200gb"), or null.
+        download_retry: attempts to download a file.
+        download_timeout: seconds for one file.
     """
 
     local: str
     remote: str | None = None
     seq_len: Positive
+    tokenizer: str | None = None
     domains: Annotated[dict[str, Share], BeforeValidator(_without_null)] | None = None
+    validate_hash: bool = True
     shuffle_seed: int = Field(17, ge=0)
+    shuffle_algo: Literal["py1e", "py1br", "naive"] = "py1e"
+    shuffle_block_size: Positive = 1 << 18
+    num_canonical_nodes: Positive = 1
     num_workers: int = Field(2, ge=0)
-    cache_limit: str | None = None
+    predownload: Positive | None = None
+    cache_limit: Annotated[str, Field(pattern=r"^(?i:\d+(\.\d+)?[kmgt]b)$")] | None = None
+    download_retry: Positive = 2
+    download_timeout: float = Field(60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _cache_has_an_origin(self) -> "DataRecipe":
+        if self.remote is None and self.cache_limit is not None:
+            raise ValueError(
+                f"cache_limit={self.cache_limit} needs remote: without it, local is no cache"
+            )
+        return self
 
 
 class TrainRecipe(_Group):

@@ -138,6 +138,13 @@ class ConsoleLines(Settings):
     interval: Duration = "50ba"
 
 
+@CALLBACKS.register("domain_shares", "itt_composer.callbacks.domain_shares:DomainShares")
+class DomainShares(Settings):
+    """Logs the shares in which the domains have really been drawn."""
+
+    interval: Duration = "50ba"
+
+
 @CALLBACKS.register("speed_monitor", "composer.callbacks:SpeedMonitor")
 class SpeedMonitor(Settings):
     """Throughput in tokens/s and FLOP/s; MFU where the device's peak is known."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from itt_composer.config import Recipe, load_recipe, recipe_as_yaml
-from itt_composer.data.shards import check_shards
+from itt_composer.data.shards import LoaderError, check_shards
 from itt_composer.errors import UserError
 from itt_composer.run_folder import RunFolder
 
@@ -64,18 +64,18 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     """Run a recipe to its end.
 
     Raises:
-        UserError: the device the recipe asks for is not there, or cannot do what it asks.
+        UserError: the device the recipe asks for is not there, or cannot do what it asks; shards
+            that cannot be had, do not fit or are damaged.
     """
     from composer.utils import dist, reproducibility
-    from streaming.base.util import clean_stale_shared_memory
+
+    from itt_composer.data.prepare import prepare_shards
 
     # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
     device = _device(recipe)
     dist.initialize_dist(device)
-    if recipe.data.remote is not None:
-        # A killed run leaves shared memory that names the cache folder as taken.
-        clean_stale_shared_memory()
+    prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
     reproducibility.seed_all(recipe.seed)
     model = build_model(recipe)
     trainer = build_trainer(recipe, run, model, device)
@@ -172,7 +172,7 @@ def save_results(
 
 
 def _check_before_start(recipe: Recipe) -> None:
-    """What can be told without torch: shards, and batches that split over the ranks."""
+    """What can be told without torch: local shards, and batches that split over the ranks."""
     if recipe.data.remote is None:
         try:
             check_shards(
@@ -181,10 +181,18 @@ def _check_before_start(recipe: Recipe) -> None:
                 vocab_size=recipe.model.vocab_size,
                 domains=recipe.data.domains,
                 batch_size=recipe.train.global_batch_size,
+                tokenizer=recipe.data.tokenizer,
             )
         except UserError as error:
             raise UserError(f"data.local={recipe.data.local}: {error}") from None
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    nodes = ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    parts, size = recipe.data.num_canonical_nodes, recipe.train.global_batch_size
+    if size % parts or (parts % nodes and nodes % parts):
+        raise UserError(
+            f"data.num_canonical_nodes={parts} does not fit train.global_batch_size={size} on "
+            f"{nodes} nodes; it must divide the first, and divide or be divided by the second"
+        )
     for key in ("global_batch_size", "eval_batch_size"):
         size = getattr(recipe.train, key)
         if size % ranks:
@@ -232,7 +240,7 @@ def _say(text: str) -> None:
 
 def _fail(error: UserError) -> None:
     """Tell the mistake once, not once per rank, and exit with code 1."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LoaderError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
         # The launcher prints the output of every rank that failed, but not of those it stops.

@@ -1,5 +1,6 @@
 """What a folder of shards holds, read from its manifest; checked before training starts."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,14 @@ from typing import Any
 from itt_composer.errors import UserError
 
 SPLITS = ("train", "validation")
-NEEDED_KEYS = {"seq_len", "vocab_size", "splits", "totals"}
+NEEDED_KEYS = {"seq_len", "dtype", "vocab_size", "tokenizer", "splits", "totals", "files"}
+NEEDED_OF_A_SHARD = ("samples", "column_names", "column_encodings", "raw_data")
 HOW_TO_MAKE = "make shards with `python -m data_prep convert`"
+COLUMN = "input_ids"
+
+
+class LoaderError(UserError):
+    """What one rank alone meets in the middle of training, such as a damaged download."""
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -22,13 +29,33 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"data folder {folder} is not there; {HOW_TO_MAKE}")
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"data folder {folder} has no manifest.json; {HOW_TO_MAKE}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); {HOW_TO_MAKE} again") from None
-    if not isinstance(manifest, dict) or not manifest.keys() >= NEEDED_KEYS:
-        raise UserError(f"{path} does not describe shards; {HOW_TO_MAKE}")
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, place: str) -> dict[str, Any]:
+    """The manifest in the bytes of a file.
+
+    Args:
+        content: the bytes.
+        place: path or address of the file, for the messages.
+
+    Raises:
+        UserError: broken JSON, another command's manifest, or that of an unfinished conversion.
+    """
+    try:
+        manifest = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{place} cannot be read ({error}); {HOW_TO_MAKE} again") from None
+    keys = manifest.keys() if isinstance(manifest, dict) else set()
+    if "splits" not in keys and "command" in keys and manifest["command"] == "convert":
+        raise UserError(f"{place} is of shards that are not finished; let `convert` end first")
+    if not keys >= NEEDED_KEYS:
+        raise UserError(f"{place} does not describe shards; {HOW_TO_MAKE}")
     return manifest
 
 
@@ -38,12 +65,22 @@ def domains_with_rows(manifest: dict[str, Any], split: str) -> dict[str, int]:
     return {name: counts["rows"] for name, counts in domains.items() if counts["rows"]}
 
 
+def streams_in_use(
+    manifest: dict[str, Any], domains: dict[str, float] | None
+) -> list[tuple[str, str]]:
+    """(split, domain) of every stream that a run reads: what it trains on, all of validation."""
+    training = domains or domains_with_rows(manifest, "train")
+    validation = domains_with_rows(manifest, "validation")
+    return [("train", name) for name in training] + [("validation", name) for name in validation]
+
+
 def check_shards(
     folder: str | Path,
     seq_len: int,
     vocab_size: int,
     domains: dict[str, float] | None,
     batch_size: int,
+    tokenizer: str | None = None,
 ) -> None:
     """Refuse shards that do not fit the recipe.
 
@@ -53,6 +90,7 @@ def check_shards(
         vocab_size: ids of the model.
         domains: shares by name, or None for every domain there is.
         batch_size: rows of one training step, over all ranks.
+        tokenizer: file or folder of the tokenizer that must have made the shards, or None.
 
     Raises:
         UserError: the sentence names the folder and what differs.
@@ -67,6 +105,11 @@ def check_shards(
         raise UserError(
             f"data folder {folder} was made with a tokenizer of {manifest['vocab_size']} ids, but "
             f"the recipe has model.vocab_size={vocab_size}; set it to {manifest['vocab_size']}"
+        )
+    if tokenizer is not None and tokenizer_sha256(tokenizer) != manifest["tokenizer"]["sha256"]:
+        raise UserError(
+            f"data folder {folder} was made with another tokenizer than data.tokenizer="
+            f"{tokenizer}; give the one in {Path(folder) / 'tokenizer'}, or convert again"
         )
     present = domains_with_rows(manifest, "train")
     for domain in domains or {}:
@@ -86,8 +129,64 @@ def check_shards(
             f"data folder {folder} has no validation rows; convert again with a larger "
             "--validation-share or more text"
         )
-    for split in SPLITS:
-        for domain in domains_with_rows(manifest, split):
-            index = Path(folder) / split / domain / "index.json"
-            if not index.is_file():
-                raise UserError(f"{index} is missing; {HOW_TO_MAKE} again")
+    for split, domain in streams_in_use(manifest, domains):
+        check_index(Path(folder), manifest, split, domain)
+
+
+def check_index(folder: Path, manifest: dict[str, Any], split: str, domain: str) -> None:
+    """Refuse a stream whose index does not hold the rows that the manifest promises.
+
+    Raises:
+        UserError: the sentence names the index file.
+    """
+    path = folder / split / domain / "index.json"
+    shards = read_index(path)
+    column = f"ndarray:{manifest['dtype']}:{manifest['seq_len']}"
+    for shard in shards:
+        found = dict(zip(shard["column_names"], shard["column_encodings"], strict=False))
+        if found != {COLUMN: column}:
+            raise UserError(
+                f"{path} describes columns {found}, not {COLUMN} of {column} as the manifest "
+                f"says; {HOW_TO_MAKE} again"
+            )
+    rows, promised = sum(shard["samples"] for shard in shards), domains_with_rows(manifest, split)
+    if rows != promised[domain]:
+        raise UserError(
+            f"{path} has {rows} rows, but the manifest {promised[domain]}; {HOW_TO_MAKE} again"
+        )
+
+
+def read_index(path: Path) -> list[dict[str, Any]]:
+    """The shards that an `index.json` describes.
+
+    Raises:
+        UserError: the file is missing or no index.
+    """
+    try:
+        shards = json.loads(path.read_bytes())["shards"]
+        # What the callers read of each.
+        _ = [
+            (s["samples"], s["column_names"], s["column_encodings"], s["raw_data"]) for s in shards
+        ]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {HOW_TO_MAKE} again") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no index of shards ({error}); {HOW_TO_MAKE} again") from None
+    return shards
+
+
+def tokenizer_sha256(path: str | Path) -> str:
+    """SHA-256 of a tokenizer's file; of a folder's `tokenizer.model`, else `tokenizer.json`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(path)
+    candidates = [path / "tokenizer.model", path / "tokenizer.json"] if path.is_dir() else [path]
+    for file in candidates:
+        if file.is_file():
+            return hashlib.sha256(file.read_bytes()).hexdigest()
+    raise UserError(
+        f"data.tokenizer={path}: no such tokenizer; give a tokenizer.model, a tokenizer.json, or "
+        "the folder of one"
+    )

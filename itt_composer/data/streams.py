@@ -3,8 +3,10 @@
 Shapes: B batch, S sequence.
 """
 
-import getpass
+import contextlib
+import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,75 +15,128 @@ import torch
 from composer.core import DataSpec
 from composer.utils import dist
 from filelock import FileLock
-from streaming import Stream, StreamingDataLoader, StreamingDataset
+from streaming import StreamingDataLoader, StreamingDataset
 
 from itt_composer.config import DataRecipe
-from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.data.shards import LoaderError, domains_with_rows, read_manifest
+from itt_composer.data.shared_memory import SHARED_MEMORY, hold_segments, remove_stale_segments
+from itt_composer.data.token_rows import ShardStream, TokenRows
+from itt_composer.errors import UserError
+
+DOMAIN = "domain"
 
 
-def collate_rows(rows: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Rows of token ids → `input_ids`, `labels` and `attention_mask`, each (B, S), int64.
 
     Labels are the ids themselves: the model shifts them. The mask is all ones; given one,
-    transformers lets attention use its causal kernels instead of building a mask.
+    transformers lets attention use its causal kernels instead of building a mask. Rows that carry
+    the number of their domain add `domain`, (B,); the model is not given it.
     """
     input_ids_BS = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
-    return {
+    batch = {
         "input_ids": input_ids_BS,
         "labels": input_ids_BS.clone(),
         "attention_mask": torch.ones_like(input_ids_BS),
     }
+    if DOMAIN in rows[0]:
+        batch[DOMAIN] = torch.tensor([row[DOMAIN] for row in rows])
+    return batch
 
 
-def build_dataset(data: DataRecipe, split: str, batch_size: int) -> StreamingDataset:
+def build_dataset(data: DataRecipe, split: str, batch_size: int) -> TokenRows:
     """Stream a split: training rows shuffled by `shuffle_seed`, others in their stored order.
 
-    Training draws domains by `data.domains`, if given; other splits take every row once.
+    Training draws domains by `data.domains`, if given; other splits take every row once. An epoch
+    of training is as many whole batches as there are rows for, over all ranks: so it ends at the
+    same batch on any number of them.
 
     Args:
         data: the recipe's data section.
         split: "train" or "validation".
         batch_size: rows per batch of one rank.
+
+    Raises:
+        UserError: no manifest, a cache limit that is too low, a cache that another run uses.
     """
     is_train = split == "train"
     local = Path(data.local)
-    if data.remote is not None:
-        _fetch_manifest(data.remote, local)
     shares = data.domains if is_train else None
+    rows = domains_with_rows(read_manifest(local), split)
+    domains = list(shares or rows)
     streams = [
-        Stream(
+        ShardStream(
             local=str(local / split / domain),
             remote=f"{data.remote}/{split}/{domain}" if data.remote else None,
             proportion=shares[domain] if shares else None,
         )
-        for domain in shares or domains_with_rows(read_manifest(local), split)
+        for domain in domains
     ]
-    return open_dataset(
-        streams=streams,
-        batch_size=batch_size,
-        shuffle=is_train,
-        shuffle_seed=data.shuffle_seed,
-        cache_limit=data.cache_limit,
-        validate_hash="sha256",
-    )
+    epoch_size = None
+    if is_train:
+        total, step = sum(rows[domain] for domain in domains), batch_size * dist.get_world_size()
+        epoch_size = total // step * step
+        if epoch_size == total and not shares:
+            epoch_size = None  # every row once, free of rounding
+    try:
+        dataset = open_dataset(
+            TokenRows,
+            streams=streams,
+            batch_size=batch_size,
+            epoch_size=epoch_size,
+            shuffle=is_train,
+            shuffle_algo=data.shuffle_algo,
+            shuffle_seed=data.shuffle_seed,
+            shuffle_block_size=data.shuffle_block_size,
+            # Fixed, or a resumed run would see another order on another number of nodes.
+            num_canonical_nodes=data.num_canonical_nodes if is_train else 1,
+            predownload=data.predownload,
+            cache_limit=data.cache_limit,
+            download_retry=data.download_retry,
+            download_timeout=data.download_timeout,
+            validate_hash="sha256" if data.validate_hash else None,
+        )
+    except ValueError as error:
+        raise UserError(f"data.local={local}: {' '.join(str(error).split())}") from None
+    dataset.domains = domains
+    return dataset
 
 
-def open_dataset(**settings: Any) -> StreamingDataset:
-    """A `StreamingDataset`, opened by one run of this user at a time.
+def open_dataset(kind: type[StreamingDataset] = StreamingDataset, **settings: Any) -> Any:
+    """A `StreamingDataset`, opened by one run of this user at a time, stale memory removed.
 
     It looks for a free name for its shared memory and then takes it; two runs that start at the
-    same moment would take the same one. Only a node's first rank takes it, so only it waits.
+    same moment would take the same one. A node's first rank holds the lock for the others, which
+    look only when it has it.
     """
-    if dist.get_local_rank() != 0:
-        return StreamingDataset(**settings)
-    with FileLock(Path(tempfile.gettempdir()) / f"itt_composer_{getpass.getuser()}.lock"):
-        return StreamingDataset(**settings)
+    is_first = dist.get_local_rank() == 0
+    folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    lock = FileLock(folder / f"itt_composer_{os.getuid()}.lock")
+    with lock if is_first else contextlib.nullcontext():
+        if is_first:
+            remove_stale_segments()
+        dist.barrier()
+        dataset = kind(**settings)
+        hold_segments(dataset._shm_prefix_int, is_first)
+        return dataset
+
+
+class TokenLoader(StreamingDataLoader):
+    """A resumable loader whose worker processes tell a mistake as a sentence, too."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except LoaderError as error:
+            # From a worker comes its traceback, with the sentence at its end.
+            sentence = str(error).rstrip().rpartition(f"{LoaderError.__name__}: ")[2]
+            raise LoaderError(sentence) from None
 
 
 def build_dataloader(data: DataRecipe, split: str, global_batch_size: int) -> DataSpec:
     """A resumable loader of `global_batch_size` rows per step over all ranks."""
     batch_size = global_batch_size // dist.get_world_size()
-    loader = StreamingDataLoader(
+    loader = TokenLoader(
         build_dataset(data, split, batch_size),
         batch_size=batch_size,
         collate_fn=collate_rows,
@@ -91,14 +146,3 @@ def build_dataloader(data: DataRecipe, split: str, global_batch_size: int) -> Da
         pin_memory=torch.cuda.is_available(),
     )
     return DataSpec(loader, get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel())
-
-
-def _fetch_manifest(remote: str, local: Path) -> None:
-    """Download the manifest beside the cache, once per node."""
-    from streaming.base.storage import CloudDownloader
-
-    if dist.get_local_rank() == 0:
-        local.mkdir(parents=True, exist_ok=True)
-        downloader = CloudDownloader.get(remote)
-        downloader.download(f"{remote}/manifest.json", str(local / "manifest.json"), timeout=60)
-    dist.barrier()

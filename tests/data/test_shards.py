@@ -2,10 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
-from itt_composer.data.shards import check_shards, domains_with_rows, read_manifest
+from itt_composer.data.shards import (
+    check_shards,
+    domains_with_rows,
+    read_manifest,
+    streams_in_use,
+    tokenizer_sha256,
+)
 from itt_composer.errors import UserError
 
 FITTING = {"seq_len": 32, "vocab_size": 512, "domains": None, "batch_size": 4}
@@ -19,11 +26,8 @@ def refusal(folder, **changed):
 
 @pytest.fixture
 def copy(shards, tmp_path):
-    """A copy of the shards' manifest that a test may change."""
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    shutil.copy(shards / "manifest.json", folder)
-    return folder
+    """A copy of the shards that a test may change."""
+    return Path(shutil.copytree(shards, tmp_path / "copy"))
 
 
 def change(folder, **values):
@@ -87,6 +91,7 @@ def test_shards_without_training_rows_are_refused(copy):
 
 
 def test_a_manifest_without_its_streams_is_refused(copy):
+    (copy / "train/code/index.json").unlink()
     assert refusal(copy).startswith(f"{copy / 'train' / 'code' / 'index.json'} is missing")
 
 
@@ -95,3 +100,50 @@ def test_shards_without_validation_rows_are_refused(copy):
     splits["validation"] = {}
     change(copy, splits=splits)
     assert "has no validation rows; convert again" in refusal(copy)
+
+
+def test_an_unfinished_conversion_is_refused(copy):
+    manifest = read_manifest(copy)
+    del manifest["splits"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert "is of shards that are not finished" in refusal(copy)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"shards": [{"samples": 1}]}'])
+def test_a_file_that_is_no_index_is_named(copy, content):
+    (copy / "train/prose/index.json").write_text(content)
+    assert refusal(copy).startswith(f"{copy / 'train/prose/index.json'} is no index of shards")
+
+
+def test_an_index_without_the_promised_rows_is_refused(copy):
+    (copy / "validation/code/index.json").write_text('{"version": 2, "shards": []}')
+    assert "has 0 rows, but the manifest" in refusal(copy)
+
+
+def test_shards_of_another_row_length_than_their_manifest_are_refused(copy):
+    change(copy, seq_len=16)
+    assert "describes columns {'input_ids': 'ndarray:uint16:32'}" in refusal(copy, seq_len=16)
+
+
+def test_only_the_tokenizer_of_the_shards_is_taken(shards, tmp_path):
+    for tokenizer in (shards / "tokenizer", shards / "tokenizer/tokenizer.model"):
+        check_shards(shards, **FITTING, tokenizer=str(tokenizer))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    other = "was made with another tokenizer than data.tokenizer="
+    assert other in refusal(shards, tokenizer=str(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+    assert f"data.tokenizer={tmp_path}: no such" in refusal(shards, tokenizer=str(tmp_path))
+
+
+def test_a_tokenizer_folder_is_known_by_its_model_file(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    by_json = tokenizer_sha256(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"model")
+    assert tokenizer_sha256(tmp_path) == tokenizer_sha256(tmp_path / "tokenizer.model") != by_json
+
+
+def test_a_run_reads_its_domains_and_all_of_validation(shards):
+    manifest = read_manifest(shards)
+    validation = [("validation", "code"), ("validation", "prose")]
+    assert streams_in_use(manifest, {"prose": 1.0}) == [("train", "prose"), *validation]
+    assert len(streams_in_use(manifest, None)) == 4

@@ -1,14 +1,20 @@
 """Shards → batches: every row in its place, as often and in the order it should."""
 
+import shutil
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from streaming import LocalDataset
 
+from itt_composer.data.prepare import prepare_shards
+from itt_composer.data.shards import LoaderError
 from itt_composer.data.streams import build_dataloader, collate_rows
+from itt_composer.data.token_rows import interleave
+from itt_composer.errors import UserError
 
 
 @pytest.fixture
@@ -94,9 +100,93 @@ def test_a_loader_goes_on_in_the_middle_of_an_epoch(loader):
     assert rows_of(resumed) == whole[5 * 16 :]
 
 
-def test_shards_are_fetched_from_a_remote_folder(loader, shards, tmp_path):
-    places = (f"data.remote={shards}", f"data.local={tmp_path / 'cache'}")
-    assert rows_of(loader("train", *places)) == rows_of(loader("train"))
-    assert (tmp_path / "cache/manifest.json").read_bytes() == (
-        shards / "manifest.json"
-    ).read_bytes()
+def test_the_training_order_does_not_depend_on_the_workers(loader):
+    shares = "data.domains={code: 1, prose: 1}"
+    alone = rows_of(loader("train", shares))
+    for workers in (1, 3):
+        assert rows_of(loader("train", shares, f"data.num_workers={workers}")) == alone
+
+
+def test_another_epoch_has_another_order(loader):
+    training = loader("train")
+    first, second = rows_of(training), rows_of(training)
+    assert first != second
+    # But for the rows that fill no last batch, which are others.
+    assert (Counter(first) - Counter(second)).total() < 16
+
+
+@pytest.mark.parametrize("algorithm", ["py1e", "py1br", "naive"])
+def test_every_stretch_of_training_holds_the_shares(loader, algorithm):
+    batches = list(
+        loader("train", "data.domains={code: 7, prose: 13}", f"data.shuffle_algo={algorithm}")
+    )
+    drawn = torch.cat([batch["domain"] for batch in batches])
+    assert (drawn == 0).float().mean().item() == pytest.approx(0.35, abs=0.01)
+    for stretch in drawn.split(40):
+        assert abs((stretch == 0).sum().item() - 0.35 * len(stretch)) < 2
+
+
+def test_interleaved_positions_are_every_position_once():
+    positions = interleave([5, 0, 1000, 37], seed=3)
+    assert [len(domain) for domain in positions] == [5, 0, 1000, 37]
+    assert np.array_equal(np.sort(np.concatenate(positions)), np.arange(1042))
+    assert all((np.diff(domain) > 0).all() for domain in positions)
+    assert not np.array_equal(positions[3], interleave([5, 0, 1000, 37], seed=4)[3])
+
+
+def test_a_row_carries_the_number_of_its_domain(loader, shards):
+    training = loader("train", "data.domains={prose: 1, code: 1}")
+    assert training.dataset.domains == ["prose", "code"]
+    code = set(stored_rows(shards, "train", "code"))
+    for batch in islice(training, 3):
+        expected = [int(tuple(row) in code) for row in batch["input_ids"].tolist()]
+        assert batch["domain"].tolist() == expected
+
+
+def test_a_domain_too_small_for_a_row_is_left_out(loader):
+    drawn = [batch["domain"] for batch in loader("train", "data.domains={code: 1e-9, prose: 1}")]
+    assert torch.cat(drawn).eq(1).float().mean() > 0.99
+
+
+@pytest.fixture
+def remote(shards, small_recipe, tmp_path):
+    """A copy of the shards, and the overrides that stream them through a prepared cache."""
+    folder = Path(shutil.copytree(shards, tmp_path / "remote"))
+    places = (f"data.remote={folder}", f"data.local={tmp_path / 'cache'}")
+    prepare_shards(small_recipe(*places).data, vocab_size=512, batch_size=4)
+    return folder, places
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_are_fetched_from_a_remote_folder(loader, remote, tmp_path, workers):
+    _, places = remote
+    assert not (tmp_path / "cache/train/code/00000/shard.00000.mds").exists()
+    rows = rows_of(loader("train", *places, f"data.num_workers={workers}"))
+    assert rows == rows_of(loader("train"))
+    assert (tmp_path / "cache/train/code/00000/shard.00000.mds").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["flipped byte", "missing"])
+def test_a_shard_that_cannot_be_had_is_one_sentence(loader, remote, tmp_path, damage, workers):
+    folder, places = remote
+    shard = folder / "train/prose/00000/shard.00000.mds"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(content)
+    with pytest.raises(LoaderError) as caught:
+        list(loader("train", *places, f"data.num_workers={workers}"))
+    sentence = str(caught.value)
+    reason = "is damaged" if damage == "flipped byte" else "cannot be had (FileNotFoundError"
+    assert sentence.startswith(f"shard {shard} {reason}")
+    assert "\n" not in sentence
+    # Or the next run would take it for whole.
+    assert not (tmp_path / "cache/train/prose/00000/shard.00000.mds").exists()
+
+
+def test_a_cache_limit_below_four_shards_is_one_sentence(loader, remote):
+    with pytest.raises(UserError, match=r"data\.local=.*Cache limit \(20480 bytes\) is too low"):
+        loader("train", *remote[1], "data.cache_limit=20kb")

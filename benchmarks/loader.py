@@ -1,0 +1,141 @@
+"""How many tokens the loader gives per second, against what an A100 takes.
+
+    python benchmarks/loader.py                  # makes 1 GB of shards in a temporary folder
+    python benchmarks/loader.py data/redpajama   # or reads the output of `convert`
+
+Prints a Markdown table. One rank; a node's ranks share its cores and its disk.
+"""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from streaming import MDSWriter
+
+from itt_composer.config import DataRecipe
+from itt_composer.data.integrity import sha256_of
+from itt_composer.data.prepare import prepare_shards
+from itt_composer.data.streams import build_dataloader
+
+# Tokens/s that one A100-80GB takes in training the 162M models, about.
+A100_TOKENS_PER_SECOND = 120_000
+SHARES = {
+    "cc": 0.67,
+    "c4": 0.15,
+    "github": 0.045,
+    "book": 0.045,
+    "wiki": 0.045,
+    "arxiv": 0.025,
+    "stackexchange": 0.02,
+}
+VOCAB_SIZE = 32_000
+
+
+def make_shards(out: Path, megabytes: int, seq_len: int) -> None:
+    """Random rows in the layout of `convert`, every domain in its share."""
+    rng = np.random.default_rng(0)
+    splits: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
+    for domain, share in SHARES.items():
+        rows = max(16, int(megabytes * 1e6 * share / (2 * seq_len)))
+        splits["train"][domain] = {"rows": rows}
+        write_rows(out / "train" / domain, rows, seq_len, rng)
+    splits["validation"]["cc"] = {"rows": 16}
+    write_rows(out / "validation/cc", 16, seq_len, rng)
+    manifest = {
+        "seq_len": seq_len,
+        "dtype": "uint16",
+        "vocab_size": VOCAB_SIZE,
+        "tokenizer": {"file": "", "sha256": ""},
+        "splits": splits,
+        "totals": {},
+        "files": {
+            path.relative_to(out).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
+            }
+            for path in out.rglob("*")
+            if path.is_file()
+        },
+    }
+    (out / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_rows(folder: Path, rows: int, seq_len: int, rng: np.random.Generator) -> None:
+    """One stream of random rows."""
+    columns = {"input_ids": f"ndarray:uint16:{seq_len}"}
+    with MDSWriter(out=str(folder), columns=columns, hashes=["sha256"]) as writer:
+        for _ in range(rows):
+            writer.write({"input_ids": rng.integers(VOCAB_SIZE, size=seq_len, dtype=np.uint16)})
+
+
+def measure(data: DataRecipe, batch_size: int, seconds: float) -> float:
+    """Tokens/s over some time, the first ten batches left out."""
+    batches = iter_forever(build_dataloader(data, "train", batch_size).dataloader)
+    for _ in islice(batches, 10):
+        pass
+    tokens, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        tokens += next(batches)["input_ids"].numel()
+    return tokens / (time.perf_counter() - started)
+
+
+def iter_forever(loader: Any) -> Any:
+    """Batches of epoch after epoch."""
+    while True:
+        yield from loader
+
+
+def machine() -> str:
+    """CPU and cores, in words."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def main(
+    shards: Annotated[Path | None, typer.Argument(help="Output of `convert`.")] = None,
+    megabytes: Annotated[int, typer.Option(help="Size of the shards to make.")] = 1000,
+    seq_len: Annotated[int, typer.Option(help="Tokens per row of the shards to make.")] = 4096,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch.")] = 32,
+    seconds: Annotated[float, typer.Option(help="Time per measurement.")] = 15.0,
+) -> None:
+    """Measure the loader with 0, 1 and 2 workers."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        if shards is None:
+            shards = Path(temporary)
+            make_shards(shards, megabytes, seq_len)
+        manifest = json.loads((shards / "manifest.json").read_bytes())
+        settings = {
+            "local": str(shards),
+            "seq_len": manifest["seq_len"],
+            "domains": SHARES if set(SHARES) <= set(manifest["splits"]["train"]) else None,
+        }
+        started = time.perf_counter()
+        prepare_shards(DataRecipe.model_validate(settings), manifest["vocab_size"], batch_size)
+        checking = time.perf_counter() - started
+        print(f"Machine: {machine()}. Command: python {' '.join(sys.argv)}\n")
+        print("| num_workers | tokens/s | of what an A100 takes at 162M |")
+        print("| --- | --- | --- |")
+        for workers in (0, 1, 2):
+            data = DataRecipe.model_validate({**settings, "num_workers": workers})
+            speed = measure(data, batch_size, seconds)
+            print(f"| {workers} | {speed:,.0f} | {speed / A100_TOKENS_PER_SECOND:.1f} × |")
+        size = sum(entry["bytes"] for entry in manifest["files"].values())
+        print(f"\nHashing before the start: {size / 1e6 / checking:,.0f} MB/s")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,106 @@
+"""Before training starts: fetch what describes the shards, check it, check the shards."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from composer.utils import dist
+
+from itt_composer.config import DataRecipe
+from itt_composer.data.integrity import (
+    Record,
+    expected_files,
+    find_damage,
+    read_record,
+    unread_bytes,
+    write_record,
+)
+from itt_composer.data.remote import fetch_descriptions
+from itt_composer.data.shards import check_shards, read_manifest, streams_in_use
+from itt_composer.errors import UserError
+
+WORTH_A_LINE = 1_000_000_000  # bytes to hash
+
+
+def prepare_shards(data: DataRecipe, vocab_size: int, batch_size: int) -> None:
+    """Make sure that every node has shards to train on; all ranks call it, before a model is built.
+
+    With `data.remote`, the first rank of each node fetches manifest, indexes and tokenizer; what
+    is damaged in the cache is removed, to be downloaded again.
+
+    Args:
+        data: the recipe's data section.
+        vocab_size: ids of the model.
+        batch_size: rows of one training step, over all ranks.
+
+    Raises:
+        UserError: on every rank alike: shards that cannot be had, do not fit or are damaged.
+    """
+    local, remote = Path(data.local), data.remote
+
+    def fetch() -> None:
+        if remote is not None and dist.get_local_rank() == 0:
+            fetch_descriptions(remote, local, data.domains, data.download_timeout)
+
+    def check() -> None:
+        try:
+            check_shards(local, data.seq_len, vocab_size, data.domains, batch_size, data.tokenizer)
+        except UserError as error:
+            source = f"data.local={local}" if remote is None else f"data.remote={remote}"
+            raise UserError(f"{source}: {error}") from None
+
+    _together(fetch)
+    _together(check)
+    _check_files(data)
+
+
+def _check_files(data: DataRecipe) -> None:
+    """Sizes and SHA-256, the files shared out over the ranks of a node."""
+    local = Path(data.local)
+    manifest = read_manifest(local)
+    record = read_record(local)
+    expected = expected_files(local, manifest, streams_in_use(manifest, data.domains))
+    if data.remote is not None:
+        expected = {name: file._replace(required=False) for name, file in expected.items()}
+    to_read = unread_bytes(local, expected, record) if data.validate_hash else 0
+    if to_read > WORTH_A_LINE and dist.get_global_rank() == 0:
+        print(f"checking {to_read / 1e9:,.0f} GB of shards in {local}", flush=True)
+    ranks = dist.get_local_world_size()
+    own = {name: expected[name] for name in sorted(expected)[dist.get_local_rank() :: ranks]}
+    threads = max(1, (os.cpu_count() or 1) // ranks)
+    damage, whole = find_damage(local, own, data.validate_hash, record, threads)
+    if data.remote is not None:
+        for name, what in damage.items():
+            (local / name).unlink(missing_ok=True)
+            print(f"{local / name} {what}: removed, to be downloaded again", flush=True)
+    reports = dist.all_gather_object((dist.get_node_rank(), damage, whole))
+    if dist.get_local_rank() == 0 and data.validate_hash:
+        merged: Record = {}
+        for node, _, files in reports:
+            if node == dist.get_node_rank():
+                merged |= files
+        if merged != record:
+            write_record(local, merged)
+    damaged = {name: what for _, found, _ in reports for name, what in found.items()}
+    if damaged and data.remote is None:
+        name, what = min(damaged.items())
+        more = f" ({len(damaged)} files are damaged)" if len(damaged) > 1 else ""
+        raise UserError(
+            f"{local / name} {what}{more}; convert again, or copy it anew from where it was made"
+        )
+
+
+def _together(work: Callable[[], None]) -> None:
+    """Run a step on every rank; what fails on one fails on all, with the same sentence.
+
+    Raises:
+        UserError: that of the first rank that met one.
+    """
+    sentence = None
+    try:
+        work()
+    except UserError as error:
+        sentence = str(error)
+    for met in dist.all_gather_object(sentence):
+        if met is not None:
+            raise UserError(met)

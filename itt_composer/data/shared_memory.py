@@ -1,0 +1,107 @@
+"""Shared memory that killed runs left behind.
+
+Streaming's ranks and workers meet in segments `/dev/shm/NNNNNN_<name>`, one number per open
+dataset. A run that is killed together with its helpers leaves them there; a later run may then be
+refused its cache folder, or find another run's place in the data.
+
+Every rank of ours holds a lock on `/dev/shm/NNNNNN_itt_composer` as long as it or a worker of it
+lives, in whatever container. Whether a segment is open tells less: streaming, looking for a free
+number, opens the segments of others and keeps them open.
+"""
+
+import atexit
+import fcntl
+import os
+import re
+import signal
+from collections import defaultdict
+from pathlib import Path
+
+from streaming.base.constant import SHM_TO_CLEAN
+
+SHARED_MEMORY = Path("/dev/shm")
+OWNER = "itt_composer"
+SEGMENT = re.compile(rf"(\d{{6,}})_({'|'.join([*SHM_TO_CLEAN, OWNER])})")
+
+_held: list[int] = []  # descriptors, open until the process ends
+
+
+def hold_segments(number: int, is_first: bool, folder: Path = SHARED_MEMORY) -> None:
+    """Say, for the life of this process, that the segments of a number are in use.
+
+    Args:
+        number: of the open dataset.
+        is_first: whether this is the node's first rank, which tidies up at its end.
+        folder: where the segments are.
+    """
+    if not folder.is_dir():
+        return
+    path = folder / f"{number:06}_{OWNER}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _held.append(descriptor)
+    if is_first:
+        atexit.register(path.unlink, missing_ok=True)
+
+
+def remove_stale_segments(folder: Path = SHARED_MEMORY) -> list[str]:
+    """Remove the segments of this user that no process uses, and give their names.
+
+    A dataset's segments live and die together: one that is in use keeps all of its number. Call
+    it before streaming looks for a free number, and not while another process does.
+    """
+    segments = defaultdict(list)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if match := SEGMENT.fullmatch(path.name):
+            segments[match[1]].append(path)
+    removed = []
+    for number, paths in segments.items():
+        owner = folder / f"{number}_{OWNER}"
+        if is_held(owner) if owner in paths else any(is_open(path) for path in paths):
+            continue
+        for path in paths:
+            if path.stat().st_uid == os.geteuid():
+                path.unlink(missing_ok=True)
+                removed.append(path.name)
+    return sorted(removed)
+
+
+def is_held(path: Path) -> bool:
+    """Whether some process holds a lock on a file; another user's file counts as held."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return True
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            return True
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def is_open(path: Path) -> bool:
+    """Whether some process has a file open for writing or mapped.
+
+    The kernel grants a write lease only on a file that nobody else has open. Where it cannot
+    tell (no leases, another user's file), the file counts as open.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return True
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            return True
+        # Whoever opens the file in this moment makes the kernel signal: not by SIGIO, which kills.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except (OSError, AttributeError):  # AttributeError: leases are Linux's
+        return True
+    finally:
+        os.close(descriptor)
+    return False

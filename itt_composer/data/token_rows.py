@@ -1,0 +1,159 @@
+"""Streaming's dataset and stream, with what training needs on top.
+
+- Every stretch of an epoch holds the domains in their shares; the library mixes whole shards, so
+  that shares hold over an epoch only.
+- A row carries the number of its domain.
+- A shard that cannot be had ends training with one sentence. The library logs a traceback from a
+  thread and ends the epoch early.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from streaming import Stream, StreamingDataset
+from streaming.base.shuffle import get_shuffle
+
+from itt_composer.data.remote import reason
+from itt_composer.data.shards import LoaderError
+
+SHARDS_MIXED = 4
+
+
+def interleave(counts: list[int], seed: int) -> list[NDArray[np.int64]]:
+    """Positions of each domain's rows in one order that keeps the shares all along.
+
+    Row j of the n of a domain stands at (j + u) / n of the way, u uniform in 0..1. So any stretch
+    holds its share of each domain to within two rows.
+
+    Args:
+        counts: rows of each domain.
+        seed: of the random part.
+
+    Returns:
+        Per domain, ascending positions in `0 .. sum(counts) - 1`.
+    """
+    rng = np.random.default_rng(seed)
+    places = [(np.arange(count) + rng.random(count)) / count for count in counts]
+    order = np.argsort(np.concatenate(places), kind="stable")
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
+    return np.split(ranks, np.cumsum(counts)[:-1])
+
+
+class ShardStream(Stream):
+    """A stream whose damaged downloads are tried once more, then told by the shard's name."""
+
+    def prepare_shard(self, shard: Any) -> int:
+        """Ensure that a shard is there, downloaded, validated and decompressed.
+
+        Raises:
+            LoaderError: it cannot be had.
+        """
+        try:
+            return self._prepare(shard)
+        except Exception as error:  # every store and compression has its own kinds
+            raw, compressed = shard.file_pairs[0]
+            place = f"{self.remote or self.local}/{(compressed or raw).basename}"
+            if _is_damage(error):
+                problem = "is damaged: its SHA-256 is not the one in index.json; upload it again"
+                if self.remote is None:
+                    problem = "does not match its SHA-256; convert again, or copy it anew"
+            else:
+                problem = f"cannot be had ({reason(error)}); put it there and start again"
+            raise LoaderError(f"shard {place} {problem}") from None
+
+    def _prepare(self, shard: Any) -> int:
+        try:
+            return super().prepare_shard(shard)
+        except ValueError as error:
+            if self.remote is None or not _is_damage(error):
+                raise
+            shard.evict()  # or the next run would take it for whole
+        try:
+            return super().prepare_shard(shard)
+        except ValueError:
+            shard.evict()
+            raise
+
+
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, ValueError) and str(error).startswith("Checksum failure")
+
+
+class TokenRows(StreamingDataset):
+    """Rows of token ids, each with the number of its domain.
+
+    Attributes:
+        domains: names, in the order of the streams.
+    """
+
+    domains: list[str]
+
+    def __init__(self, *, shuffle: bool, **settings: Any):
+        super().__init__(shuffle=shuffle, **settings)
+        self._failure: BaseException | None = None
+        self._is_shuffled = shuffle
+        self.shuffle = False  # the library's own step: `resample_streams` has done it
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
+        """A row as `{"input_ids": (S,), "domain": int}`."""
+        row = super().get_item(sample_id, retry)
+        shard, _ = self.spanner[sample_id]
+        return {**row, "domain": int(self.stream_per_shard[shard])}
+
+    def resample_streams(
+        self, epoch: int, stream_id: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows of an epoch in the order of training, which depends on no rank or worker.
+
+        Returns:
+            Rows per shuffled unit, which nothing reads here, and the rows' numbers.
+        """
+        if not self._is_shuffled:
+            return super().resample_streams(epoch, stream_id)
+        shuffled = []
+        for number, stream in enumerate(self.streams):
+            if not stream.choose:
+                continue  # too small a share for a row
+            units, rows = super().resample_streams(epoch, number)
+            assert isinstance(self.shuffle_block_size, int)
+            # A domain's part of the block, so that it says how many shards are in use at once.
+            block_size = int(self.shuffle_block_size * stream.proportion)
+            order = get_shuffle(
+                self.shuffle_algo,
+                units,
+                self.num_canonical_nodes or 1,
+                self.shuffle_seed,
+                epoch,
+                max(block_size, SHARDS_MIXED * int(units.max())),
+            )
+            shuffled.append(rows[order])
+        ordered = np.empty(sum(map(len, shuffled)), np.int64)
+        places = interleave([len(rows) for rows in shuffled], self.shuffle_seed + epoch)
+        for rows, positions in zip(shuffled, places, strict=True):
+            ordered[positions] = rows
+        return np.array([len(ordered)], np.int64), ordered
+
+    def on_exception(self, future: Future) -> None:
+        """Keep what went wrong in a thread, for the one that iterates."""
+        failure = future.exception()
+        if failure is not None:
+            self._failure = failure
+            self._event.set()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Every row of this worker's part of the epoch.
+
+        Raises:
+            LoaderError: a shard cannot be had.
+        """
+        try:
+            yield from super().__iter__()
+        except RuntimeError:
+            if self._failure is None:
+                raise
+        if self._failure is not None:
+            raise self._failure

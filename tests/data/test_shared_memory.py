@@ -1,0 +1,186 @@
+"""Shared memory of killed runs is removed, that of live ones is not."""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from streaming.base.shared.prefix import _unpack_locals
+
+from itt_composer.data.prepare import prepare_shards
+from itt_composer.data.shared_memory import (
+    OWNER,
+    SHARED_MEMORY,
+    is_open,
+    remove_stale_segments,
+)
+from itt_composer.data.streams import build_dataloader
+
+REPOSITORY = Path(__file__).parents[2]
+LIVE = """\
+import sys
+from itt_composer.config import load_recipe
+from itt_composer.data.streams import build_dataloader
+loader = build_dataloader(load_recipe(sys.argv[1], sys.argv[2:]).data, "train", 16).dataloader
+batches = iter(loader)
+print(next(batches)["input_ids"].sum().item(), flush=True)
+while sys.stdin.readline() == "more\\n":
+    print(next(batches)["input_ids"].sum().item(), flush=True)
+"""
+
+pytestmark = pytest.mark.skipif(not SHARED_MEMORY.is_dir(), reason="segments have no folder here")
+
+
+@pytest.fixture
+def temporary_folders():
+    """One per job, as schedulers give them; their names are short enough for a socket's."""
+    folders = [Path(tempfile.mkdtemp(prefix="itt", dir="/tmp")) for _ in range(3)]
+    yield folders
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(*command, temporary_folder, **settings):
+    """A process of a group of its own, so that a kill takes its helpers along."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=REPOSITORY,
+        start_new_session=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary_folder)},
+        **settings,
+    )
+
+
+def kill(process):
+    """SIGKILL to a process and its helpers, all gone when this returns."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
+
+
+def segments_of(folder):
+    """Segments of the open datasets that read below a folder."""
+    names = set()
+    for path in SHARED_MEMORY.glob("[0-9]*_locals"):
+        try:
+            folders, _ = _unpack_locals(path.read_bytes())
+        except (OSError, ValueError):
+            continue  # about to be written
+        if any(Path(local).is_relative_to(folder) for local in folders):
+            names |= {other.name for other in SHARED_MEMORY.glob(f"{path.name[:6]}_*")}
+    return names
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the run ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def next_line(process):
+    ready, _, _ = select.select([process.stdout], [], [], 60)
+    assert ready, "the live run says nothing"
+    return process.stdout.readline()
+
+
+def test_a_run_starts_after_a_killed_one_and_leaves_a_live_one_alone(
+    small_recipe, shards, tmp_path, temporary_folders, monkeypatch
+):
+    cache = tmp_path / "cache"
+    places = [f"data.remote={shards}", f"data.local={cache}", "data.num_workers=1"]
+    recipe = small_recipe(*places)
+    file = tmp_path / "small.yaml"
+    killed = start(
+        *("-m", "itt_composer.train", str(file), *places, "train.max_duration=100000ba"),
+        f"run_folder={tmp_path / 'run'}",
+        temporary_folder=temporary_folders[0],
+    )
+    live = start(
+        *("-c", LIVE, str(file), f"data.local={shards}", "data.num_workers=1"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        temporary_folder=temporary_folders[1],
+    )
+    try:
+        assert int(next_line(live)) > 0
+        checkpoint = tmp_path / "run/checkpoints/ep0-ba5-rank0.pt"
+        wait_for(checkpoint.exists, killed)
+        kill(killed)
+        stale, of_live = segments_of(cache), segments_of(shards)
+        assert len(stale) >= 12  # training's and validation's
+        assert len(of_live) >= 6
+
+        monkeypatch.setattr(tempfile, "tempdir", str(temporary_folders[2]))
+        prepare_shards(recipe.data, vocab_size=512, batch_size=4)
+        loader = build_dataloader(recipe.data, "train", 16).dataloader
+        assert len(next(iter(loader))["input_ids"]) == 16
+
+        assert of_live <= {path.name for path in SHARED_MEMORY.iterdir()}
+        live.stdin.write("more\n")
+        live.stdin.flush()
+        assert int(next_line(live)) > 0
+        # Their numbers are free again: what has one of their names now is ours.
+        assert remove_stale_segments() == []
+        live.stdin.write("end\n")
+        live.stdin.flush()
+        assert live.wait(60) == 0
+    finally:
+        for process in (killed, live):
+            if process.poll() is None:
+                kill(process)
+
+
+@pytest.fixture
+def segment(tmp_path):
+    path = tmp_path / "000123_locals"
+    path.write_bytes(bytes(mmap.PAGESIZE))
+    return path
+
+
+def test_a_file_is_open_while_it_is_open_or_mapped(segment):
+    assert not is_open(segment)
+    with segment.open("r+b") as file:
+        assert is_open(segment)
+        mapped = mmap.mmap(file.fileno(), 0)
+    assert is_open(segment)
+    mapped.close()
+    assert not is_open(segment)
+
+
+def test_one_segment_in_use_keeps_all_of_its_number(tmp_path, segment):
+    others = [tmp_path / name for name in ("000123_barrier", "000124_barrier", "000123_other")]
+    for path in others:
+        path.write_bytes(b"1234")
+    with segment.open("r+b"):
+        assert remove_stale_segments(tmp_path) == ["000124_barrier"]
+    assert remove_stale_segments(tmp_path) == ["000123_barrier", "000123_locals"]
+    assert [path.name for path in tmp_path.iterdir()] == ["000123_other"]
+
+
+def test_the_lock_of_the_owner_decides_where_there_is_one(tmp_path, segment):
+    owner = tmp_path / f"000123_{OWNER}"
+    with owner.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert remove_stale_segments(tmp_path) == []
+    # Others that look for a free number open it and keep it open.
+    with segment.open("r+b"):
+        assert remove_stale_segments(tmp_path) == [owner.name, segment.name]
+
+
+def test_a_folder_that_is_not_there_has_no_segments(tmp_path):
+    assert remove_stale_segments(tmp_path / "no") == []
