@@ -17,7 +17,7 @@ convert.py            `convert`: the checklist
     output.py         a folder; remote.py: an object store
     progress.py       how far it is
 convert_manifest.py   the manifest of `convert`; manifest.py: of every command
-verify.py, stats.py   reading the result again
+verify.py, shard_files.py, stats.py   reading the result again
 corpus.py, docstrings.py   `sample-corpus`: real text from the running Python installation
 tokenizer_training.py      `train-tokenizer`: a LLaMA-style SentencePiece model
 """

@@ -1,7 +1,7 @@
 """Parts: what one worker converts at a time, defined by the input alone.
 
 Small files of a domain are put together until they reach the part size; a larger plain file is
-cut into equal ranges of about that size, at line starts. A compressed file is never cut. So the
+cut into ranges of that size, at line starts. A compressed file is never cut. So the
 parts, and with them the shards, do not depend on the number of workers.
 """
 
@@ -66,10 +66,14 @@ def plan_parts(
 
 
 def pieces_of(file: str, size: int, part_bytes: int) -> list[Piece]:
-    """Cut a file, by its path below the corpus and its size, into equal ranges; or not at all."""
+    """Cut a file, by its path below the corpus and its size, into ranges; or not at all.
+
+    They begin at multiples of the part size, so that a line mended near the end of a file does
+    not move them; the last one has half to one and a half of it.
+    """
     compressed = Path(file).suffix in COMPRESSIONS
     count = 1 if compressed else max(1, round(size / part_bytes))
-    bounds = [size * number // count for number in range(count + 1)]
+    bounds = [*(part_bytes * number for number in range(count)), size]
     return [Piece(file, *ends) for ends in pairwise(bounds)]
 
 

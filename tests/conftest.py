@@ -12,6 +12,8 @@ from data_prep.convert import Options, convert
 from data_prep.tokenizer_training import train_tokenizer
 from itt_composer.config import Recipe, load_recipe
 
+pytest_plugins = ["object_store"]
+
 RECIPE = """\
 run_name: small
 model:
@@ -69,14 +71,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small_recipe(tmp_path: Path, shards: Path) -> Callable[..., Recipe]:
+def recipe_file(tmp_path: Path) -> Path:
+    """A recipe for a two-layer ITT, ten batches on the CPU; its shards are in `shards`."""
+    file = tmp_path / "small.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path, shards: Path, recipe_file: Path) -> Callable[..., Recipe]:
     """A two-layer ITT on `shards`, ten batches on the CPU; overrides may be given."""
 
     def load(*overrides: str) -> Recipe:
-        file = tmp_path / "small.yaml"
-        file.write_text(RECIPE)
         places = [f"data.local={shards}", f"run_folder={tmp_path / 'run'}"]
-        return load_recipe(file, [*places, *overrides])
+        return load_recipe(recipe_file, [*places, *overrides])
 
     return load
 
