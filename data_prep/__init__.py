@@ -7,7 +7,7 @@ convert.py            `convert`: the checklist
     parts.py          what a worker takes at a time
     budgets.py        how much is wanted; estimate.py: of how much there is
     local_engine.py   parts on the cores of this machine; workers.py: its processes
-    spark_engine.py   parts on a cluster
+    spark_engine.py   parts on a cluster; spark_session.py, spark_shards.py
     conversion.py     one part: lines → documents → ids → rows
         documents.py, split.py, tokenizer.py, encoder.py, rows.py
     part_store.py     a part's shards, there as a whole or not at all

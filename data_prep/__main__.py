@@ -4,7 +4,7 @@ import json
 import logging
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,12 +12,22 @@ from rich.table import Table
 
 from itt_composer.errors import errors_as_sentences
 
+if TYPE_CHECKING:
+    from data_prep.stats import Stats
+
 
 class Encoder(str, Enum):
     """Who turns text into ids."""
 
     fast = "fast"
     reference = "reference"
+
+
+class Engine(str, Enum):
+    """Where the work is done."""
+
+    local = "local"
+    spark = "spark"
 
 
 class OnBadLine(str, Enum):
@@ -168,8 +178,9 @@ def convert(
         str | None, typer.Option(help="Of shards, like zstd or zstd:9.", show_default="none")
     ] = None,
     hashes: Annotated[
-        str, typer.Option(help="Of shards, separated by commas; the loader checks the first.")
-    ] = "sha256",
+        str,
+        typer.Option(help="Of shards besides sha256, separated by commas.", show_default="none"),
+    ] = "",
     work_dir: Annotated[
         Path | None,
         typer.Option(
@@ -177,9 +188,18 @@ def convert(
             show_default="a hidden folder here",
         ),
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="This machine, or a Spark cluster (extra `spark`).")
+    ] = Engine.local,
+    master: Annotated[
+        str | None,
+        typer.Option(help="Spark's master, like local[2].", show_default="Spark's configuration"),
+    ] = None,
 ) -> None:
     """Convert ROOT into MDS shards of fixed-length token rows, split into train and validation."""
     from data_prep import convert as conversion
+    from data_prep.convert_manifest import ConvertManifest
+    from data_prep.stats import stats_of
 
     _log_to_stderr()
     with errors_as_sentences():
@@ -202,15 +222,16 @@ def convert(
             part_size=part_size,
             shard_size=shard_size,
             compression=compression,
-            hashes=tuple(hashes.split(",")),
+            hashes=tuple(sorted({"sha256", *filter(None, hashes.split(","))})),
             work_dir=work_dir,
+            engine=engine.value,
+            master=master,
         )
         manifest = conversion.convert(options)
         if manifest is None:
             _say_complete(out)
             return
-        for split, domains in manifest["splits"].items():
-            _print_counts(f"{split} in {out}", domains)
+        _print_stats(stats_of(ConvertManifest.model_validate(manifest)))
         for shortfall in conversion.shortfalls(manifest):
             typer.echo(f"warning: {shortfall}", err=True)
 
@@ -244,26 +265,31 @@ def verify(
 @app.command()
 def stats(out: Folder, as_json: Json = False) -> None:
     """Count the documents, rows and tokens of OUT by domain and split."""
-    from data_prep.stats import rejects_line, stats, tables
+    from data_prep.stats import stats
 
     with errors_as_sentences():
         found = stats(out)
         if as_json:
             typer.echo(found.model_dump_json(indent=1))
             return
-        for table in tables(found):
-            Console().print(table)
-        if line := rejects_line(found):
-            typer.echo(line)
+        _print_stats(found)
+
+
+def _print_stats(found: "Stats") -> None:
+    from data_prep.stats import rejects_line, tables
+
+    for table in tables(found):
+        Console().print(table)
+    if line := rejects_line(found):
+        typer.echo(line)
 
 
 def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("data_prep")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+    logger.handlers[:] = [handler]  # stderr may be another than in a call before
+    logger.setLevel(logging.INFO)
 
 
 def _say_complete(out: Path | str) -> None:

@@ -51,7 +51,9 @@ def finish_streams(
             tails = rows_of_tails(done, split, options)
             limit = budgets.limit(split, domain)
             rows = tails if limit is None else tails[: max(0, limit - kept)]
-            counts = _counts(done, split, (kept + len(rows)) * options.seq_len, options.seq_len)
+            counts = stream_counts(
+                done, split, (kept + len(rows)) * options.seq_len, options.seq_len
+            )
             streams[split][domain] = Stream(counts, {})
             arguments = (rows, options, state.folder, Path(split, domain), state.work / "tails")
             future = workers.submit(_store_tails, *arguments)
@@ -85,7 +87,8 @@ def rows_of_tails(parts: list[DonePart], split: str, options: ShardOptions) -> n
     return ids[:filled].reshape(-1, options.seq_len)
 
 
-def _counts(parts: list[DonePart], split: str, tokens: int, seq_len: int) -> StreamCounts:
+def stream_counts(parts: list[DonePart], split: str, tokens: int, seq_len: int) -> StreamCounts:
+    """Counts of a stream that has `tokens` ids in rows, made of these parts."""
     splits = [part.record.splits[split] for part in parts]
     read = sum(counts.tokens for counts in splits)
     dropped = sum(len(part.record.tails[split]) for part in parts) % seq_len

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +56,10 @@ def _shares_of(file: Path) -> dict[str, float]:
     content = read_yaml(file)
     data = content.get("data", content)
     shares = data.get("domains", data) if hasattr(data, "get") else {}
-    named = {domain_name(str(name)): share for name, share in shares.items() if share is not None}
+    named = {domain_name(str(n)): share for n, share in (shares or {}).items() if share is not None}
     for name, share in named.items():
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not share > 0:
+        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not (is_number and 0 < share < inf):
             raise UserError(f"{file}: the share of {name} must be a positive number, not {share!r}")
     if not named:
         raise UserError(f"{file} names no shares: give lines like `cc: 0.67`")

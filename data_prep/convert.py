@@ -14,7 +14,7 @@ from typing import Any
 
 from data_prep.assembly import Stream, finish_streams, totals
 from data_prep.budgets import Budgets, read_shares
-from data_prep.conversion import Settings
+from data_prep.conversion import Progress, Settings
 from data_prep.domains import find_domains
 from data_prep.estimate import estimate, validation_threshold
 from data_prep.local_engine import LocalEngine
@@ -24,7 +24,7 @@ from data_prep.part_store import DonePart, write_synced
 from data_prep.parts import Part, pieces_of, plan_parts
 from data_prep.progress import conversion_progress
 from data_prep.rejects import RejectLimit, rejects_as_jsonl
-from data_prep.rows import ShardOptions, row_dtype
+from data_prep.rows import ShardOptions, check_storage, row_dtype, sync
 from data_prep.split import SPLITS
 from data_prep.state import State, check_unchanged, piece_sha256
 from data_prep.tokenizer import Tokenizer, load_tokenizer
@@ -58,6 +58,8 @@ class Options:
         compression: of shards, or None.
         hashes: in the index of a stream.
         work_dir: for an `out` in an object store, where the unfinished conversion is kept.
+        engine: "local", or "spark" for a cluster.
+        master: address of the Spark cluster; None for what Spark is configured with.
     """
 
     root: Path
@@ -80,6 +82,8 @@ class Options:
     compression: str | None = None
     hashes: tuple[str, ...] = ("sha256",)
     work_dir: Path | None = None
+    engine: str = "local"
+    master: str | None = None
 
 
 def convert(options: Options) -> dict[str, Any] | None:
@@ -98,6 +102,7 @@ def convert(options: Options) -> dict[str, Any] | None:
             f"--out {options.out} lies inside the input {options.root}: choose a folder outside it"
         )
     tokenizer = load_tokenizer(options.tokenizer, options.bos_token, options.eos_token)
+    check_storage(_shard_options(options, tokenizer))
     domains = find_domains(options.root)
     budgets, recipe = _recipe(options, tokenizer, list(domains))
     finished = output.finished(recipe)
@@ -155,6 +160,7 @@ def _recipe(
         "shard_size": options.shard_size,
         "compression": options.compression,
         "hashes": list(options.hashes),
+        "engine": options.engine,
     }
 
 
@@ -189,13 +195,17 @@ def _settings(options: Options, tokenizer: Tokenizer, threshold: float) -> Setti
         tokenizer=tokenizer,
         encoder=options.encoder,
         skip_bad_lines=options.skip_bad_lines,
-        shards=ShardOptions(
-            seq_len=options.seq_len,
-            dtype=row_dtype(tokenizer.vocab_size),
-            size_limit=options.shard_size,
-            compression=options.compression,
-            hashes=options.hashes,
-        ),
+        shards=_shard_options(options, tokenizer),
+    )
+
+
+def _shard_options(options: Options, tokenizer: Tokenizer) -> ShardOptions:
+    return ShardOptions(
+        seq_len=options.seq_len,
+        dtype=row_dtype(tokenizer.vocab_size),
+        size_limit=options.shard_size,
+        compression=options.compression,
+        hashes=options.hashes,
     )
 
 
@@ -208,6 +218,13 @@ def _convert_parts(
     output: LocalOutput | RemoteOutput,
 ) -> tuple[dict[str, list[DonePart]], dict[str, dict[str, Stream]]]:
     limit = RejectLimit(options.max_reject_share if options.skip_bad_lines else 0.0)
+    if options.engine == "spark":
+        from data_prep.spark_engine import run_spark
+
+        size = sum(part.input_bytes for parts in plan.values() for part in parts)
+        place = output.name if output.is_remote else output.folder
+        with conversion_progress(size, Progress(0, 0, 0)) as on_progress:
+            return run_spark(plan, settings, budgets, limit, place, options.master, on_progress)
     engine = LocalEngine(plan, settings, budgets, state, output, limit)
     size = engine.input_bytes()
     count = options.workers or min(usable_cores(), -(-size // options.part_size))
@@ -305,6 +322,8 @@ def _write_rest(
     """Write the tokenizer, the rejects and, last, the manifest that lists every file."""
     settings.tokenizer.save(folder / TOKENIZER)
     written = sorted((folder / TOKENIZER).iterdir())
+    for path in (*written, folder / TOKENIZER):
+        sync(path)
     records = [part.record for done in parts.values() for part in done]
     if any(record.rejects for record in records):
         write_synced(folder / REJECTS, rejects_as_jsonl(records))

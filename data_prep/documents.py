@@ -12,6 +12,8 @@ from itt_composer.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 BUFFER = 1 << 20
+# Of decompressed text: what a cut-off stream gave last is lost up to this.
+DECOMPRESSED_BUFFER = 1 << 12
 
 
 class BadInputError(Exception):
@@ -109,17 +111,22 @@ class PieceReader:
     def _compressed(self, file: BinaryIO) -> Iterator[bytes]:
         import pyarrow
 
-        source = pyarrow.PythonFile(_Watched(file, self), "r")
+        watched = _Watched(file, self)
+        source = pyarrow.PythonFile(watched, "r")
         compression = COMPRESSIONS[self.path.suffix]
         try:
             with pyarrow.CompressedInputStream(source, compression) as stream:
-                yield from io.BufferedReader(stream, BUFFER)
+                yield from io.BufferedReader(stream, DECOMPRESSED_BUFFER)
         except OSError as error:
             if error.errno is not None:
                 raise
+            while watched.read(BUFFER):  # for the hash of the whole file
+                pass
             self.lines_read += 1  # the line in which it broke off
             raise BadInputError(
-                self.lines_read, f"the {compression} stream is damaged or cut off ({error})"
+                self.lines_read,
+                f"here or in the megabyte of text after it the {compression} stream is damaged or "
+                f"cut off ({error})",
             ) from error
 
 
@@ -185,7 +192,7 @@ def document_of(line: bytes, text_field: str) -> Document:
         ValueError: there is none; says why.
     """
     try:
-        fields = json.loads(line.decode())
+        fields = json.loads(line.rstrip(b"\r\n").decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1} of the line") from error
     except json.JSONDecodeError as error:

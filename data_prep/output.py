@@ -55,11 +55,10 @@ class LocalOutput:
             UserError: OUT holds something else.
         """
         shutil.rmtree(self.finished_state, ignore_errors=True)
-        if (self.folder / MANIFEST).is_file() and not (self.folder / STATE).exists():
-            # Killed between the last two steps of `publish`.
-            check_same(read_manifest(self.folder), recipe, self.name)
-            self._rename()
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+        is_free = not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir()))
+        if is_free and (self.folder / MANIFEST).is_file() and not (self.folder / STATE).exists():
+            self._rename()  # a run was killed between the last two steps of `publish`
+        elif is_free:
             return None
         manifest = read_manifest(self.out)
         check_same(manifest, recipe, self.name)

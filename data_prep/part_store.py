@@ -19,9 +19,11 @@ from data_prep.manifest import fingerprint
 from data_prep.parts import Part
 from data_prep.rows import ShardOptions, ShardWriter, sync
 from data_prep.split import SPLITS
+from itt_composer.errors import UserError
 
 INDEX = "index.json"
 TAILS = "tails"  # folder of the rows that are made of what the parts left over
+BAD = ".bad"  # instead of .json: the files of a part that a bad line stopped
 
 
 @dataclass
@@ -88,15 +90,20 @@ def store_part(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     writers = {split: ShardWriter(work / split, settings.shards) for split in SPLITS}
-    for block in convert_part(part, settings, on_progress):
-        if isinstance(block, RowBlock):
-            rows = block.rows
-            if limits is not None:
-                rows = rows[: limits[block.split] - kept[block.split]]
-            writers[block.split].write(rows)
-            kept[block.split] += len(rows)
-        else:
-            done = DonePart(block, kept, stats=stats)
+    try:
+        for block in convert_part(part, settings, on_progress):
+            if isinstance(block, RowBlock):
+                rows = block.rows
+                if limits is not None:
+                    rows = rows[: limits[block.split] - kept[block.split]]
+                writers[block.split].write(rows)
+                kept[block.split] += len(rows)
+            else:
+                done = DonePart(block, kept, stats=stats)
+    except UserError:
+        files = [piece.file for piece in part.pieces]
+        write_synced(record_file.with_suffix(BAD), json.dumps(files))
+        raise
     for split, writer in writers.items():
         done.files |= _move(writer, folder, Path(split, part.domain, part.name))
     done.save(record_file)

@@ -32,15 +32,15 @@ class RemoteOutput:
 
     Args:
         url: where to.
-        work_dir: folder for what is not uploaded yet; None for a hidden one in the current folder.
+        work_dir: where a hidden folder is made for what is not uploaded yet; None: right here.
     """
 
     is_remote = True
 
     def __init__(self, url: str, work_dir: Path | None) -> None:
         self.name = url
-        default = Path(f".{re.sub(r'[^A-Za-z0-9.-]+', '-', url)}.partial")
-        self.folder = (work_dir or default).resolve()
+        name = f".{re.sub(r'[^A-Za-z0-9.-]+', '-', url)}.partial"
+        self.folder = ((work_dir or Path()) / name).resolve()
         self.uploaded: set[str] = set()  # by this process
 
     def finished(self, recipe: dict[str, Any]) -> dict[str, Any] | None:

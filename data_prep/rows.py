@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from itt_composer.errors import UserError
+
 if TYPE_CHECKING:
     from streaming import MDSWriter
 
@@ -16,6 +18,7 @@ COLUMN = "input_ids"
 BYTES = re.compile(r"(\d+(?:\.\d+)?)(b|kb|mb|gb)?", re.IGNORECASE)
 BYTE_UNITS = {"b": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
 LARGEST_SHARD = (1 << 32) - 1  # its offsets are uint32
+SHARD_HEADER = 1000  # bytes, at most
 
 
 def parse_bytes(text: str) -> int:
@@ -52,6 +55,40 @@ class ShardOptions(NamedTuple):
     size_limit: int
     compression: str | None
     hashes: tuple[str, ...]
+
+
+def check_storage(options: ShardOptions) -> None:
+    """Refuse shards too small for a row, and what the streaming library does not have.
+
+    Raises:
+        UserError: names the option.
+    """
+    compression, hashes = options.compression, options.hashes
+    smallest = options.seq_len * np.dtype(options.dtype).itemsize + SHARD_HEADER
+    if options.size_limit < smallest:
+        raise UserError(
+            f"--shard-size {options.size_limit} is too small for a row of {options.seq_len} "
+            f"tokens: give at least {smallest}"
+        )
+    if compression is None and hashes == ("sha256",):
+        return  # spares the import below, which takes seconds
+    from streaming.base.compression import get_compressions, is_compression
+    from streaming.base.hashing import get_hashes, is_hash
+
+    if compression is not None and not is_compression(compression):
+        families = ", ".join(sorted(name for name in get_compressions() if ":" not in name))
+        raise UserError(
+            f"--compression {compression} is not known or has no such level: give one of "
+            f"{families}, with a level as in zstd:9"
+        )
+    if unknown := [name for name in hashes if not is_hash(name)]:
+        raise UserError(
+            f"--hashes: {unknown[0]!r} is not known: give some of {', '.join(sorted(get_hashes()))}"
+        )
+    if list(hashes) != sorted(set(hashes)):
+        raise UserError(
+            f"--hashes {','.join(hashes)} must be sorted: give {','.join(sorted(set(hashes)))}"
+        )
 
 
 class RowPacker:

@@ -1,7 +1,8 @@
 """What an unfinished conversion has done so far, kept beside its output.
 
 .OUT.partial/                the output as it grows, renamed to OUT at the end
-.OUT.partial/.state/         recipe.json, lock, parts/<domain>/<part>.json, work/
+.OUT.partial/.state/         recipe.json, lock, work/, and of every part that is done
+                             parts/<domain>/<part>.json, or <part>.bad if a line stopped it
 """
 
 import json
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 from data_prep.conversion import PartRecord
 from data_prep.documents import Piece, PieceReader
 from data_prep.manifest import changes
-from data_prep.part_store import DonePart, stat_of, write_synced
+from data_prep.part_store import BAD, DonePart, stat_of, write_synced
 from data_prep.parts import Part
 from itt_composer.errors import UserError
 
@@ -93,20 +94,47 @@ class State:
         """The parts that are done and are still what the plan asks for, by domain and index.
 
         A part that the plan no longer has, for its files were mended or cut otherwise, is
-        forgotten and so are its shards.
+        forgotten and so are its shards, and those of parts that were killed before their record.
 
         Raises:
-            UserError: a file that a done part was made of has changed.
+            UserError: a file that a done part was made of has changed, and not because a bad line
+                of it stopped an earlier run.
         """
         found: dict[str, dict[int, DonePart]] = {domain: {} for domain in plan}
+        stopped = self._stopped_at()
         for file in sorted((self.own / "parts").glob("*/*.json")):
             done = DonePart.load(file)
-            check_unchanged(root, done, self.folder)
-            if _is_planned(done.record, plan) and self._is_there(done):
-                found[done.record.domain][done.record.index] = done
-            else:
+            is_stale = not (_is_planned(done.record, plan) and self._is_there(done))
+            try:
+                check_unchanged(root, done, self.folder)
+            except UserError:
+                if stopped.isdisjoint(piece["file"] for piece in done.record.inputs):
+                    raise
+                is_stale = True
+            if is_stale:
                 self.forget(done, file)
+            else:
+                found[done.record.domain][done.record.index] = done
+        known = {name for parts in found.values() for part in parts.values() for name in part.files}
+        self._remove_all_but(known)
         return found
+
+    def _stopped_at(self) -> set[str]:
+        """Files in which a bad line stopped an earlier run, and which may be mended."""
+        notes = (self.own / "parts").glob(f"*/*{BAD}")
+        return {name for note in notes for name in json.loads(note.read_bytes())}
+
+    def _remove_all_but(self, known: set[str]) -> None:
+        """Remove what killed runs left: every file that belongs to no part that is done."""
+        for top in self.folder.iterdir():
+            if top.name == STATE:
+                continue
+            for path in (*sorted(top.rglob("*"), reverse=True), top):  # a folder after its content
+                if path.is_dir():
+                    if not any(path.iterdir()):
+                        path.rmdir()
+                elif path.relative_to(self.folder).as_posix() not in known:
+                    path.unlink()
 
     def forget(self, done: DonePart, file: Path) -> None:
         """Remove a part's record, then its shards."""

@@ -6,7 +6,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.convert_manifest import ManifestPart, StreamCounts, read_convert_manifest
+from data_prep.convert_manifest import (
+    ConvertManifest,
+    ManifestPart,
+    StreamCounts,
+    read_convert_manifest,
+)
 
 
 class StreamStats(ManifestPart):
@@ -39,7 +44,11 @@ def stats(out: str | Path) -> Stats:
     Raises:
         UserError: as `read_convert_manifest`.
     """
-    manifest = read_convert_manifest(out)
+    return stats_of(read_convert_manifest(out))
+
+
+def stats_of(manifest: ConvertManifest) -> Stats:
+    """The same of a manifest."""
     totals = {split: _sum(list(domains.values())) for split, domains in manifest.splits.items()}
     return Stats(
         seq_len=manifest.seq_len,

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,15 +71,12 @@ class Tokenizer:
         Raises:
             UserError: gigatoken does not read this kind of tokenizer.
         """
-        import gigatoken
-
         try:
-            if self.kind == "sentencepiece":
-                return gigatoken.Tokenizer.from_sentencepiece(self.content)
-            return gigatoken.Tokenizer.from_json(self.content)
+            return _gigatoken(self.kind, self.content)
         except Exception as error:  # a Rust library: its errors have no common class
             raise UserError(
-                f"gigatoken cannot read this tokenizer ({error}): add --encoder reference"
+                f"gigatoken cannot read this tokenizer ({_first_line(error)}): "
+                "add --encoder reference"
             ) from error
 
     @cached_property
@@ -186,6 +183,8 @@ def _from_sentencepiece(
         ) from error
 
     def piece_id(token: str, option: str) -> int:
+        if token == "none":
+            raise UserError(f"documents cannot be told apart without an end: give {option} a token")
         found = processor.piece_to_id(token)
         if found == processor.unk_id():
             raise UserError(f"{file} has no piece {token!r}, which {option} names")
@@ -267,12 +266,25 @@ def llama_config(processor: Any) -> bytes:
     return (json.dumps(config, indent=1) + "\n").encode()
 
 
+# Made once in a process: a worker gets the tokenizer anew with every part, and gigatoken takes a
+# quarter of a second to read one.
+@lru_cache(maxsize=1)
+def _gigatoken(kind: str, content: bytes) -> "gigatoken.Tokenizer":
+    import gigatoken
+
+    if kind == "sentencepiece":
+        return gigatoken.Tokenizer.from_sentencepiece(content)
+    return gigatoken.Tokenizer.from_json(content)
+
+
+@lru_cache(maxsize=1)
 def _sentencepiece(content: bytes) -> Any:
     import sentencepiece
 
     return sentencepiece.SentencePieceProcessor(model_proto=content)
 
 
+@lru_cache(maxsize=1)
 def _tokenizers(content: bytes) -> Any:
     import tokenizers
 

@@ -19,6 +19,7 @@ from data_prep.conversion import Progress
 from itt_composer.errors import UserError
 
 POLL_SECONDS = 0.5
+PRELOADED = ["data_prep.part_store", "streaming", "gigatoken", "awkward"]
 
 _counters: Any = None  # of a worker process: shared with the process that started it
 
@@ -39,7 +40,7 @@ class Workers:
         if count > 1:
             # Forked from a server, not from here: this process may have threads.
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["data_prep.part_store", "streaming", "gigatoken"])
+            context.set_forkserver_preload(PRELOADED)
             self.counters = context.Array("q", 3)
             self.pool = ProcessPoolExecutor(count, context, _start, (self.counters,))
 

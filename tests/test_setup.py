@@ -176,7 +176,8 @@ def test_the_lock_satisfies_pyproject(python):
         for pin in PINS
         if pin.marker is None or pin.marker.evaluate(environment)
     }
-    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    extras = PROJECT["optional-dependencies"].values()
+    wanted = PROJECT["dependencies"] + [line for extra in extras for line in extra]
     for requirement in map(Requirement, wanted):
         version = pinned.get(canonicalize_name(requirement.name))
         assert version, f"requirements.lock lacks {requirement}: run `make lock`"

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import sentencepiece
 from typer.testing import CliRunner, Result
 
 from data_prep.__main__ import app
@@ -41,6 +43,23 @@ def manifest_of(out: Path) -> dict[str, Any]:
 def content(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def rows_of(stream: Path) -> np.ndarray:
+    """The rows of a stream in the order of its index: (rows, seq_len)."""
+    from streaming import LocalDataset
+
+    dataset = LocalDataset(str(stream))
+    return np.stack([dataset[index]["input_ids"] for index in range(len(dataset))])
+
+
+def assert_one_line(result: Result, *parts: str) -> str:
+    """A refusal: exit code 1 and one line on stderr that holds `parts`."""
+    assert result.exit_code == 1, result.output
+    assert result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+    return result.stderr.removeprefix("error: ").rstrip("\n")
 
 
 @pytest.fixture(scope="session")
@@ -103,3 +122,27 @@ def shared_data() -> Path:
     if not (folder / "redpajama_sample").is_dir():
         pytest.skip(f"no redpajama_sample in {folder}: set ITT_SHARED_DATA to the data folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama(shared_data: Path) -> Path:
+    """LLaMA-2's SentencePiece model."""
+    return shared_data / "llama2_tokenizer" / "tokenizer.model"
+
+
+@pytest.fixture(scope="session")
+def sample(shared_data: Path) -> dict[str, list[str]]:
+    """The texts of the RedPajama sample by file, read without the code under test."""
+    folder = shared_data / "redpajama_sample"
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jsonl"))
+    return {
+        file: [json.loads(line)["text"] for line in (folder / file).open(encoding="utf-8")]
+        for file in files
+    }
+
+
+@pytest.fixture(scope="session")
+def sample_ids(sample: dict[str, list[str]], llama: Path) -> dict[str, list[list[int]]]:
+    """SentencePiece's ids of every document of the sample: encoded once for all tests, 9 s."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(llama))
+    return {file: [processor.encode(text) for text in texts] for file, texts in sample.items()}

@@ -7,10 +7,8 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import sentencepiece
-from conftest import REPOSITORY, content, manifest_of, texts_of, write_jsonl
-from streaming import LocalDataset
+from conftest import REPOSITORY, content, manifest_of, rows_of, texts_of, write_jsonl
 
 from data_prep.rows import ShardWriter
 from data_prep.split import split_of
@@ -24,11 +22,6 @@ COUNTED = (
     "unused_tokens",
     "rows",
 )
-
-
-def rows_of(stream):
-    dataset = LocalDataset(str(stream))
-    return np.stack([dataset[index]["input_ids"] for index in range(len(dataset))])
 
 
 def expected_tokens(model, texts):
@@ -246,16 +239,3 @@ def test_nothing_imports_torch_before_the_first_row():
     modules = "data_prep.__main__, data_prep.corpus, data_prep.tokenizer, data_prep.convert"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'streaming' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
-
-
-def test_redpajama_sample_with_the_llama_2_model(convert, shared_data, tmp_path):
-    model = shared_data / "llama2_tokenizer" / "tokenizer.model"
-    part = {}
-    for folder in sorted((shared_data / "redpajama_sample").iterdir()):
-        part[folder.name] = texts_of(folder)[: 4 if folder.name == "book" else 60]
-        write_jsonl(tmp_path / "root" / folder.name / "part.jsonl", part[folder.name])
-    assert len(part) == 7
-    result = convert(root=tmp_path / "root", tokenizer=model, seq_len=256, validation_share=0)
-    assert result.exit_code == 0, result.output
-    for domain, texts in part.items():
-        assert_stream_holds(tmp_path / "shards", "train", domain, texts, model, 256)

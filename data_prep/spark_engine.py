@@ -1,0 +1,160 @@
+"""Converts the parts of a corpus on a Spark cluster, for more text than one machine manages.
+
+For each domain:
+
+Stage 1   one task per part runs `convert_part`; rows and records stay on the executors' disks
+Stage 2   for each split the streaming library's `dataframe_to_mds` writes a folder of shards per
+          part and one more of the rows that are made of tails, and merges their indexes
+
+Rows, their order and the counts are the local engine's; only the folders have other names.
+Executors need this package installed, the corpus under the same path as here, and either an
+output folder that all of them share or their own access to the object store.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from data_prep.assembly import Stream
+from data_prep.budgets import Budgets
+from data_prep.conversion import PartRecord, Progress, RowBlock, Settings, convert_part
+from data_prep.part_store import DonePart, stat_of
+from data_prep.parts import Part
+from data_prep.rejects import RejectLimit
+from data_prep.spark_session import (
+    failures_as_sentences,
+    progress_counter,
+    spark_session,
+    unlogged_warnings,
+)
+from data_prep.spark_shards import SCHEMA, SparkStream, frame_of_rows
+from data_prep.split import SPLITS
+from itt_composer.errors import UserError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+BATCH_BYTES = 1 << 24  # of ids that go from Spark to Python at a time
+
+
+def run_spark(
+    plan: dict[str, list[Part]],
+    settings: Settings,
+    budgets: Budgets,
+    reject_limit: RejectLimit,
+    out: Path | str,
+    master: str | None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> tuple[dict[str, list[DonePart]], dict[str, dict[str, Stream]]]:
+    """Convert parts into the streams `out/<split>/<domain>`; what lies there is replaced.
+
+    All parts are converted; with a train budget those after the one that fills it go unused.
+
+    Args:
+        plan: parts by domain, in order.
+        settings: the conversion's.
+        budgets: rows wanted.
+        reject_limit: stops the run when it is passed, looked at after each domain.
+        out: a folder, or the URL of an object store.
+        master: see `spark_session`.
+        on_progress: called when a task ends, with the sums so far; from another thread.
+
+    Returns:
+        The parts that are used, in order, by domain, and the streams by split and domain, which
+        list all files.
+
+    Raises:
+        UserError: bad input, too many bad lines, Spark is not there, or anything fails in it.
+    """
+    # Executors have another working directory than this process.
+    settings = replace(settings, root=settings.root.absolute())
+    out = out if "://" in str(out) else Path(out).absolute()
+    parts: dict[str, list[DonePart]] = {}
+    streams: dict[str, dict[str, Stream]] = {split: {} for split in SPLITS}
+    total = sum(part.input_bytes for planned in plan.values() for part in planned)
+    finished = 0
+    records: list[PartRecord] = []
+    with spark_session(master) as spark, failures_as_sentences(), unlogged_warnings():
+        row_bytes = settings.shards.seq_len * np.dtype(settings.shards.dtype).itemsize
+        batch = str(max(1, BATCH_BYTES // row_bytes))
+        spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", batch)
+        count = progress_counter(spark, on_progress)
+        for domain, planned in plan.items():
+            converted = _converted(spark, planned, settings, count)
+            done = _done_parts(converted)
+            finished += sum(part.input_bytes for part in planned)
+            records += [part.record for part in done]
+            reject_limit.check(records, finished / max(1, total))
+            parts[domain] = _used(done, domain, budgets)
+            for split in SPLITS:
+                limit = budgets.limit(split, domain)
+                stream = SparkStream(spark, settings.shards, out, Path(split, domain))
+                streams[split][domain] = stream.write(converted, parts[domain], limit)
+            converted.unpersist()
+    return parts, streams
+
+
+def _converted(
+    spark: "SparkSession", parts: list[Part], settings: Settings, count: Callable[[Progress], None]
+) -> "DataFrame":
+    """Rows and records of parts, a partition each, kept on disk once they are computed."""
+    from pyspark import StorageLevel
+
+    def convert(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            for place in batch["id"]:
+                yield from _frames(parts[place], settings, count)
+
+    places = spark.range(0, len(parts), 1, len(parts))
+    return places.mapInPandas(convert, SCHEMA).persist(StorageLevel.DISK_ONLY)
+
+
+def _frames(
+    part: Part, settings: Settings, count: Callable[[Progress], None]
+) -> Iterator[pd.DataFrame]:
+    """Convert one part on an executor."""
+    rows = dict.fromkeys(SPLITS, 0)
+    try:
+        stats = [stat_of(settings.root / piece.file) for piece in part.pieces]
+        for item in convert_part(part, settings, count):
+            if isinstance(item, RowBlock):
+                if len(item.rows):
+                    yield frame_of_rows(item.split, part.index, rows[item.split], item.rows)
+                rows[item.split] += len(item.rows)
+            else:
+                done = json.dumps({"record": item.to_json(), "kept": rows, "stats": stats})
+                columns = {"split": "", "part": part.index, "row": 0, "ids": None, "done": [done]}
+                yield pd.DataFrame(columns)
+    except OSError as error:
+        raise UserError(
+            f"a Spark executor cannot read {error.filename or settings.root} "
+            f"({error.strerror or error}): the corpus must have the same path on all of them"
+        ) from error
+
+
+def _done_parts(converted: "DataFrame") -> list[DonePart]:
+    """Have the parts converted; give what was in each, in order."""
+    done = [json.loads(row.done) for row in converted.filter("done is not null").collect()]
+    return [
+        DonePart(**values | {"record": PartRecord.from_json(values["record"])}) for values in done
+    ]
+
+
+def _used(done: list[DonePart], domain: str, budgets: Budgets) -> list[DonePart]:
+    """Parts up to the one that fills the train budget, each with the rows to keep."""
+    used: list[DonePart] = []
+    rows = 0
+    for part in done:
+        if budgets.is_filled("train", domain, rows):
+            break
+        used.append(part)
+        rows += part.record.splits["train"].rows
+    limits = budgets.limits([part.record for part in used])
+    for part, kept in zip(used, limits, strict=True):
+        part.kept = kept
+    return used

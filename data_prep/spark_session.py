@@ -1,0 +1,161 @@
+"""A Spark session that keeps quiet, and Spark's failures as sentences."""
+
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from data_prep.conversion import Progress
+from itt_composer.errors import UserError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+HOW_TO_INSTALL = "pip install -e '.[spark]'"
+# Spark takes a configuration without an appender for none, and has a shell log its start if the
+# level of the shell's own logger is not set.
+SILENT_LOG = """\
+rootLogger.level = off
+rootLogger.appenderRef.nowhere.ref = nowhere
+appender.nowhere.type = Null
+appender.nowhere.name = nowhere
+logger.shell.name = org.apache.spark.api.python.PythonGatewayServer
+logger.shell.level = off
+"""
+PYTHON_ERROR = re.compile(r"^([A-Za-z_][\w.]*): (.+)$", re.MULTILINE)
+
+
+@contextmanager
+def spark_session(master: str | None) -> Iterator["SparkSession"]:
+    """Give the session that is there, as in a notebook or its cluster, else one for the block.
+
+    Args:
+        master: address of the cluster, "local[N]" for N cores of this machine, or None for what
+            spark-submit or spark-defaults.conf says.
+
+    Raises:
+        UserError: there is no PySpark, no Java or no master, or Spark does not start.
+    """
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise UserError(f"PySpark is not installed: run `{HOW_TO_INSTALL}`") from error
+    present = SparkSession.getActiveSession()
+    if present is not None:
+        yield present
+        return
+    _check_java()
+    # Executors would take whatever python3 is; theirs must have what this one has.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    with TemporaryDirectory() as folder:
+        builder = SparkSession.builder.appName("data_prep convert")
+        for name, value in _settings(master, Path(folder)).items():
+            builder = builder.config(name, value)
+        with failures_as_sentences():
+            session = builder.getOrCreate()
+        try:
+            yield session
+        finally:
+            session.stop()
+
+
+def _settings(master: str | None, folder: Path) -> dict[str, str]:
+    settings = {"spark.ui.showConsoleProgress": "false"}
+    if master is not None:
+        settings["spark.master"] = master
+    if master is None or not master.startswith("local"):
+        settings["spark.log.level"] = "FATAL"
+    else:
+        log = folder / "log4j2.properties"
+        log.write_text(SILENT_LOG, encoding="utf-8")
+        settings |= {
+            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={log.as_uri()}",
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.ui.enabled": "false",
+        }
+    return settings
+
+
+def _check_java() -> None:
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home, "bin", "java")) if home else "java"
+    # A driver that spark-submit started has its JVM already.
+    if "PYSPARK_GATEWAY_PORT" not in os.environ and shutil.which(java) is None:
+        raise UserError(
+            f"Spark needs Java and there is no {java}: install Java 8, 11 or 17 (Debian and "
+            "Ubuntu: apt install openjdk-17-jre-headless) or set JAVA_HOME"
+        )
+
+
+@contextmanager
+def failures_as_sentences() -> Iterator[None]:
+    """Raise what fails on an executor or in Spark itself as a `UserError` of one line."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (Py4JError, PySparkException) as error:
+        raise UserError(sentence_of(str(error))) from None
+
+
+def sentence_of(failure: str) -> str:
+    """The sentence in the text of a failure: a `UserError` of an executor as it was raised there.
+
+    Args:
+        failure: text of Spark's exception, with the stack traces of Python and Java.
+    """
+    python, _, _ = failure.partition("\n\tat ")  # where the first stack trace of Java begins
+    errors = PYTHON_ERROR.findall(python.rpartition("Traceback (most recent call last):")[2])
+    if "Traceback (most recent call last):" not in python or not errors:
+        return f"Spark failed: {' '.join(python.split())}"
+    kind, message = errors[-1]
+    if kind.rpartition(".")[2] == UserError.__name__:
+        return message
+    if kind == ModuleNotFoundError.__name__:
+        return f"a Spark executor has {message[0].lower()}{message[1:]}: install it there, too"
+    return f"a Spark executor failed: {kind}: {message}"
+
+
+def progress_counter(
+    session: "SparkSession", on_progress: Callable[[Progress], None]
+) -> Callable[[Progress], None]:
+    """A function for tasks to tell their progress; `on_progress` is called with the sums here."""
+    from pyspark.accumulators import AccumulatorParam
+
+    class Sums(AccumulatorParam):
+        def __init__(self, tell: Callable[[Progress], None] | None = None) -> None:
+            self.tell = tell
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Sums, ()  # a task has nobody to tell
+
+        def zero(self, value: Progress) -> Progress:
+            return Progress(0, 0, 0)
+
+        def addInPlace(self, value1: Progress, value2: Progress) -> Progress:  # noqa: N802
+            total = Progress(*(a + b for a, b in zip(value1, value2, strict=True)))
+            if self.tell is not None:
+                self.tell(total)
+            return total
+
+    return session.sparkContext.accumulator(Progress(0, 0, 0), Sums(on_progress)).add
+
+
+@contextmanager
+def unlogged_warnings() -> Iterator[None]:
+    """Keep warnings off stderr where nobody has set logging up; a set-up one still gets them."""
+    root = logging.getLogger()
+    handler = logging.NullHandler()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
