@@ -297,22 +297,16 @@ def _say_complete(out: Path | str) -> None:
 
 
 def _print_counts(title: str, domains: dict[str, dict[str, int]]) -> None:
-    """Print a table of documents, MB of UTF-8 text and, if there are any, tokens and rows."""
-    table = Table(title=title, title_justify="left")
-    columns = [key for key in next(iter(domains.values())) if key != "characters"]
-    for header in ("domain", *columns):
-        name = header.replace("utf8_bytes", "MB").replace("_", " ")
-        table.add_column(name, justify="left" if header == "domain" else "right")
+    """Print a table of documents and MB of UTF-8 text."""
+    table = Table("domain", title=title, title_justify="left")
+    table.add_column("documents", justify="right")
+    table.add_column("MB", justify="right")
     for domain, counts in domains.items():
-        table.add_row(domain, *(_cell(column, counts[column]) for column in columns))
+        table.add_row(domain, f"{counts['documents']:,}", f"{counts['utf8_bytes'] / 1e6:.2f}")
     table.add_section()
-    sums = {column: sum(counts[column] for counts in domains.values()) for column in columns}
-    table.add_row("all", *(_cell(column, total) for column, total in sums.items()))
+    documents, size = (sum(c[key] for c in domains.values()) for key in ("documents", "utf8_bytes"))
+    table.add_row("all", f"{documents:,}", f"{size / 1e6:.2f}")
     Console().print(table)
-
-
-def _cell(column: str, count: int) -> str:
-    return f"{count / 1e6:.2f}" if column == "utf8_bytes" else f"{count:,}"
 
 
 if __name__ == "__main__":

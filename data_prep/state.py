@@ -97,18 +97,19 @@ class State:
         forgotten and so are its shards, and those of parts that were killed before their record.
 
         Raises:
-            UserError: a file that a done part was made of has changed, and not because a bad line
-                of it stopped an earlier run.
+            UserError: a file that a done part was made of has changed, and it was not one with a
+                bad line, which may be mended.
         """
         found: dict[str, dict[int, DonePart]] = {domain: {} for domain in plan}
-        stopped = self._stopped_at()
-        for file in sorted((self.own / "parts").glob("*/*.json")):
-            done = DonePart.load(file)
+        files = sorted((self.own / "parts").glob("*/*.json"))
+        all_done = [DonePart.load(file) for file in files]
+        bad = self._stopped_at() | {r.file for done in all_done for r in done.record.rejects}
+        for file, done in zip(files, all_done, strict=True):
             is_stale = not (_is_planned(done.record, plan) and self._is_there(done))
             try:
                 check_unchanged(root, done, self.folder)
             except UserError:
-                if stopped.isdisjoint(piece["file"] for piece in done.record.inputs):
+                if bad.isdisjoint(piece["file"] for piece in done.record.inputs):
                     raise
                 is_stale = True
             if is_stale:
@@ -120,7 +121,7 @@ class State:
         return found
 
     def _stopped_at(self) -> set[str]:
-        """Files in which a bad line stopped an earlier run, and which may be mended."""
+        """Files of the parts in which a bad line stopped an earlier run."""
         notes = (self.own / "parts").glob(f"*/*{BAD}")
         return {name for note in notes for name in json.loads(note.read_bytes())}
 

@@ -250,6 +250,20 @@ def test_more_bad_lines_than_the_share_admits_stop_the_run(convert, mixed, texts
     assert manifest_of(tmp_path / "shards")["rejects"]["worse"] == 6
 
 
+def test_files_with_more_bad_lines_than_admitted_may_be_mended(convert, mixed, texts, tmp_path):
+    lines = as_lines(texts[200:])
+    mixed.write_bytes(b"".join([*lines[:50], *[b"{" * 500 + b"\n"] * 40, *lines[50:]]))
+    options = {"root": tmp_path / "root", "part_size": "20kb", "workers": 1}
+    skipping = options | {"on_bad_line": "skip"}
+    assert_one_line(convert(**skipping), "are bad, more than --max-reject-share")
+    assert list((tmp_path / ".shards.partial").rglob("parts/worse/*.json"))
+    mixed.write_bytes(b"".join(lines))
+    result = convert(**skipping)
+    assert result.exit_code == 0, result.output
+    assert convert(**options, out=tmp_path / "fresh").exit_code == 0
+    assert content(tmp_path / "shards") == content(tmp_path / "fresh")
+
+
 def unfinished(convert, mixed, texts, tmp_path):
     """A conversion with parts that are done, stopped at a bad line; and its options."""
     mixed.write_bytes(b"".join(as_lines(texts[200:])) + b"{\n")

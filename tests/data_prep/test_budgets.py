@@ -1,5 +1,6 @@
 """Budgets: rows exactly as asked, shortfalls told, no document on both sides."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -172,6 +173,28 @@ def test_train_rows_are_a_spread_of_the_domain(convert, three, shares, tmp_path)
     assert used != list(range(len(used)))
 
 
+def test_no_more_is_converted_than_the_budget_needs(convert, three, shares, tmp_path):
+    result = converted(convert, three, shares, tmp_path / "shards", train_tokens="64k")
+    assert result.exit_code == 0, result.output
+    told = re.search(r"([\d,]+) documents, ", result.stderr)
+    documents = sum(
+        counts["documents"] for counts in manifest_of(tmp_path / "shards")["totals"].values()
+    )
+    everything = sum(len(texts_of(folder)) for folder in three.iterdir())
+    # A part that is cut to the budget's end is read again.
+    assert documents <= int(told[1].replace(",", "")) <= 2 * documents < everything
+
+
+def test_parts_that_were_converted_beyond_the_budget_are_removed(convert, three, shares, tmp_path):
+    """One part of `c4` turns out to be enough, but before it is done the other worker has begun
+    the next."""
+    for workers in (1, 2):
+        out = tmp_path / f"workers{workers}"
+        result = converted(convert, three, shares, out, train_tokens="30k", workers=workers)
+        assert result.exit_code == 0, result.output
+    assert content(tmp_path / "workers1") == content(tmp_path / "workers2")
+
+
 def test_domains_that_cannot_fill_their_share_are_reported_with_the_numbers(
     convert, three, shares, tmp_path
 ):
@@ -258,12 +281,13 @@ SPLIT_NAMES = ("train", "validation")
 def test_the_threshold_is_kept_when_a_bad_line_was_mended(convert, three, shares, tmp_path):
     root = tmp_path / "root"
     for path in three.rglob("*.jsonl"):
-        write_jsonl(root / path.relative_to(three), texts_of(path.parent)[:300])
-    bad = root / "c4" / "all.jsonl"
+        number = 40 if path.parent.name == "books" else 300  # the smallest part comes last
+        write_jsonl(root / path.relative_to(three), texts_of(path.parent)[:number])
+    bad = root / "books" / "all.jsonl"
     good = bad.read_bytes()
-    bad.write_bytes(good + b"{\n")
+    bad.write_bytes(b"{\n" + good)  # among the lines that the estimate is made of
     asked = {"root": root, "shares": shares, "validation_tokens": "8k", "validation_share": 0.5}
-    assert_one_line(convert(**asked, part_size="60kb", workers=1), f"{bad}, line 301: broken JSON")
+    assert_one_line(convert(**asked, part_size="60kb", workers=1), f"{bad}, line 1: broken JSON")
     threshold = (tmp_path / ".shards.partial" / ".state" / "threshold.json").read_text()
     bad.write_bytes(good)
     assert convert(**asked, part_size="60kb", workers=1).exit_code == 0

@@ -76,8 +76,9 @@ def line_starts(path):
 def documents_by_part(folder, files):
     """Numbers of the documents of every part of a domain, as (file, number).
 
-    Computed here from what is promised: a file is cut into ranges of the part size, the last
-    of half to one and a half of it, and a line belongs to the range in which it starts; small ones are put together.
+    Computed here from what is promised: a file is cut into ranges of the part size, the last one
+    of half to one and a half of it; a line belongs to the range in which it starts; small ranges
+    are put together.
     """
     parts, part, size = [], [], 0
     for file in files:
