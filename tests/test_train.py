@@ -133,6 +133,13 @@ def test_a_run_killed_after_its_last_checkpoint_still_gets_its_model(finished, t
     assert all(torch.equal(weight, weights(run)[name]) for name, weight in before.items())
 
 
+def shares(run):
+    """The last realised domain shares that a run logged."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    logged = [{k: v for k, v in line.items() if k.startswith("data/share/")} for line in lines]
+    return [line for line in logged if line][-1]
+
+
 def test_two_ranks_train_to_the_weights_of_one(finished, tiny, tmp_path):
     run = tmp_path / "run"
     result = call(RECIPE, *tiny, f"run_folder={run}", ranks=2)
@@ -141,6 +148,7 @@ def test_two_ranks_train_to_the_weights_of_one(finished, tiny, tmp_path):
     one, two = weights(finished[0]), weights(run)
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=2e-4, msg=name)
+    assert shares(finished[0]) == shares(run) != {}
 
 
 def test_a_mistake_is_one_sentence_for_all_ranks():

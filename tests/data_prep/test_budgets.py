@@ -186,11 +186,13 @@ def test_no_more_is_converted_than_the_budget_needs(convert, three, shares, tmp_
 
 
 def test_parts_that_were_converted_beyond_the_budget_are_removed(convert, three, shares, tmp_path):
-    """One part of `c4` turns out to be enough, but before it is done the other worker has begun
-    the next."""
+    """One part turns out to be enough, but before that is known the other worker has the next."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "c4").symlink_to(three / "c4")
+    shares.write_text("c4: 1\n")
     for workers in (1, 2):
-        out = tmp_path / f"workers{workers}"
-        result = converted(convert, three, shares, out, train_tokens="30k", workers=workers)
+        options = {"root": tmp_path / "root", "train_tokens": "18800", "workers": workers}
+        result = converted(convert, three, shares, tmp_path / f"workers{workers}", **options)
         assert result.exit_code == 0, result.output
     assert content(tmp_path / "workers1") == content(tmp_path / "workers2")
 
