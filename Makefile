@@ -8,7 +8,7 @@ ARGS ?=
 
 RUN := .venv/bin/python -m
 
-.PHONY: help setup quickstart test check format lock clean
+.PHONY: help setup quickstart test stress check format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ quickstart: setup ## train a tiny ITT and the dense model on a CPU and compare t
 
 test: setup ## run the tests (ARGS="-k name" goes to pytest)
 	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(RUN) pytest $(ARGS)
+
+# How often of each of the two kinds, with and without budgets; SEED=… repeats a failure.
+KILLS ?= 150
+
+stress: setup ## kill conversions at random moments, hundreds of times (about 6 s each)
+	@KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(RUN) pytest tests/data_prep/test_kills.py -s $(ARGS)
 
 check: setup ## lint, formatting and types
 	$(RUN) ruff check

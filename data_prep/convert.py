@@ -112,6 +112,8 @@ def convert(options: Options) -> dict[str, Any] | None:
     state = State(output.folder, output.name)
     state.open(recipe)
     with _closing(state, output):
+        if output.finished(recipe) is not None:
+            return None  # another process has just finished it
         output.begin(recipe)
         threshold = _threshold(state, options, budgets, domains, tokenizer)
         settings = _settings(options, tokenizer, threshold)
@@ -123,7 +125,7 @@ def convert(options: Options) -> dict[str, Any] | None:
             state.discard()
             raise UserError(
                 f"{options.root} fills no training row of {options.seq_len} tokens: "
-                "lower --seq-len or --validation-share, or add text"
+                "lower --seq-len or --validation-share, raise --train-tokens, or add text"
             )
         for part in (part for done in parts.values() for part in done):
             check_unchanged(options.root, part, output.folder)  # since it was read
@@ -217,7 +219,7 @@ def _convert_parts(
     state: State,
     output: LocalOutput | RemoteOutput,
 ) -> tuple[dict[str, list[DonePart]], dict[str, dict[str, Stream]]]:
-    limit = RejectLimit(options.max_reject_share if options.skip_bad_lines else 0.0)
+    limit = RejectLimit(options.max_reject_share if options.skip_bad_lines else None)
     if options.engine == "spark":
         from data_prep.spark_engine import run_spark
 

@@ -72,7 +72,7 @@ class PieceReader:
         Raises:
             BadInputError: the file is empty or its compressed stream is damaged or cut off.
         """
-        with self.path.open("rb") as file:
+        with self.path.open("rb", buffering=BUFFER) as file:
             lines = self._compressed(file) if self.path.suffix in COMPRESSIONS else self._own(file)
             for line in lines:
                 self.lines_read += 1

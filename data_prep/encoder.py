@@ -75,14 +75,7 @@ class Encoder:
         """
         if self.kind == "reference":
             return Tokens.of([self._reference(document) for document in documents])
-        # Control tokens spelt out in a text are rare, so such documents go to the reference.
-        controls = self.tokenizer.control_texts
-        special = {
-            number
-            for number, document in enumerate(documents)
-            if any(text in document.data for text in controls)
-        }
-        tokens = self._mixed(documents, special) if special else self._fast(documents)
+        tokens = self._with_control_texts(documents, self._fast(documents))
         self._check(documents, tokens)
         return tokens
 
@@ -90,23 +83,24 @@ class Encoder:
         return np.array(self.tokenizer.encode(document.text), np.uint32)
 
     def _fast(self, documents: list[Document]) -> Tokens:
-        import awkward
-
         # On the calling thread: the processes of a run compose, gigatoken's own pool would not.
         encoded = [document.data for document in documents]
-        ragged = self.tokenizer.fast.encode_batch(encoded, parallel=False)
-        ids = awkward.flatten(ragged, axis=1).to_numpy()
-        return Tokens(ids, awkward.num(ragged, axis=1).to_numpy())
+        lists = self.tokenizer.fast.encode_batch(encoded, parallel=False).layout
+        ends = lists.offsets.data
+        return Tokens(lists.content.data[ends[0] : ends[-1]], np.diff(ends))
 
-    def _mixed(self, documents: list[Document], special: set[int]) -> Tokens:
-        plain = [document for i, document in enumerate(documents) if i not in special]
-        fast = iter(self._fast(plain).documents() if plain else [])
-        return Tokens.of(
-            [
-                self._reference(document) if i in special else next(fast)
-                for i, document in enumerate(documents)
-            ]
-        )
+    def _with_control_texts(self, documents: list[Document], tokens: Tokens) -> Tokens:
+        """Take the reference's ids for documents in which gigatoken found a control token.
+
+        SentencePiece reads the spelling of one as text, gigatoken as the token itself.
+        """
+        places = np.flatnonzero(np.isin(tokens.ids, self.tokenizer.control_ids))
+        if not len(places):
+            return tokens
+        found = tokens.documents()
+        for number in np.unique(np.searchsorted(np.cumsum(tokens.lengths), places, side="right")):
+            found[number] = self._reference(documents[number])
+        return Tokens.of(found)
 
     def _check(self, documents: list[Document], tokens: Tokens) -> None:
         """Compare the documents that are in the sample."""

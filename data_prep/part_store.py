@@ -90,8 +90,9 @@ def store_part(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     writers = {split: ShardWriter(work / split, settings.shards) for split in SPLITS}
+    tell = on_progress if limits is None else _untold  # done a second time, up to a budget's end
     try:
-        for block in convert_part(part, settings, on_progress):
+        for block in convert_part(part, settings, tell):
             if isinstance(block, RowBlock):
                 rows = block.rows
                 if limits is not None:
@@ -108,6 +109,10 @@ def store_part(
         done.files |= _move(writer, folder, Path(split, part.domain, part.name))
     done.save(record_file)
     return done
+
+
+def _untold(_: Progress) -> None:
+    pass
 
 
 def store_tails(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from data_prep.conversion import PartRecord
+from data_prep.documents import where
 from itt_composer.errors import UserError
 
 
@@ -13,10 +14,11 @@ class RejectLimit:
     """Stops a run in which too many lines are bad.
 
     Attributes:
-        share: most lines that may be rejected, of all lines.
+        share: most lines that may be rejected, of all lines; None where none may be, so that
+            there are some only if an earlier run skipped them.
     """
 
-    share: float
+    share: float | None
 
     def check(self, records: list[PartRecord], done: float) -> None:
         """Refuse rejects that pass the limit even if all that is still to come is good.
@@ -30,11 +32,19 @@ class RejectLimit:
         """
         rejects = sum(len(record.rejects) for record in records)
         lines = max(rejects, sum(record.lines for record in records))
+        if not rejects:
+            return
+        first = next(reject for record in records for reject in record.rejects)
+        told = f"{where(first.file, first.line)}{first.reason}"
+        if self.share is None:
+            raise UserError(
+                f"{told}; an earlier run left it out under --on-bad-line skip: give that again, or "
+                "mend the file"
+            )
         if rejects > self.share * lines / min(1.0, max(done, 1e-9)):
-            first = next(reject for record in records for reject in record.rejects)
             raise UserError(
                 f"{rejects:,} of {lines:,} lines so far are bad, more than --max-reject-share "
-                f"{self.share} admits; the first: {first.file}, line {first.line}: {first.reason}"
+                f"{self.share} admits; the first: {told}"
             )
 
 

@@ -21,6 +21,7 @@ from data_prep.parts import Part
 from itt_composer.errors import UserError
 
 STATE = ".state"
+RECIPE = "recipe.json"
 THRESHOLD = "threshold.json"
 
 
@@ -54,7 +55,7 @@ class State:
             ) from None
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
-        file = self.own / "recipe.json"
+        file = self.own / RECIPE
         differences = file.exists() and changes(json.loads(file.read_bytes()), recipe)
         if differences and self._has_done():
             self.lock.release()

@@ -80,13 +80,12 @@ class Tokenizer:
             ) from error
 
     @cached_property
-    def control_texts(self) -> tuple[bytes, ...]:
-        """Spellings that gigatoken takes for a control token and SentencePiece for text."""
+    def control_ids(self) -> list[int]:
+        """Ids that SentencePiece gives to no text, and gigatoken to a text that spells them out."""
         if self.kind != "sentencepiece":
-            return ()
+            return []
         processor = _sentencepiece(self.content)
-        ids = range(processor.vocab_size())
-        return tuple(processor.id_to_piece(i).encode() for i in ids if processor.is_control(i))
+        return [number for number in range(processor.vocab_size()) if processor.is_control(number)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Fields only: the objects that encode are made anew in each process."""
