@@ -227,12 +227,18 @@ def convert(
             engine=engine.value,
             master=master,
         )
-        manifest = conversion.convert(options)
+        try:
+            manifest = conversion.convert(options)
+        except KeyboardInterrupt:
+            typer.echo(
+                "stopped: what is done is kept, the same command goes on from there", err=True
+            )
+            raise typer.Exit(130) from None
         if manifest is None:
             _say_complete(out)
             return
         _print_stats(stats_of(ConvertManifest.model_validate(manifest)))
-        for shortfall in conversion.shortfalls(manifest):
+        for shortfall in conversion.warnings(manifest):
             typer.echo(f"warning: {shortfall}", err=True)
 
 

@@ -78,6 +78,7 @@ class PartRecord:
         inputs: of each piece: file, start, end and the SHA-256 of the bytes read.
         lines: lines read, rejected ones included.
         rejects: lines left out.
+        cut_files: files that could be read to a damaged place only, or not at all.
         splits: counts by split; `tokens` are all ids, BOS, EOS and tail included.
         tails: ids by split that fill no row, (fewer than seq_len,).
     """
@@ -87,6 +88,7 @@ class PartRecord:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     lines: int = 0
     rejects: list[Reject] = field(default_factory=list)
+    cut_files: list[str] = field(default_factory=list)
     splits: dict[str, SplitCounts] = field(
         default_factory=lambda: {split: SplitCounts() for split in SPLITS}
     )
@@ -211,6 +213,7 @@ class _Conversion:
                     batch, size = [], 0
         except BadInputError as error:
             self._reject(reader, error.line, error.reason)
+            self.record.cut_files.append(reader.piece.file)
         if batch:
             yield batch
 

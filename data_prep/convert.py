@@ -141,9 +141,18 @@ def _recipe(
     shares = None
     if options.train_tokens is not None or options.validation_tokens is not None:
         shares = read_shares(options.shares, domains)
+    elif options.shares is not None:
+        raise UserError("--shares divides --train-tokens or --validation-tokens: give one of them")
+    if options.master is not None and options.engine != "spark":
+        raise UserError("--master is for --engine spark: give that, or leave it out")
     budgets = Budgets.of(
         options.train_tokens, options.validation_tokens, shares or {}, options.seq_len
     )
+    if options.train_tokens is not None and not any(budgets.rows["train"].values()):
+        raise UserError(
+            f"--train-tokens {options.train_tokens} is less than one row of {options.seq_len} "
+            "tokens for any domain: raise it or lower --seq-len"
+        )
     return budgets, {
         "command": "convert",
         "seq_len": options.seq_len,
@@ -266,6 +275,7 @@ def _report(
         "rejects": {
             domain: sum(len(part.record.rejects) for part in done) for domain, done in parts.items()
         },
+        "cut_files": sorted(name for part in used for name in part.record.cut_files),
         "files": files,
     }
 
@@ -335,7 +345,16 @@ def _write_rest(
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def shortfalls(manifest: dict[str, Any]) -> list[str]:
+def warnings(manifest: dict[str, Any]) -> list[str]:
+    """What the user should know of the result: streams with too little, files lost in part."""
+    cut = [
+        f"{name} is damaged: what follows the line that {REJECTS} names is lost, however much it is"
+        for name in manifest["cut_files"]
+    ]
+    return _shortfalls(manifest) + cut
+
+
+def _shortfalls(manifest: dict[str, Any]) -> list[str]:
     """Say of each stream that has less than was asked for how much it has."""
     if manifest["shares"] is None:
         return [f"{stream} has no rows" for stream in _empty_streams(manifest)]

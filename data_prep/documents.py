@@ -122,6 +122,10 @@ class PieceReader:
                 raise
             while watched.read(BUFFER):  # for the hash of the whole file
                 pass
+            if "too much memory" in str(error):
+                raise BadInputError(
+                    0, "its zstd window is too large to be read here: compress it without --long"
+                ) from error
             self.lines_read += 1  # the line in which it broke off
             raise BadInputError(
                 self.lines_read,

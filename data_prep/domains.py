@@ -1,10 +1,12 @@
 """Domains: the folders of a corpus, their names, and their shares of the paper's training set."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from itt_composer.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+UNREADABLE = (".jsonl.xz", ".jsonl.bz2", ".jsonl.lz4", ".jsonl.br", ".jsonl.zip")
 
 # Section 4.1 of the paper through the Sheared-LLaMA recipe; the same as yamls/data/redpajama.yaml.
 PAPER_SHARES = {
@@ -57,14 +59,28 @@ def find_domains(root: Path) -> dict[str, list[Path]]:
     return dict(sorted(domains.items()))
 
 
+def _walk(folder: Path, above: set[Path]) -> Iterator[Path]:
+    """Files below a folder, links followed, but not one that leads back to a folder above it."""
+    real = folder.resolve()
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, above | {real})
+        elif path.is_file():
+            yield path
+
+
 def _files(folder: Path) -> list[Path]:
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.name.endswith(SUFFIXES)
-        and path.is_file()
-        and not any(name.startswith(".") for name in path.relative_to(folder).parts)
-    )
+    files = []
+    for path in _walk(folder, set()):
+        if path.name.endswith(UNREADABLE):
+            raise UserError(f"{path} is compressed in a way that is not read: make it .gz or .zst")
+        if path.name.endswith(SUFFIXES):
+            files.append(path)
+    files.sort()
     if not files:
         raise UserError(
             f"domain {folder} has no {', '.join(SUFFIXES)} files: add some or remove the folder"

@@ -169,6 +169,9 @@ class LocalEngine:
                 if self.output.is_remote and not done.uploaded:
                     record_file = self.state.record_file(part)
                     futures.add(uploads.submit(self.output.upload, done, record_file))
+            elif done.kept != rows and all(rows[s] in (0, done.kept[s]) for s in SPLITS):
+                self.state.drop_rows(done, rows, self.state.record_file(part))
+                return futures | self._settle(domain, workers, uploads)
             elif done.kept != rows and key not in self.cut:
                 self.cut.add(key)
                 futures.add(self._submit(workers, part, rows))

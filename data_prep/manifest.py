@@ -129,7 +129,7 @@ def check_same(manifest: dict[str, Any], recipe: dict[str, Any], out: str) -> No
     if differences := changes(manifest, as_stored(recipe)):
         raise UserError(
             f"{out} holds the output of another run ({differences}): "
-            "choose another --out or delete that folder"
+            "choose another --out or delete what is there"
         )
 
 

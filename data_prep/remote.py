@@ -124,22 +124,25 @@ class RemoteOutput:
         return True
 
     def _objects(self) -> list[str]:
-        try:
-            return list(self._uploader.list_objects("") or [])
-        except NotImplementedError:  # the library cannot list this kind of store
-            return []
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return list(self._uploader_from(Path(folder)).list_objects("") or [])
+            except NotImplementedError:  # the library cannot list this kind of store
+                return []
 
     def _upload(self, name: str) -> None:
         self._told(lambda: self._uploader.upload_file(name))
 
     @cached_property
     def _uploader(self) -> Any:
+        return self._uploader_from(self.folder)
+
+    def _uploader_from(self, folder: Path) -> Any:
         from streaming.base.storage.upload import CloudUploader
 
         # It warns of a folder that is not empty, which this one is for good reason.
         logging.getLogger("streaming.base.storage.upload").setLevel(logging.ERROR)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        places = (str(self.folder), self.name)
+        places = (str(folder), self.name)
         return CloudUploader.get(places, keep_local=True, retry=ATTEMPTS, exist_ok=True)
 
     def _told(self, call: Callable[[], Result]) -> Result:
@@ -158,6 +161,6 @@ class RemoteOutput:
     def _unusable(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split()) or type(error).__name__
         return UserError(
-            f"cannot use {self.name} ({reason}): check the name, the credentials and the network; "
-            "what is done is kept, so the same command goes on from there"
+            f"cannot use {self.name} ({reason}): check the name, the credentials and the "
+            "network, then give the same command again"
         )

@@ -18,6 +18,7 @@ from data_prep.documents import Piece, PieceReader
 from data_prep.manifest import changes
 from data_prep.part_store import BAD, DonePart, stat_of, write_synced
 from data_prep.parts import Part
+from data_prep.split import SPLITS
 from itt_composer.errors import UserError
 
 STATE = ".state"
@@ -143,6 +144,20 @@ class State:
         file.unlink()
         for name in done.files:
             shutil.rmtree((self.folder / name).parent, ignore_errors=True)
+
+    def drop_rows(self, done: DonePart, kept: dict[str, int], file: Path) -> None:
+        """Remove all of a part's rows in the splits of which none is kept."""
+        folders = {split: f"{split}/{done.record.domain}/{file.stem}" for split in SPLITS}
+        dropped = [folder for split, folder in folders.items() if kept[split] < done.kept[split]]
+        done.files = {
+            name: stored
+            for name, stored in done.files.items()
+            if not any(name.startswith(f"{folder}/") for folder in dropped)
+        }
+        done.kept = kept
+        done.save(file)  # first: what it does not name is removed by the next run
+        for folder in dropped:
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
 
     def _is_there(self, done: DonePart) -> bool:
         if done.uploaded:

@@ -22,7 +22,7 @@ MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 COMPANIONS = (CONFIG_FILE, "special_tokens_map.json", JSON_FILE)
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*|[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.model"]
 
 
@@ -114,7 +114,11 @@ def load_tokenizer(
         UserError: nothing there, not a tokenizer, or no such BOS or EOS token.
     """
     path = Path(source)
-    if not path.exists() and HUB_NAME.fullmatch(source) and not path.parent.exists():
+    if (
+        not path.exists()
+        and HUB_NAME.fullmatch(source)
+        and (path.parent == Path() or not path.parent.exists())
+    ):
         path = _download(source)
     file = _model_file(path)
     content = file.read_bytes()
@@ -199,6 +203,8 @@ def _from_sentencepiece(
             f"apart: name one with {'--eos-token' if eos < 0 else '--bos-token (or none)'}"
         )
     companions = {CONFIG_FILE: llama_config(processor)} | _companions(folder)
+    named = {"bos_token": bos_token, "eos_token": eos_token}
+    _name_tokens(companions, {key: name for key, name in named.items() if name is not None})
     return Tokenizer("sentencepiece", content, processor.vocab_size(), bos, eos, companions)
 
 
@@ -228,7 +234,23 @@ def _from_json(
         raise UserError(f"{file} does not say which token ends a document: give --eos-token")
     companions = _companions(folder)
     companions.pop(JSON_FILE, None)
+    if CONFIG_FILE not in companions or bos_token is not None or eos_token is not None:
+        ids = {"bos_token": bos, "eos_token": eos}
+        by_id = {number: token for token, number in vocabulary.items()}
+        named = {key: "none" if number is None else by_id[number] for key, number in ids.items()}
+        _name_tokens(companions, named)
     return Tokenizer("tokenizers", content, max(vocabulary.values()) + 1, bos, eos, companions)
+
+
+def _name_tokens(companions: dict[str, bytes], named: dict[str, str]) -> None:
+    """Have transformers know the tokens that stand around documents; "none" is none."""
+    if not named:
+        return
+    config = json.loads(companions.get(CONFIG_FILE, b"{}"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | config
+    config |= {key: None if name == "none" else name for key, name in named.items()}
+    companions[CONFIG_FILE] = (json.dumps(config, indent=1) + "\n").encode()
+    companions.pop("special_tokens_map.json", None)  # it would overrule them
 
 
 def _named_tokens(config_file: Path) -> dict[str, str | None]:
@@ -239,8 +261,14 @@ def _named_tokens(config_file: Path) -> dict[str, str | None]:
         return {}
     except ValueError as error:
         raise UserError(f"{config_file} is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{config_file} is not a JSON object")
     tokens = {name: config[name] for name in ("bos_token", "eos_token") if name in config}
-    return {name: t["content"] if isinstance(t, dict) else t for name, t in tokens.items()}
+    named = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items()}
+    for name, token in named.items():
+        if not isinstance(token, str) and (token is not None or tokens[name] is not None):
+            raise UserError(f"{config_file}: {name} is no token: name one with --{name[:3]}-token")
+    return named
 
 
 def _companions(folder: Path | None) -> dict[str, bytes]:

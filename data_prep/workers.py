@@ -42,6 +42,7 @@ class Workers:
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(PRELOADED)
             self.counters = context.Array("q", 3)
+            _start_server()
             self.pool = ProcessPoolExecutor(count, context, _start, (self.counters,))
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
@@ -102,6 +103,19 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _start_server() -> None:
+    """Start the server of workers so that Ctrl-C, which is for this process, does not reach it."""
+    from multiprocessing import forkserver
+
+    if threading.current_thread() is not threading.main_thread():
+        return forkserver.ensure_running()  # signals are the main thread's
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _start(counters: Any) -> None:

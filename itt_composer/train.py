@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from itt_composer.config import Recipe, load_recipe, recipe_as_yaml
-from itt_composer.data.shards import LoaderError, check_shards
+from itt_composer.data.shards import LoaderError, check_shards, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.run_folder import RunFolder
 
@@ -149,6 +149,12 @@ def save_results(
     from itt_composer.flops import dense_parameters, thinking_parameters
 
     tokenizer = Path(recipe.data.local) / "tokenizer"
+    manifest = read_manifest(recipe.data.local)
+    # Generation begins and ends as the documents of the training rows do.
+    ends = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
+    model.config.update(ends)
+    if model.generation_config is not None:
+        model.generation_config.update(**ends)
     model.save_pretrained(run.model)
     if tokenizer.is_dir():
         shutil.copytree(tokenizer, run.model, dirs_exist_ok=True)

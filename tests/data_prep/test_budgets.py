@@ -296,10 +296,10 @@ def test_the_threshold_is_kept_when_a_bad_line_was_mended(convert, three, shares
     assert manifest_of(tmp_path / "shards")["validation_threshold"] == float(threshold)
 
 
-def test_budget_of_less_than_a_row_fills_no_training_row(convert, three, shares, tmp_path):
+def test_budget_of_less_than_a_row_is_refused(convert, three, shares, tmp_path):
     result = converted(convert, three, shares, tmp_path / "shards", train_tokens="40")
     assert result.exit_code == 1
-    assert "fills no training row of 64 tokens" in result.stderr
+    assert "--train-tokens 40 is less than one row of 64 tokens" in result.stderr
     assert not (tmp_path / "shards").exists()
 
 

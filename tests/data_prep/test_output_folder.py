@@ -71,7 +71,7 @@ def test_output_of_another_recipe_is_refused(tmp_path, changed, message):
     with pytest.raises(UserError) as caught:
         already_complete(tmp_path / "out", RECIPE | changed)
     assert message in str(caught.value)
-    assert "choose another --out or delete that folder" in str(caught.value)
+    assert "choose another --out or delete what is there" in str(caught.value)
 
 
 def test_damaged_or_missing_file_is_named(tmp_path):
