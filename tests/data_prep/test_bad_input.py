@@ -166,6 +166,7 @@ def test_damaged_compressed_file_is_named_mended_and_skipped(
     assert result.exit_code == 0, result.output
     rejects = [json.loads(line) for line in (tmp_path / "skipped" / "rejects.jsonl").open()]
     assert [reject["file"] for reject in rejects] == [f"worse/b.jsonl.{suffix}"]
+    assert f"warning: worse/b.jsonl.{suffix} is damaged" in result.stderr
     # Its fingerprint is that of the whole file: the output is known again though it was touched.
     os.utime(path)
     assert "nothing to do" in convert(**options | skipping).output

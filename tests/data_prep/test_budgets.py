@@ -357,3 +357,24 @@ def test_one_threshold_serves_all_domains_and_stays_below_the_largest():
     both = Budgets(budgets.rows | {"train": {"large": 1000, "small": 1000}})
     assert validation_threshold(found, both, 100, 1.0) > alone["small"]
     assert validation_share_needed(100, 0.0, np.array([])) == 1.0
+
+
+def test_rows_beyond_a_validation_budget_are_dropped_without_converting_again(
+    convert, three, shares, tmp_path, monkeypatch
+):
+    from data_prep import local_engine
+
+    converted_parts = []
+
+    def counted(part, *arguments):
+        converted_parts.append((part.domain, part.index))
+        return store_part(part, *arguments)
+
+    store_part = local_engine.store_part
+    monkeypatch.setattr(local_engine, "store_part", counted)
+    options = {"validation_tokens": "600", "part_size": "20kb"}
+    result = converted(convert, three, shares, tmp_path / "shards", **options)
+    assert result.exit_code == 0, result.output
+    # At most one part of each domain, the one in which its budget ends, is converted once more.
+    assert len(converted_parts) - len(set(converted_parts)) <= 3
+    assert len(set(converted_parts)) > 12

@@ -214,3 +214,22 @@ sys.exit("torch" in sys.modules or "streaming" in sys.modules or "numpy" in sys.
         subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=environment).returncode
         == 0
     )
+
+
+def test_linked_folders_are_read_and_other_compressions_refused(convert, root, tmp_path):
+    (tmp_path / "linked" / "code").mkdir(parents=True)
+    (tmp_path / "linked" / "code" / "snapshot").symlink_to(root / "code", target_is_directory=True)
+    (tmp_path / "linked" / "code" / "loop").symlink_to(tmp_path / "linked", True)
+    assert convert(root=tmp_path / "linked").exit_code == 0
+    names = set(manifest_of(tmp_path / "shards")["inputs"])
+    assert names == {"code/snapshot/b.jsonl", "code/snapshot/a/deep.jsonl"}
+    (tmp_path / "linked" / "code" / "more.jsonl.xz").touch()
+    result = convert(root=tmp_path / "linked")
+    assert result.exit_code == 1
+    assert "more.jsonl.xz is compressed in a way that is not read" in result.stderr
+
+
+def test_options_that_would_do_nothing_are_refused(convert, tmp_path):
+    assert "--shares divides" in convert(shares=tmp_path / "x.yaml").stderr
+    assert "--master is for --engine spark" in convert(master="local[2]").stderr
+    assert list(tmp_path.iterdir()) == []

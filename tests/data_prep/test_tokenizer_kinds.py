@@ -98,6 +98,16 @@ def test_transformers_loads_the_tokenizer_of_the_output(convert, root, trained, 
     assert loaded.eos_token == END
 
 
+def test_transformers_knows_the_tokens_that_were_named(convert, trained, file, tmp_path):
+    from transformers import AutoTokenizer
+
+    assert convert(tokenizer=file, bos_token=BEGIN, eos_token=END).exit_code == 0
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "shards" / "tokenizer", local_files_only=True)
+    assert (loaded.bos_token, loaded.eos_token) == (BEGIN, END)
+    manifest = manifest_of(tmp_path / "shards")
+    assert [loaded.bos_token_id, loaded.eos_token_id] == [manifest["bos_id"], manifest["eos_id"]]
+
+
 def test_bos_and_eos_are_given_taken_or_none(convert, root, trained, file, tmp_path):
     for name, options, bos, eos in [
         ("given", {"bos_token": END, "eos_token": BEGIN}, END, BEGIN),
