@@ -85,7 +85,7 @@ def segments_of(folder):
 
 
 def wait_for(condition, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, "the run ended too early"
         assert time.monotonic() < deadline
@@ -93,7 +93,7 @@ def wait_for(condition, process):
 
 
 def next_line(process):
-    ready, _, _ = select.select([process.stdout], [], [], 60)
+    ready, _, _ = select.select([process.stdout], [], [], 240)
     assert ready, "the live run says nothing"
     return process.stdout.readline()
 
@@ -138,7 +138,7 @@ def test_a_run_starts_after_a_killed_one_and_leaves_a_live_one_alone(
         assert remove_stale_segments() == []
         live.stdin.write("end\n")
         live.stdin.flush()
-        assert live.wait(60) == 0
+        assert live.wait(240) == 0
     finally:
         for process in (killed, live):
             if process.poll() is None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -111,10 +112,17 @@ def assert_all_end(leader):
         time.sleep(0.05)
 
 
+def is_there(folder, pattern):
+    try:
+        return any(folder.glob(pattern))
+    except FileNotFoundError:  # a folder was moved while it was looked through
+        return False
+
+
 def wait_for(folder, pattern, process):
     """Wait until a path that fits the pattern is there; False if the run ended before."""
     deadline = time.monotonic() + PATIENCE
-    while not any(folder.glob(pattern)):
+    while not is_there(folder, pattern):
         assert time.monotonic() < deadline, f"{pattern} never appeared"
         if process.poll() is not None:
             return False
@@ -126,7 +134,8 @@ def kill(process, only_the_first):
     if only_the_first:
         process.kill()
     else:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert_all_end(process.pid)
     process.stderr.close()

@@ -35,7 +35,7 @@ if shutil.which("java") is None:
     pytest.skip("Spark needs Java", allow_module_level=True)
 
 SEQ_LEN = 64
-PART_BYTES = 100_000
+PART_BYTES = 75_000
 SHARD_BYTES = 30_000
 
 
