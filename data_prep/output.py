@@ -14,7 +14,7 @@ from data_prep.manifest import MANIFEST, check_same, read_manifest
 from data_prep.part_store import DonePart
 from data_prep.remote import RemoteOutput
 from data_prep.rows import sync
-from data_prep.state import RECIPE, STATE
+from data_prep.state import STATE, is_state
 from itt_composer.errors import UserError
 
 URL = re.compile(r"([a-z][a-z0-9-]*)://.+")
@@ -54,7 +54,7 @@ class LocalOutput:
         Raises:
             UserError: OUT holds something else.
         """
-        if (self.finished_state / RECIPE).is_file():  # a run was killed in its last step
+        if is_state(self.finished_state):  # a run was killed in its last step
             shutil.rmtree(self.finished_state)
         is_free = not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir()))
         if is_free and (self.folder / MANIFEST).is_file() and not (self.folder / STATE).exists():

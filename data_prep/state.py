@@ -26,6 +26,12 @@ RECIPE = "recipe.json"
 THRESHOLD = "threshold.json"
 
 
+def is_state(folder: Path) -> bool:
+    """Whether a folder is what an ended run left, whole or in part, and nothing else."""
+    names = (RECIPE, THRESHOLD, "lock", "parts", "work")
+    return folder.is_dir() and all(path.name.startswith(names) for path in folder.iterdir())
+
+
 class State:
     """The folder of an unfinished conversion, held by one process at a time.
 

@@ -93,8 +93,9 @@ def wait_for(condition, process):
 
 
 def next_line(process):
-    ready, _, _ = select.select([process.stdout], [], [], 240)
-    assert ready, "the live run says nothing"
+    waiting = select.poll()  # of any number of open files, unlike select.select
+    waiting.register(process.stdout, select.POLLIN)
+    assert waiting.poll(240_000), "the live run says nothing"
     return process.stdout.readline()
 
 

@@ -233,3 +233,14 @@ def test_options_that_would_do_nothing_are_refused(convert, tmp_path):
     assert "--shares divides" in convert(shares=tmp_path / "x.yaml").stderr
     assert "--master is for --engine spark" in convert(master="local[2]").stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_killed_in_its_last_step_left_is_removed(convert, tmp_path):
+    left = tmp_path / ".shards.state"
+    (left / "parts" / "code").mkdir(parents=True)
+    assert convert().exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+    left.mkdir()
+    (left / "thesis.tex").touch()
+    assert "nothing to do" in convert().output
+    assert (left / "thesis.tex").exists()
