@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -13,6 +14,12 @@ from data_prep.tokenizer_training import train_tokenizer
 from itt_composer.config import Recipe, load_recipe
 
 pytest_plugins = ["object_store"]
+
+# Streaming keeps files of shared memory open until the process ends, a dozen for each dataset.
+OPEN_FILES = 16_384
+SOFT_LIMIT, HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
+if SOFT_LIMIT < OPEN_FILES <= HARD_LIMIT:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, HARD_LIMIT))
 
 RECIPE = """\
 run_name: small
