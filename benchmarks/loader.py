@@ -21,6 +21,7 @@ import torch
 import typer
 from streaming import MDSWriter
 
+from data_prep.domains import PAPER_SHARES
 from itt_composer.config import DataRecipe
 from itt_composer.data.integrity import sha256_of
 from itt_composer.data.prepare import prepare_shards
@@ -28,15 +29,6 @@ from itt_composer.data.streams import build_dataloader
 
 # Tokens/s that one A100-80GB takes in training the 162M models, about.
 A100_TOKENS_PER_SECOND = 120_000
-SHARES = {
-    "cc": 0.67,
-    "c4": 0.15,
-    "github": 0.045,
-    "book": 0.045,
-    "wiki": 0.045,
-    "arxiv": 0.025,
-    "stackexchange": 0.02,
-}
 VOCAB_SIZE = 32_000
 
 
@@ -44,7 +36,7 @@ def make_shards(out: Path, megabytes: int, seq_len: int) -> None:
     """Random rows in the layout of `convert`, every domain in its share."""
     rng = np.random.default_rng(0)
     splits: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
-    for domain, share in SHARES.items():
+    for domain, share in PAPER_SHARES.items():
         rows = max(16, int(megabytes * 1e6 * share / (2 * seq_len)))
         splits["train"][domain] = {"rows": rows}
         write_rows(out / "train" / domain, rows, seq_len, rng)
@@ -121,7 +113,9 @@ def main(
         settings = {
             "local": str(shards),
             "seq_len": manifest["seq_len"],
-            "domains": SHARES if set(SHARES) <= set(manifest["splits"]["train"]) else None,
+            "domains": PAPER_SHARES
+            if set(PAPER_SHARES) <= set(manifest["splits"]["train"])
+            else None,
         }
         started = time.perf_counter()
         prepare_shards(DataRecipe.model_validate(settings), manifest["vocab_size"], batch_size)

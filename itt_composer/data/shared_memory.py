@@ -15,6 +15,7 @@ import os
 import re
 import signal
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 from streaming.base.constant import SHM_TO_CLEAN
@@ -68,19 +69,11 @@ def remove_stale_segments(folder: Path = SHARED_MEMORY) -> list[str]:
 
 def is_held(path: Path) -> bool:
     """Whether some process holds a lock on a file; another user's file counts as held."""
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        return True
-    try:
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            return True
+
+    def lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+
+    return _is_refused(path, lock)
 
 
 def is_open(path: Path) -> bool:
@@ -89,6 +82,18 @@ def is_open(path: Path) -> bool:
     The kernel grants a write lease only on a file that nobody else has open. Where it cannot
     tell (no leases, another user's file), the file counts as open.
     """
+
+    def lease(descriptor: int) -> None:
+        # Whoever opens the file in this moment makes the kernel signal: not by SIGIO, which kills.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    return _is_refused(path, lease)
+
+
+def _is_refused(path: Path, ask: Callable[[int], None]) -> bool:
+    """Whether the kernel refuses what is asked for a file, or the file is another user's."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
@@ -96,10 +101,7 @@ def is_open(path: Path) -> bool:
     try:
         if os.fstat(descriptor).st_uid != os.geteuid():
             return True
-        # Whoever opens the file in this moment makes the kernel signal: not by SIGIO, which kills.
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        ask(descriptor)
     except (OSError, AttributeError):  # AttributeError: leases are Linux's
         return True
     finally:
