@@ -110,12 +110,11 @@ def main(
             shards = Path(temporary)
             make_shards(shards, megabytes, seq_len)
         manifest = json.loads((shards / "manifest.json").read_bytes())
+        has_all = PAPER_SHARES.keys() <= manifest["splits"]["train"].keys()
         settings = {
             "local": str(shards),
             "seq_len": manifest["seq_len"],
-            "domains": PAPER_SHARES
-            if set(PAPER_SHARES) <= set(manifest["splits"]["train"])
-            else None,
+            "domains": PAPER_SHARES if has_all else None,
         }
         started = time.perf_counter()
         prepare_shards(DataRecipe.model_validate(settings), manifest["vocab_size"], batch_size)
