@@ -21,6 +21,12 @@ SOFT_LIMIT, HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
 if SOFT_LIMIT < OPEN_FILES <= HARD_LIMIT:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, HARD_LIMIT))
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spark's tests first: it waits with `select`, which takes file numbers below 1,024 only."""
+    items.sort(key=lambda item: "test_spark" not in item.path.name)
+
+
 RECIPE = """\
 run_name: small
 model:
