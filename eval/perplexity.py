@@ -6,6 +6,7 @@ Shapes: B batch, S sequence, V vocabulary.
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import itt_composer  # noqa: F401  (makes the Auto classes know ITT models)
 from eval.suite import PerplexitySuite
 from itt_composer.data.shards import domains_with_rows, read_manifest
-from itt_composer.data.streams import collate_rows, open_dataset
+from itt_composer.data.stored_rows import stored_rows
+from itt_composer.data.streams import collate_rows
 from itt_composer.errors import UserError
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
@@ -101,10 +103,9 @@ def load_model(folder: str) -> PreTrainedModel:
 
 def batches(folder: Path, batch_size: int) -> Iterator[dict[str, Tensor]]:
     """Every row of one stream once, in stored order; the last batch may be smaller."""
-    dataset = open_dataset(local=str(folder), batch_size=batch_size, shuffle=False)
-    for start in range(0, dataset.num_samples, batch_size):
-        stop = min(start + batch_size, dataset.num_samples)
-        yield collate_rows([dataset[index] for index in range(start, stop)])
+    rows = stored_rows(folder)
+    while batch := list(islice(rows, batch_size)):
+        yield collate_rows(batch)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ import torch
 from composer.core import DataSpec
 from composer.utils import dist
 from filelock import FileLock
-from streaming import StreamingDataLoader, StreamingDataset
+from streaming import StreamingDataLoader
 
 from itt_composer.config import DataRecipe
 from itt_composer.data.shards import LoaderError, domains_with_rows, read_manifest
@@ -80,7 +80,6 @@ def build_dataset(data: DataRecipe, split: str, batch_size: int) -> TokenRows:
             epoch_size = None  # every row once, free of rounding
     try:
         dataset = open_dataset(
-            TokenRows,
             streams=streams,
             batch_size=batch_size,
             epoch_size=epoch_size,
@@ -102,8 +101,8 @@ def build_dataset(data: DataRecipe, split: str, batch_size: int) -> TokenRows:
     return dataset
 
 
-def open_dataset(kind: type[StreamingDataset] = StreamingDataset, **settings: Any) -> Any:
-    """A `StreamingDataset`, opened by one run of this user at a time, stale memory removed.
+def open_dataset(**settings: Any) -> TokenRows:
+    """`TokenRows`, opened by one run of this user at a time, stale memory removed.
 
     It looks for a free name for its shared memory and then takes it; two runs that start at the
     same moment would take the same one. A node's first rank holds the lock for the others, which
@@ -116,7 +115,7 @@ def open_dataset(kind: type[StreamingDataset] = StreamingDataset, **settings: An
         if is_first:
             remove_stale_segments()
         dist.barrier()
-        dataset = kind(**settings)
+        dataset = TokenRows(**settings)
         hold_segments(dataset._shm_prefix_int, is_first)
         return dataset
 
