@@ -4,13 +4,14 @@ Pure Python, so that a recipe is checked before torch is imported. `IttConfig` s
 resolved settings as its own fields.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 Thinking = Literal["dense", "loop", "itt"]
 RouterNorm = Literal["sigmoid", "tanh"]
-RouterSelection = Literal["top_k", "top_p"]
+RouterSelection = Literal["top_k", "top_p", "threshold"]
 Reweighting = Literal["select_only", "symmetric"]
 
 DEFAULT_THINKING_STEPS = 4
@@ -30,13 +31,16 @@ class ThinkingSettings:
             `router_selection="top_p"` shares of the router's total weight. Default: 0.5 each.
         router_norm: maps a router's score to a token's weight.
         router_selection: "top_k" takes the ⌈ρ·seq⌉ tokens of largest weight; "top_p" the
-            fewest tokens that hold the share ρ of the weight.
+            fewest tokens that hold the share ρ of the weight; "threshold" every token whose own
+            weight exceeds what a share ρ of all tokens does (for inference: it is causal).
         reweighting: "select_only" leaves skipped tokens as they are; "symmetric" reweights
             them too, with the identity in place of the layer.
         residual_thinking: accumulate the steps (Residual Thinking Connection); False: each
             step replaces the state.
         adaptive_routing: let a router pick tokens; False: every token takes every step.
         step_encoding: learn a Thinking Step Encoding φ_t per step; False: φ = 1.
+        early_exit: ε; a token whose state a step changes by less than this share of its norm
+            takes no further step in that layer. 0 is off.
     """
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid", "strict": True}
@@ -51,6 +55,7 @@ class ThinkingSettings:
     residual_thinking: bool | None = None
     adaptive_routing: bool | None = None
     step_encoding: bool | None = None
+    early_exit: float = 0.0
 
     def resolve(self, num_hidden_layers: int) -> "ThinkingSettings":
         """Fill in every field and check the whole.
@@ -83,6 +88,7 @@ class ThinkingSettings:
         assert steps is not None
         assert layers is not None
         assert self.select_ratios is not None
+        check_early_exit(self.early_exit)
         if type(steps) is not int or steps < 1:
             raise ValueError(f"thinking_steps must be an integer of at least 1, not {steps!r}")
         if not isinstance(layers, (list, tuple)):
@@ -115,6 +121,18 @@ class ThinkingSettings:
                     "router_selection='top_p' needs router_norm='sigmoid': shares of the weight "
                     "are only defined for positive weights"
                 )
+
+
+def check_early_exit(epsilon: float) -> float:
+    """Refuse what is no relative change.
+
+    Raises:
+        ValueError: a negative number, or none at all.
+    """
+    is_number = isinstance(epsilon, (int, float)) and not isinstance(epsilon, bool)
+    if not is_number or not 0 <= epsilon < math.inf:
+        raise ValueError(f"early_exit must be a relative change of at least 0, not {epsilon!r}")
+    return float(epsilon)
 
 
 def check_select_ratios(
@@ -152,7 +170,8 @@ def _fixed_by_kind(settings: ThinkingSettings) -> dict:
         **no_router,
     }
     if settings.thinking == "dense":
-        return {"thinking_steps": 1, "thinking_layers": [], "select_ratios": [], **loop}
+        nothing = {"thinking_steps": 1, "thinking_layers": [], "select_ratios": []}
+        return {**nothing, "early_exit": 0.0, **loop}
     if settings.thinking == "loop":
         return loop
     return no_router if settings.adaptive_routing is False else {}

@@ -1,5 +1,6 @@
 """IttConfig: a LLaMA configuration plus the thinking settings."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 from transformers import AutoConfig, LlamaConfig
@@ -14,7 +15,7 @@ class IttConfig(LlamaConfig):
 
     Args:
         thinking, thinking_steps, thinking_layers, select_ratios, router_norm, router_selection,
-            reweighting, residual_thinking, adaptive_routing, step_encoding: see
+            reweighting, residual_thinking, adaptive_routing, step_encoding, early_exit: see
             `itt_composer.thinking.ThinkingSettings`. None means the value the kind implies.
         **kwargs: the fields of `transformers.LlamaConfig`.
 
@@ -39,11 +40,9 @@ class IttConfig(LlamaConfig):
         residual_thinking=None,
         adaptive_routing=None,
         step_encoding=None,
+        early_exit=0.0,
         **kwargs,
     ):
-        # A thinking layer has no key/value cache, so generate() must not ask for one, even where
-        # the fields come from a LLaMA's config.json.
-        kwargs["use_cache"] = thinking == "dense" and kwargs.get("use_cache", True)
         super().__init__(**kwargs)
         settings = ThinkingSettings(
             thinking=thinking,
@@ -56,6 +55,7 @@ class IttConfig(LlamaConfig):
             residual_thinking=residual_thinking,
             adaptive_routing=adaptive_routing,
             step_encoding=step_encoding,
+            early_exit=early_exit,
         ).resolve(self.num_hidden_layers)
         for name in THINKING_FIELDS:
             setattr(self, name, getattr(settings, name))
@@ -65,14 +65,19 @@ class IttConfig(LlamaConfig):
         settings = ThinkingSettings(**{name: getattr(self, name) for name in THINKING_FIELDS})
         settings.resolve(self.num_hidden_layers)
 
-    def set_select_ratios(self, select_ratios: list[float]) -> None:
-        """Set ρ_t of the steps after the first pass (elastic thinking).
+    def checked_select_ratios(self, select_ratios: Sequence[float]) -> list[float]:
+        """ρ_t of the steps after the first pass, if this model can use them.
 
         Raises:
             ValueError: wrong count, values outside 0..1, or parts of the tokens without a router.
         """
         check_select_ratios(select_ratios, self.thinking_steps, self.adaptive_routing)
-        self.select_ratios = [float(ratio) for ratio in select_ratios]
+        return [float(ratio) for ratio in select_ratios]
+
+    def is_causal(self, select_ratios: Sequence[float]) -> bool:
+        """Whether no token's logits depend on later tokens, at the given ratios."""
+        looks_ahead = self.adaptive_routing and self.router_selection != "threshold"
+        return not (looks_ahead and any(0 < ratio < 1 for ratio in select_ratios))
 
 
 AutoConfig.register(IttConfig.model_type, IttConfig)

@@ -1,199 +1,38 @@
-"""The Inner Thinking Transformer on transformers' LLaMA layers (arXiv 2502.13842).
+"""The Inner Thinking Transformer on transformers' LLaMA (arXiv 2502.13842).
 
-Each piece of the paper stands here under its own name:
+Each piece of the paper stands under its own name:
 
-- Adaptive Token Routing: `Router`, `IttDecoderLayer._route` and `routing.py`
-- Residual Thinking Connection and Thinking Step Encoding: `IttDecoderLayer._accumulate`
+- Adaptive Token Routing: `layer.Router`, `layer.IttDecoderLayer._route` and `routing.py`
+- Residual Thinking Connection and Thinking Step Encoding: `layer.IttDecoderLayer._accumulate`
 - elastic thinking: `IttForCausalLM.set_select_ratios`
+- early exit: `layer.ThinkingPass`
 
 A layer that does not think is transformers' own `LlamaDecoderLayer`, so a dense model is a
 `LlamaForCausalLM` by another name. Parameter names are LLaMA's, plus `routers` and
 `step_encoding` in the thinking layers.
 
-Shapes: B batch, S sequence, K selected tokens, D hidden size, H head size, T thinking steps.
+Shapes: B batch, S sequence, C cached tokens, D hidden size, V vocabulary, T thinking steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import (
-    LlamaDecoderLayer,
     LlamaModel,
     LlamaPreTrainedModel,
 )
+from transformers.utils.generic import check_model_inputs
 
-from itt_composer.models import routing
 from itt_composer.models.configuration import IttConfig
-
-
-class Router(nn.Module):
-    """R_t: a linear score per token, computed in at least float32 so that ranks are not ties."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, hidden_size))
-
-    def forward(self, hidden_states_BSD: Tensor) -> Tensor:
-        dtype = torch.promote_types(hidden_states_BSD.dtype, torch.float32)
-        with torch.autocast(hidden_states_BSD.device.type, enabled=False):
-            return F.linear(hidden_states_BSD.to(dtype), self.weight.to(dtype)).squeeze(-1)
-
-
-class IttDecoderLayer(LlamaDecoderLayer):
-    """A LLaMA decoder layer that is applied up to T times with the same weights.
-
-    With `Y[0] = φ_0 ⊙ f(X)` and, for the tokens selected at step t (α = 1),
-    `Y[t] = Y[t-1] + φ_t ⊙ w · f(Y[t-1])`, the output is `Y[T-1]`. f is the whole layer, its
-    internal residuals included. The selected tokens attend causally among themselves, at their
-    original rotary positions.
-
-    Args:
-        config: the model's configuration.
-        llama_layer: the layer whose modules this one takes over. Built that way, one seed gives
-            the same LLaMA weights to dense, loop and ITT models.
-
-    Attributes:
-        select_ratios: ρ_t in force, one per step after the first pass; 0 skips the step.
-        router_temperature: divides the routers' scores; part of the state, so that a model
-            computes after loading what it computed before saving.
-    """
-
-    router_temperature: Tensor
-
-    def __init__(self, config: IttConfig, llama_layer: LlamaDecoderLayer):
-        nn.Module.__init__(self)
-        self.hidden_size = config.hidden_size
-        for name, module in llama_layer.named_children():
-            self.add_module(name, module)
-
-        self.thinking_steps = config.thinking_steps
-        self.residual_thinking = config.residual_thinking
-        self.router_norm = config.router_norm
-        self.router_selection = config.router_selection
-        self.reweighting = config.reweighting
-        self.select_ratios = list(config.select_ratios)
-        self.routers: nn.ModuleList | None = None
-        if config.adaptive_routing:
-            self.routers = nn.ModuleList(
-                Router(config.hidden_size) for _ in range(config.thinking_steps - 1)
-            )
-            self.register_buffer("router_temperature", torch.ones(()))
-        self.step_encoding: nn.Parameter | None = None
-        if config.step_encoding:
-            self.step_encoding = nn.Parameter(torch.ones(config.thinking_steps, self.hidden_size))
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Apply the layer to all tokens, then again to the tokens each step selects.
-
-        Args:
-            hidden_states: X, (B, S, D).
-            attention_mask: what the attention implementation takes: None (causal), (B, S) or
-                (B or 1, 1, S, S), boolean or additive.
-            position_embeddings: cos and sin of the rotary positions, each (B or 1, S, H).
-
-        Raises:
-            ValueError: a key/value cache was passed.
-        """
-        if past_key_values is not None:
-            raise ValueError("a thinking layer has no key/value cache: pass use_cache=False")
-
-        def apply_layer(tokens_BKD: Tensor, indices_BK: Tensor | None = None) -> Tensor:
-            mask, positions = attention_mask, position_embeddings
-            if indices_BK is not None:
-                mask = _mask_among(attention_mask, indices_BK)
-                positions = _positions_of(position_embeddings, indices_BK)
-            return LlamaDecoderLayer.forward(
-                self, tokens_BKD, attention_mask=mask, position_embeddings=positions, **kwargs
-            )
-
-        # Attention reads rotary positions from `position_embeddings` alone; position ids with
-        # gaps would look like packed sequences to flash attention.
-        kwargs.pop("position_ids", None)
-        is_padding_BS = _padding_in(attention_mask)
-        states_BSD = self._encode_step(0, apply_layer(hidden_states))
-        for step in range(1, self.thinking_steps):
-            ratio = self.select_ratios[step - 1]
-            if ratio == 0:
-                continue
-            if self.routers is None:
-                update_BSD = apply_layer(states_BSD)
-                states_BSD = self._accumulate(step, states_BSD, update_BSD)
-                continue
-            weights_BS1, selection = self._route(step, states_BSD, ratio, is_padding_BS)
-            states_BSD = self._think(step, states_BSD, weights_BS1, selection, apply_layer)
-        return states_BSD
-
-    def _route(
-        self, step: int, states_BSD: Tensor, ratio: float, is_padding_BS: Tensor | None
-    ) -> tuple[Tensor, routing.Selection | None]:
-        """Adaptive Token Routing: every token's weight, and which tokens take the step.
-
-        A selection of None means all of them.
-        """
-        assert self.routers is not None
-        scores_BS = self.routers[step - 1](states_BSD)
-        weights_BS = routing.router_weights(scores_BS, self.router_norm, self.router_temperature)
-        weights_BS1 = weights_BS.to(states_BSD.dtype).unsqueeze(-1)
-        if ratio == 1:
-            return weights_BS1, None
-        if self.router_selection == "top_p":
-            mass_BS = weights_BS.detach()
-            if is_padding_BS is not None:
-                mass_BS = mass_BS.masked_fill(is_padding_BS, 0.0)
-            return weights_BS1, routing.select_top_p(mass_BS, ratio)
-        # Weights rise with scores, and scores do not tie where the norm saturates.
-        ranks_BS = scores_BS.detach()
-        if is_padding_BS is not None:
-            ranks_BS = ranks_BS.masked_fill(is_padding_BS, -torch.inf)
-        k = routing.capacity(ratio, states_BSD.shape[1])
-        return weights_BS1, routing.select_top_k(ranks_BS, k)
-
-    def _think(
-        self,
-        step: int,
-        states_BSD: Tensor,
-        weights_BS1: Tensor,
-        selection: routing.Selection | None,
-        apply_layer: Callable[..., Tensor],
-    ) -> Tensor:
-        """One thinking step: only the selected tokens are computed, the others keep their state.
-
-        With symmetric reweighting the others are reweighted with the identity in place of f.
-        """
-        if selection is None:
-            update_BSD = weights_BS1 * apply_layer(states_BSD)
-            return self._accumulate(step, states_BSD, update_BSD)
-        indices_BK, is_selected_BK = selection
-        old_BKD = routing.take_tokens(states_BSD, indices_BK)
-        weights_BK1 = routing.take_tokens(weights_BS1, indices_BK)
-        update_BKD = weights_BK1 * apply_layer(old_BKD, indices_BK)
-        new_BKD = self._accumulate(step, old_BKD, update_BKD)
-        if self.reweighting == "symmetric":
-            states_BSD = self._accumulate(step, states_BSD, weights_BS1 * states_BSD)
-            old_BKD = routing.take_tokens(states_BSD, indices_BK)
-        if is_selected_BK is not None:
-            new_BKD = torch.where(is_selected_BK.unsqueeze(-1), new_BKD, old_BKD)
-        return routing.put_tokens(states_BSD, indices_BK, new_BKD)
-
-    def _accumulate(self, step: int, states: Tensor, update: Tensor) -> Tensor:
-        """Residual Thinking Connection: add the encoded update; without it, replace the state."""
-        contribution = self._encode_step(step, update)
-        return states + contribution if self.residual_thinking else contribution
-
-    def _encode_step(self, step: int, update: Tensor) -> Tensor:
-        """Thinking Step Encoding: scale a step's contribution elementwise by φ_t."""
-        return update if self.step_encoding is None else self.step_encoding[step] * update
+from itt_composer.models.layer import IttDecoderLayer, OnRouting, Router, ThinkingPass
+from itt_composer.models.step_cache import step_caches
+from itt_composer.thinking import RouterSelection, check_early_exit
 
 
 class IttPreTrainedModel(LlamaPreTrainedModel):
@@ -202,6 +41,10 @@ class IttPreTrainedModel(LlamaPreTrainedModel):
     config_class = IttConfig
     config: IttConfig
     _no_split_modules = ["LlamaDecoderLayer", "IttDecoderLayer"]  # noqa: RUF012 (as in the base)
+    # Tokens in a step differ from row to row and from pass to pass: no fixed shapes.
+    _can_compile_fullgraph = False
+    # Weights saved before thresholds were estimated: NaN says so.
+    _keys_to_ignore_on_load_missing = [r"\.score_quantiles$"]  # type: ignore[assignment]  # noqa: RUF012
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -212,6 +55,7 @@ class IttPreTrainedModel(LlamaPreTrainedModel):
                 module.step_encoding.data.fill_(1.0)
             if module.routers is not None:
                 module.router_temperature.fill_(1.0)
+                module.score_quantiles.fill_(torch.nan)
 
 
 class IttModel(IttPreTrainedModel, LlamaModel):
@@ -226,6 +70,86 @@ class IttModel(IttPreTrainedModel, LlamaModel):
             for index in config.thinking_layers:
                 self.layers[index] = IttDecoderLayer(config, self.layers[index])
             self.post_init()
+
+    @check_model_inputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        use_cache: bool | None = None,
+        select_ratios: Sequence[float] | None = None,
+        early_exit: float | None = None,
+        on_routing: OnRouting | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of the last layer, (B, S, D); see `IttForCausalLM.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        config = self.config
+        ratios = config.select_ratios
+        if select_ratios is not None:
+            ratios = config.checked_select_ratios(select_ratios)
+        if past_key_values is not None and not config.is_causal(ratios):
+            raise ValueError(
+                f"router_selection='{config.router_selection}' picks tokens by looking at later "
+                "ones, so there can be no key/value cache: call set_router_selection('threshold'), "
+                "or pass use_cache=False"
+            )
+        if use_cache and past_key_values is None and config.is_causal(ratios):
+            past_key_values = DynamicCache(config=config)
+        caches, past = None, 0
+        if past_key_values is not None:
+            num_steps = len(config.thinking_layers) * (config.thinking_steps - 1)
+            caches = step_caches(past_key_values, config.num_hidden_layers, num_steps)
+            past = past_key_values.get_seq_length()
+        seq_len = inputs_embeds.shape[1]
+        if cache_position is None:
+            cache_position = torch.arange(past, past + seq_len, device=inputs_embeds.device)
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
+        mask = create_causal_mask(
+            config=config,
+            input_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            cache_position=cache_position,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        thinking = ThinkingPass(
+            select_ratios=ratios,
+            early_exit=config.early_exit if early_exit is None else check_early_exit(early_exit),
+            first_column=past,
+            is_padding_BS=None if mask is None else _padding_in(attention_mask, seq_len),
+            on_routing=on_routing,
+        )
+        hidden_states = inputs_embeds
+        every_layer = {
+            "attention_mask": mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "position_embeddings": self.rotary_emb(hidden_states, position_ids),
+            **kwargs,
+        }
+        remaining = iter(caches or ())
+        for layer in self.layers:
+            if isinstance(layer, IttDecoderLayer):
+                own = None if caches is None else [next(remaining) for _ in ratios]
+                hidden_states = layer(
+                    hidden_states, thinking=thinking, step_caches=own, **every_layer
+                )
+            else:
+                hidden_states = layer(hidden_states, **every_layer)
+        for cache in caches or ():
+            cache.tokens_seen = past + seq_len
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+        )
 
 
 class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc]
@@ -250,7 +174,53 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         """The layers that think, first to last."""
         return [layer for layer in self.model.layers if isinstance(layer, IttDecoderLayer)]
 
-    def set_select_ratios(self, select_ratios: list[float]) -> None:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        cache_position: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        select_ratios: Sequence[float] | None = None,
+        early_exit: float | None = None,
+        on_routing: OnRouting | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, S, V), as transformers' LLaMA gives them; `generate()` takes the same.
+
+        Args:
+            input_ids, …, logits_to_keep: see `transformers.LlamaForCausalLM.forward`.
+            select_ratios: ρ_t of this call; None takes the configuration's.
+            early_exit: ε of this call; None takes the configuration's.
+            on_routing: called at each step of each thinking layer with the layer's index, the
+                step, the tokens' weights (B, S; None without a router) and which tokens take the
+                step, (B, S) booleans.
+
+        Raises:
+            ValueError: impossible ratios, a cache under a rule that looks ahead, or thresholds
+                that have not been estimated.
+        """
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            cache_position=cache_position,
+            logits_to_keep=logits_to_keep,
+            select_ratios=select_ratios,
+            early_exit=early_exit,
+            on_routing=on_routing,
+            **kwargs,
+        )
+
+    def set_select_ratios(self, select_ratios: Sequence[float]) -> None:
         """Elastic thinking: change ρ_t of the steps after the first pass, here and when saved.
 
         Args:
@@ -259,9 +229,42 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         Raises:
             ValueError: wrong count, values outside 0..1, or parts of the tokens without a router.
         """
-        self.config.set_select_ratios(select_ratios)
-        for layer in self.thinking_layers:
-            layer.select_ratios = list(self.config.select_ratios)
+        self.config.select_ratios = self.config.checked_select_ratios(select_ratios)
+
+    def set_router_selection(self, router_selection: RouterSelection) -> None:
+        """Choose how tokens are picked, here and when saved.
+
+        Args:
+            router_selection: "top_k" and "top_p" look at the whole sequence, as in training;
+                "threshold" at each token alone, so that generation can use it.
+
+        Raises:
+            ValueError: no such rule, a model without routers, or thresholds that have not been
+                estimated.
+        """
+        before = self.config.router_selection
+        self.config.router_selection = router_selection
+        try:
+            if before is None:
+                raise ValueError(f"router_selection={router_selection!r} needs a router")
+            self.config.check_thinking()
+            if router_selection == "threshold":
+                for layer in self.thinking_layers:
+                    layer.thresholds(self.config.select_ratios)
+        except ValueError:
+            self.config.router_selection = before
+            raise
+
+    def set_early_exit(self, epsilon: float) -> None:
+        """Let tokens skip further steps of a layer once a step changes them by less than ε.
+
+        Args:
+            epsilon: relative change of a token's state, ‖Y[t] − Y[t-1]‖ / ‖Y[t-1]‖; 0 is off.
+
+        Raises:
+            ValueError: a negative number.
+        """
+        self.config.early_exit = check_early_exit(epsilon)
 
     def set_router_temperature(self, temperature: float) -> None:
         """Divide every router's score by this positive number from now on.
@@ -276,42 +279,19 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
                 layer.router_temperature.fill_(temperature)
 
 
-def _positions_of(position_embeddings, indices_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the selected tokens' original positions, each (B, K, H)."""
-    batch = indices_BK.shape[0]
-    cos, sin = (part.expand(batch, -1, -1) for part in position_embeddings)
-    return routing.take_tokens(cos, indices_BK), routing.take_tokens(sin, indices_BK)
+def _padding_in(attention_mask: Tensor | None, seq_len: int) -> Tensor | None:
+    """Where the tokens at hand are padding, (B or 1, S): tokens that may not attend to themselves.
 
-
-def _mask_among(attention_mask: Tensor | None, indices_BK: Tensor) -> Tensor | None:
-    """The attention mask of the selected tokens among themselves."""
-    if attention_mask is None:
-        return None
-    if not isinstance(attention_mask, Tensor):
-        raise TypeError(
-            f"thinking layers take no {type(attention_mask).__name__} as attention mask: choose "
-            "attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
-        )
-    if attention_mask.dim() == 2:
-        return attention_mask.gather(1, indices_BK)
-    batch, k = indices_BK.shape
-    mask_BSS = attention_mask[:, 0].expand(batch, -1, -1)
-    rows_BKS = mask_BSS.gather(1, indices_BK[:, :, None].expand(-1, -1, mask_BSS.shape[-1]))
-    mask_BKK = rows_BKS.gather(2, indices_BK[:, None, :].expand(-1, k, -1))
-    # Slots are in causal order too, and fillers (top-p) come last whatever their position.
-    is_later_KK = torch.ones(k, k, dtype=torch.bool, device=indices_BK.device).triu(1)
-    blocked = False if mask_BKK.dtype == torch.bool else torch.finfo(mask_BKK.dtype).min
-    return mask_BKK.masked_fill(is_later_KK, blocked)[:, None]
-
-
-def _padding_in(attention_mask: Tensor | None) -> Tensor | None:
-    """Where the sequence holds padding, (B or 1, S): tokens that may not attend to themselves."""
+    Args:
+        attention_mask: (B, C + S), or (B or 1, 1, S, C + S), boolean or additive.
+        seq_len: S.
+    """
     if not isinstance(attention_mask, Tensor):
         return None
     if attention_mask.dim() == 2:
-        return attention_mask == 0
-    allowed = attention_mask[:, 0].diagonal(dim1=-2, dim2=-1)
-    return ~allowed if allowed.dtype == torch.bool else allowed < 0
+        return attention_mask[:, -seq_len:] == 0
+    own = attention_mask[:, 0].diagonal(attention_mask.shape[-1] - seq_len, dim1=-2, dim2=-1)
+    return ~own if own.dtype == torch.bool else own < 0
 
 
 AutoModelForCausalLM.register(IttConfig, IttForCausalLM)

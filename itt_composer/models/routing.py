@@ -16,8 +16,8 @@ class Selection(NamedTuple):
     Attributes:
         indices_BK: positions in the sequence. The selected ones come first, in rising order, so
             that causal attention over the K slots is causal in the sequence.
-        is_selected_BK: False marks a slot that only fills the row (top-p selects another number
-            of tokens in each row); None when every slot is selected.
+        is_selected_BK: False marks a slot that only fills the row (top-p and thresholds select
+            another number of tokens in each row); None when every slot is selected.
     """
 
     indices_BK: Tensor
@@ -41,24 +41,56 @@ def select_top_k(scores_BS: Tensor, k: int) -> Selection:
     return Selection(indices_BK.sort(dim=-1).values)
 
 
-def select_top_p(weights_BS: Tensor, p: float) -> Selection:
+def select_top_p(weights_BS: Tensor, p: float, is_out_BS: Tensor | None = None) -> Selection | None:
     """The fewest tokens of each sequence that hold the share p of its total weight.
 
-    Weights must not be negative. K is the largest count of the batch, so this is the one
-    selection whose shape depends on the data.
+    Args:
+        weights_BS: must not be negative.
+        p: in 0..1.
+        is_out_BS: tokens that do not count and are not selected.
     """
+    if is_out_BS is not None:
+        weights_BS = weights_BS.masked_fill(is_out_BS, 0.0)
     sorted_BS, order_BS = weights_BS.sort(dim=-1, descending=True)
     share_before_BS = (sorted_BS.cumsum(dim=-1) - sorted_BS) / sorted_BS.sum(dim=-1, keepdim=True)
-    count_B = (share_before_BS < p).sum(dim=-1).clamp(min=1)  # weights may round to 0
-    k = int(count_B.max())
-    slot_K = torch.arange(k, device=weights_BS.device)
-    is_selected_BK = slot_K < count_B[:, None]
+    is_needed_BS = share_before_BS < p
+    is_needed_BS[:, 0] = True  # weights may round to 0
+    is_selected_BS = torch.zeros_like(is_needed_BS).scatter(1, order_BS, is_needed_BS)
+    return select_where(is_selected_BS if is_out_BS is None else is_selected_BS & ~is_out_BS)
+
+
+def select_where(is_selected_BS: Tensor) -> Selection | None:
+    """The marked tokens; None if all are. K is the largest count of the batch and may be 0.
+
+    Under this kind of selection shapes depend on the data.
+    """
+    seq_len = is_selected_BS.shape[1]
+    count_B = is_selected_BS.sum(dim=-1)
+    least, k = torch.stack(count_B.aminmax()).tolist()
+    if least == seq_len:
+        return None
     # Fillers sort behind every position, so no selected token attends to them.
-    seq_len = weights_BS.shape[-1]
-    order_BK = order_BS[:, :k]
-    sort_keys_BK = torch.where(is_selected_BK, order_BK, order_BK + seq_len)
-    indices_BK = sort_keys_BK.sort(dim=-1).values % seq_len
-    return Selection(indices_BK, is_selected_BK)
+    positions_S = torch.arange(seq_len, device=is_selected_BS.device)
+    sort_keys_BS = torch.where(is_selected_BS, positions_S, positions_S + seq_len)
+    keys_BK = sort_keys_BS.sort(dim=-1).values[:, :k]
+    return Selection(keys_BK % seq_len, None if least == k else keys_BK < seq_len)
+
+
+def select_all(tokens_BSD: Tensor) -> Selection:
+    """Every token, spelt out."""
+    batch, seq_len = tokens_BSD.shape[:2]
+    return Selection(torch.arange(seq_len, device=tokens_BSD.device).expand(batch, -1))
+
+
+def mask_of(selection: Selection | None, tokens_BSD: Tensor) -> Tensor:
+    """Which tokens a selection (None: all) takes, (B, S) booleans."""
+    mask_BS = torch.zeros(tokens_BSD.shape[:2], dtype=torch.bool, device=tokens_BSD.device)
+    if selection is None:
+        return ~mask_BS
+    indices_BK, is_selected_BK = selection
+    if is_selected_BK is None:
+        is_selected_BK = torch.ones_like(indices_BK, dtype=torch.bool)
+    return mask_BS.scatter(1, indices_BK, is_selected_BK)
 
 
 def take_tokens(tokens_BSD: Tensor, indices_BK: Tensor) -> Tensor:

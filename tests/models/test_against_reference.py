@@ -7,7 +7,7 @@ import reference
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
-from itt_composer.models import IttConfig, IttForCausalLM, modeling, routing
+from itt_composer.models import IttConfig, IttForCausalLM, layer, routing
 
 TOLERANCE = 1e-10
 TEMPERATURE = 0.7
@@ -134,17 +134,17 @@ def test_other_weights_and_tokens_equal_the_reference(seed):
 
 
 def _drop_phi(monkeypatch):
-    monkeypatch.setattr(modeling.IttDecoderLayer, "_encode_step", lambda self, step, update: update)
+    monkeypatch.setattr(layer.IttDecoderLayer, "_encode_step", lambda self, step, update: update)
 
 
 def _drop_w(monkeypatch):
-    route = modeling.IttDecoderLayer._route
+    route = layer.IttDecoderLayer._route
 
     def same_tokens_without_weight(*args):
         weights, selection = route(*args)
         return torch.ones_like(weights), selection
 
-    monkeypatch.setattr(modeling.IttDecoderLayer, "_route", same_tokens_without_weight)
+    monkeypatch.setattr(layer.IttDecoderLayer, "_route", same_tokens_without_weight)
 
 
 def _renumber_positions(monkeypatch):
@@ -152,12 +152,12 @@ def _renumber_positions(monkeypatch):
         batch, count = indices.shape
         return tuple(part[:, :count].expand(batch, -1, -1) for part in position_embeddings)
 
-    monkeypatch.setattr(modeling, "_positions_of", first_positions)
+    monkeypatch.setattr(layer, "_positions_of", first_positions)
 
 
 def _replace_accumulation(monkeypatch):
     monkeypatch.setattr(
-        modeling.IttDecoderLayer,
+        layer.IttDecoderLayer,
         "_accumulate",
         lambda self, step, states, update: self._encode_step(step, update),
     )

@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from itt_composer.flops import dense_parameters, thinking_parameters
 from itt_composer.models import IttConfig, IttForCausalLM
-from itt_composer.models.modeling import IttDecoderLayer, Router
+from itt_composer.models.layer import IttDecoderLayer, Router
 
 GEOMETRY = {
     "vocab_size": 61,
@@ -248,16 +248,11 @@ def test_gradient_checkpointing_changes_no_gradient(kind):
 def test_generate_continues_greedily_what_a_forward_pass_predicts(kind):
     model = build(**KINDS[kind])
     prompt = tokens(batch=1, seq_len=6)
-    generated = model.generate(prompt, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    generated = model.generate(prompt, max_new_tokens=4, use_cache=False, pad_token_id=0)
     for length in range(6, generated.shape[1]):
         prefix = generated[:, :length]
         predicted = model(prefix, attention_mask=torch.ones_like(prefix)).logits[0, -1].argmax()
         assert predicted == generated[0, length]
-
-
-def test_a_cache_is_refused_in_a_thinking_layer():
-    with pytest.raises(ValueError, match="use_cache=False"):
-        build(**KINDS["itt"])(tokens(), use_cache=True)
 
 
 def test_elastic_ratios_are_checked():
@@ -270,7 +265,7 @@ def test_elastic_ratios_are_checked():
         build(adaptive_routing=False).set_select_ratios([0.5, 1, 1])
     with pytest.raises(ValueError, match="temperature must be positive"):
         model.set_router_temperature(0)
-    assert [layer.select_ratios for layer in model.thinking_layers] == [[0.7, 0.5, 0.3]] * 2
+    assert model.config.select_ratios == [0.7, 0.5, 0.3]
 
 
 def test_attributes_set_to_nonsense_after_construction_are_refused_by_the_model():

@@ -33,12 +33,9 @@ def test_top_k_takes_the_largest_in_rising_order(seed, seq_len, data):
 def test_top_p_takes_the_fewest_that_hold_the_share(seed, seq_len, p):
     generator = torch.Generator().manual_seed(seed)
     weights = torch.rand(3, seq_len, generator=generator, dtype=torch.float64) + 1e-3
-    indices_BK, is_selected_BK = routing.select_top_p(weights, p)
-    for row, indices, is_selected in zip(weights, indices_BK, is_selected_BK, strict=True):
-        assert indices.unique().numel() == indices.numel()
-        chosen = indices[is_selected]
-        assert is_selected.tolist() == sorted(is_selected.tolist(), reverse=True)
-        assert chosen.tolist() == sorted(chosen.tolist())
+    mask_BS = routing.mask_of(routing.select_top_p(weights, p), weights)
+    for row, is_selected in zip(weights, mask_BS, strict=True):
+        chosen = is_selected.nonzero().squeeze(-1)
         share = row[chosen].sum() / row.sum()
         assert share >= p - 1e-12
         assert share - row[chosen].min() / row.sum() < p
@@ -48,7 +45,31 @@ def test_top_p_takes_the_fewest_that_hold_the_share(seed, seq_len, p):
 
 def test_top_p_selects_a_token_even_if_every_weight_is_zero():
     selection = routing.select_top_p(torch.zeros(2, 4), 0.5)
-    assert selection.is_selected_BK.sum(dim=-1).tolist() == [1, 1]
+    assert selection.indices_BK.shape == (2, 1)
+    assert selection.is_selected_BK is None
+
+
+def rows_of_marks(seq_len):
+    row = st.lists(st.booleans(), min_size=seq_len, max_size=seq_len)
+    return st.lists(row, min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 6).flatmap(rows_of_marks))
+def test_marked_tokens_are_selected_in_order_and_fillers_come_last(rows):
+    mask_BS = torch.tensor(rows)
+    selection = routing.select_where(mask_BS)
+    assert torch.equal(routing.mask_of(selection, mask_BS), mask_BS)
+    if selection is None:
+        assert mask_BS.all()
+        return
+    counts = mask_BS.sum(dim=-1)
+    assert selection.indices_BK.shape[1] == counts.max()
+    assert (selection.is_selected_BK is None) == (counts == counts.max()).all()
+    for row, indices in zip(rows, selection.indices_BK.tolist(), strict=True):
+        marked = [position for position, is_marked in enumerate(row) if is_marked]
+        assert indices[: len(marked)] == marked
+        assert len(set(indices)) == len(indices)
 
 
 def test_put_tokens_undoes_take_tokens_and_changes_nothing_else():

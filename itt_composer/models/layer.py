@@ -1,0 +1,343 @@
+"""A LLaMA decoder layer that thinks: it is applied again to the tokens that each step selects.
+
+Shapes: B batch, S sequence, K selected tokens, C cached tokens, D hidden size, H head size,
+T thinking steps.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from itt_composer.models import routing
+from itt_composer.models.configuration import IttConfig
+from itt_composer.models.step_cache import NO_TOKEN, StepSlot, ThinkingStepCache
+from itt_composer.models.thresholds import QUANTILES, anchor_settings, thresholds_at
+
+# Called with the layer's index, the step (from 1), the tokens' weights (B, S; None without a
+# router) and which of them take the step, (B, S) booleans.
+OnRouting: TypeAlias = Callable[[int, int, Tensor | None, Tensor], None]
+
+
+@dataclass(frozen=True)
+class ThinkingPass:
+    """What the thinking layers share in one forward pass.
+
+    Attributes:
+        select_ratios: ρ_t in force, one per step after the first pass; 0 skips the step.
+        early_exit: ε; a token whose relative change in a step falls below it takes no further
+            step in that layer. 0 is off.
+        first_column: of the tokens at hand in the sequence: how many have gone by.
+        is_padding_BS: where the tokens at hand are padding, or None if nowhere.
+        on_routing: told of every step's selection.
+    """
+
+    select_ratios: Sequence[float]
+    early_exit: float = 0.0
+    first_column: int = 0
+    is_padding_BS: Tensor | None = None
+    on_routing: OnRouting | None = None
+
+
+class Router(nn.Module):
+    """R_t: a linear score per token, computed in at least float32 so that ranks are not ties."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, hidden_size))
+
+    def forward(self, hidden_states_BSD: Tensor) -> Tensor:
+        dtype = torch.promote_types(hidden_states_BSD.dtype, torch.float32)
+        with torch.autocast(hidden_states_BSD.device.type, enabled=False):
+            return F.linear(hidden_states_BSD.to(dtype), self.weight.to(dtype)).squeeze(-1)
+
+
+class IttDecoderLayer(LlamaDecoderLayer):
+    """A LLaMA decoder layer that is applied up to T times with the same weights.
+
+    With `Y[0] = φ_0 ⊙ f(X)` and, for the tokens selected at step t (α = 1),
+    `Y[t] = Y[t-1] + φ_t ⊙ w · f(Y[t-1])`, the output is `Y[T-1]`. f is the whole layer, its
+    internal residuals included. The selected tokens attend causally among themselves, at their
+    original rotary positions.
+
+    Args:
+        config: the model's configuration.
+        llama_layer: the layer whose modules this one takes over. Built that way, one seed gives
+            the same LLaMA weights to dense, loop and ITT models.
+
+    Attributes:
+        router_temperature: divides the routers' scores; part of the state, so that a model
+            computes after loading what it computed before saving.
+        score_quantiles: the distribution of each router's scores at each anchor setting
+            (`thresholds.py`), (anchors, T-1, quantiles); NaN until it has been estimated.
+    """
+
+    router_temperature: Tensor
+    score_quantiles: Tensor
+
+    def __init__(self, config: IttConfig, llama_layer: LlamaDecoderLayer):
+        nn.Module.__init__(self)
+        self.config = config
+        self.hidden_size = config.hidden_size
+        for name, module in llama_layer.named_children():
+            self.add_module(name, module)
+        self.layer_idx = llama_layer.self_attn.layer_idx
+
+        self.routers: nn.ModuleList | None = None
+        if config.adaptive_routing:
+            steps = config.thinking_steps - 1
+            self.routers = nn.ModuleList(Router(config.hidden_size) for _ in range(steps))
+            self.register_buffer("router_temperature", torch.ones(()))
+            tables = torch.full((len(anchor_settings(steps)), steps, QUANTILES), torch.nan)
+            self.register_buffer("score_quantiles", tables)
+            self._thresholds: dict[tuple, Tensor] = {}
+        self.step_encoding: nn.Parameter | None = None
+        if config.step_encoding:
+            encoding = torch.ones(config.thinking_steps, self.hidden_size)
+            self.step_encoding = nn.Parameter(encoding)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        past_key_values: Any = None,
+        thinking: ThinkingPass | None = None,
+        step_caches: Sequence[ThinkingStepCache] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Apply the layer to all tokens, then again to the tokens each step selects.
+
+        Args:
+            hidden_states: X, (B, S, D).
+            attention_mask: what the attention implementation takes: None (causal), (B, C + S) or
+                (B or 1, 1, S, C + S), boolean or additive.
+            position_embeddings: cos and sin of the rotary positions, each (B or 1, S, H).
+            past_key_values: the cache of the first pass.
+            thinking: how to think; None means by the configuration.
+            step_caches: the T-1 caches of this layer's steps, if there is a cache.
+        """
+        thinking = thinking or ThinkingPass(self.config.select_ratios)
+        # Attention reads rotary positions from `position_embeddings` alone; position ids with
+        # gaps would look like packed sequences to flash attention.
+        kwargs.pop("position_ids", None)
+
+        def apply_layer(
+            tokens_BKD: Tensor, selection: routing.Selection | None = None, step: int = 0
+        ) -> Tensor:
+            mask, positions, cache = attention_mask, position_embeddings, past_key_values
+            if step and step_caches is not None:
+                cache = StepSlot(step_caches[step - 1])
+                if selection is None:
+                    selection = routing.select_all(tokens_BKD)
+            if selection is not None:
+                mask = self._mask_among(selection, mask, thinking.first_column, cache)
+                positions = _positions_of(position_embeddings, selection.indices_BK)
+            return LlamaDecoderLayer.forward(
+                self,
+                tokens_BKD,
+                attention_mask=mask,
+                position_embeddings=positions,
+                past_key_values=cache,
+                **kwargs,
+            )
+
+        old_BSD, states_BSD = hidden_states, self._encode_step(0, apply_layer(hidden_states))
+        is_out_BS = thinking.is_padding_BS
+        for step, ratio in enumerate(thinking.select_ratios, start=1):
+            if thinking.early_exit:
+                is_out_BS = _with_converged(is_out_BS, old_BSD, states_BSD, thinking.early_exit)
+            if ratio == 0:
+                continue
+            weights_BS, selection = self._route(step, states_BSD, thinking, is_out_BS)
+            if thinking.on_routing is not None:
+                mask_BS = routing.mask_of(selection, states_BSD)
+                thinking.on_routing(self.layer_idx, step, weights_BS, mask_BS)
+            old_BSD = states_BSD
+            states_BSD = self._think(step, states_BSD, weights_BS, selection, apply_layer)
+        return states_BSD
+
+    def _route(
+        self, step: int, states_BSD: Tensor, thinking: ThinkingPass, is_out_BS: Tensor | None
+    ) -> tuple[Tensor | None, routing.Selection | None]:
+        """Adaptive Token Routing: every token's weight, and which tokens take the step.
+
+        Args:
+            step: t, from 1.
+            states_BSD: Y[t-1].
+            thinking: what is in force.
+            is_out_BS: tokens that may not take the step: padding, and those that have converged.
+
+        Returns:
+            The weights (None: all 1), and a selection (None: all tokens).
+        """
+        everyone_left = None
+        if thinking.early_exit:
+            assert is_out_BS is not None
+            everyone_left = routing.select_where(~is_out_BS)
+        if self.routers is None:
+            return None, everyone_left
+        ratio = thinking.select_ratios[step - 1]
+        scores_BS = self.routers[step - 1](states_BSD)
+        weights_BS = routing.router_weights(
+            scores_BS, self.config.router_norm, self.router_temperature
+        )
+        # Weights rise with scores, and scores do not tie where the norm saturates.
+        ranks_BS = scores_BS.detach()
+        selection: routing.Selection | None
+        if ratio == 1:
+            selection = everyone_left
+        elif self.config.router_selection == "threshold":
+            is_above_BS = ranks_BS > self.thresholds(thinking.select_ratios)[step - 1]
+            if is_out_BS is not None:
+                is_above_BS &= ~is_out_BS
+            selection = routing.select_where(is_above_BS)
+        elif self.config.router_selection == "top_p":
+            selection = routing.select_top_p(weights_BS.detach(), ratio, is_out_BS)
+        else:
+            if is_out_BS is not None:
+                ranks_BS = ranks_BS.masked_fill(is_out_BS, -torch.inf)
+            k = routing.capacity(ratio, states_BSD.shape[1])
+            selection = routing.select_top_k(ranks_BS, k)
+            if thinking.early_exit:
+                is_in_BK = ranks_BS.gather(1, selection.indices_BK) > -torch.inf
+                selection = selection._replace(is_selected_BK=is_in_BK)
+        return weights_BS, selection
+
+    def thresholds(self, select_ratios: Sequence[float]) -> Tensor:
+        """The score a token must exceed to take each step, (T-1,), at the given ratios.
+
+        Raises:
+            ValueError: the distribution of the scores has not been estimated.
+        """
+        tables = self.score_quantiles
+        version = -1 if tables.is_inference() else tables._version
+        key = (tuple(select_ratios), version, tables.data_ptr())
+        if key not in self._thresholds:
+            thresholds = thresholds_at(tables, select_ratios)
+            if thresholds.isnan().any():
+                raise ValueError(
+                    "router_selection='threshold' needs thresholds, and this model has none yet: "
+                    "run python -m itt_composer.calibrate on it"
+                )
+            self._thresholds = {key: thresholds}
+        return self._thresholds[key]
+
+    def _think(
+        self,
+        step: int,
+        states_BSD: Tensor,
+        weights_BS: Tensor | None,
+        selection: routing.Selection | None,
+        apply_layer: Callable[..., Tensor],
+    ) -> Tensor:
+        """One thinking step: only the selected tokens are computed, the others keep their state.
+
+        With symmetric reweighting the others are reweighted with the identity in place of f.
+        """
+        weights_BS1 = states_BSD.new_ones(())
+        if weights_BS is not None:
+            weights_BS1 = weights_BS.to(states_BSD.dtype).unsqueeze(-1)
+        if selection is None:
+            update_BSD = weights_BS1 * apply_layer(states_BSD, None, step)
+            return self._accumulate(step, states_BSD, update_BSD)
+        indices_BK, is_selected_BK = selection
+        skipped_BSD = states_BSD
+        if self.config.reweighting == "symmetric":
+            skipped_BSD = self._accumulate(step, states_BSD, weights_BS1 * states_BSD)
+        if indices_BK.shape[1] == 0:
+            return skipped_BSD
+        old_BKD = routing.take_tokens(states_BSD, indices_BK)
+        if weights_BS is not None:
+            weights_BS1 = routing.take_tokens(weights_BS1, indices_BK)
+        update_BKD = weights_BS1 * apply_layer(old_BKD, selection, step)
+        new_BKD = self._accumulate(step, old_BKD, update_BKD)
+        if is_selected_BK is not None:
+            kept_BKD = routing.take_tokens(skipped_BSD, indices_BK)
+            new_BKD = torch.where(is_selected_BK.unsqueeze(-1), new_BKD, kept_BKD)
+        return routing.put_tokens(skipped_BSD, indices_BK, new_BKD)
+
+    def _accumulate(self, step: int, states: Tensor, update: Tensor) -> Tensor:
+        """Residual Thinking Connection: add the encoded update; without it, replace the state."""
+        contribution = self._encode_step(step, update)
+        return states + contribution if self.config.residual_thinking else contribution
+
+    def _encode_step(self, step: int, update: Tensor) -> Tensor:
+        """Thinking Step Encoding: scale a step's contribution elementwise by φ_t."""
+        return update if self.step_encoding is None else self.step_encoding[step] * update
+
+    def _mask_among(
+        self,
+        selection: routing.Selection,
+        attention_mask: Tensor | None,
+        first_column: int,
+        slot: StepSlot | None,
+    ) -> Tensor | None:
+        """The attention mask from the selected tokens to themselves and those of the cache.
+
+        None means: causal by the order of the tokens. A slot that holds no token in its row is
+        no key to the others, and a query whose result nobody reads.
+        """
+        indices_BK, is_selected_BK = selection
+        columns_BK = key_columns_BC = first_column + indices_BK
+        has_gaps = is_selected_BK is not None
+        if is_selected_BK is not None:
+            key_columns_BC = key_columns_BC.masked_fill(~is_selected_BK, NO_TOKEN)
+        if slot is not None:
+            key_columns_BC = slot.cache.add_columns(key_columns_BC, has_gaps)
+            has_gaps = slot.cache.has_gaps
+        is_token_BC = key_columns_BC != NO_TOKEN
+        queries, keys = columns_BK.shape[1], key_columns_BC.shape[1]
+        if attention_mask is None:
+            if not has_gaps and queries in (1, keys):
+                return None
+            if "flash" in (self.config._attn_implementation or ""):
+                return is_token_BC if has_gaps else None
+            mask_BKC = is_token_BC[:, None] & (key_columns_BC[:, None] <= columns_BK[:, :, None])
+        elif not isinstance(attention_mask, Tensor):
+            raise TypeError(
+                f"thinking layers take no {type(attention_mask).__name__} as attention mask: "
+                "choose attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
+            )
+        elif attention_mask.dim() == 2:
+            return attention_mask.gather(1, key_columns_BC.clamp(min=0)) * is_token_BC
+        else:
+            mask_BSC = attention_mask[:, 0].expand(len(indices_BK), -1, -1)
+            rows = indices_BK[:, :, None].expand(-1, -1, mask_BSC.shape[-1])
+            columns = key_columns_BC.clamp(min=0)[:, None].expand(-1, queries, -1)
+            mask_BKC = mask_BSC.gather(1, rows).gather(2, columns)
+            if not has_gaps:
+                return mask_BKC[:, None]
+            if mask_BKC.dtype != torch.bool:
+                lowest = torch.finfo(mask_BKC.dtype).min
+                return mask_BKC.masked_fill(~is_token_BC[:, None], lowest)[:, None]
+            mask_BKC = mask_BKC & is_token_BC[:, None]
+        # A query without any key would give NaN: each may attend to its own slot.
+        own_KC = torch.ones(queries, keys, dtype=torch.bool, device=mask_BKC.device)
+        return (mask_BKC | own_KC.triu(keys - queries).tril(keys - queries))[:, None]
+
+
+def _with_converged(
+    is_out_BS: Tensor | None, old_BSD: Tensor, new_BSD: Tensor, epsilon: float
+) -> Tensor:
+    """Early exit: tokens that were out, and those whose last step changed them by less than ε.
+
+    A token that took no step has not changed at all; that tells nothing, and it stays in.
+    """
+    change_BS = (new_BSD - old_BSD).float().norm(dim=-1)
+    has_converged_BS = (change_BS > 0) & (change_BS < epsilon * old_BSD.float().norm(dim=-1))
+    return has_converged_BS if is_out_BS is None else is_out_BS | has_converged_BS
+
+
+def _positions_of(
+    position_embeddings: tuple[Tensor, Tensor] | None, indices_BK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of the selected tokens' original positions, each (B, K, H)."""
+    assert position_embeddings is not None
+    batch = indices_BK.shape[0]
+    cos, sin = (part.expand(batch, -1, -1) for part in position_embeddings)
+    return routing.take_tokens(cos, indices_BK), routing.take_tokens(sin, indices_BK)
