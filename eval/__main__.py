@@ -41,20 +41,42 @@ def main(
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Print a row per setting: perplexity overall and per domain."""
+    """Print a row per setting: how it thought, what that took, and perplexity."""
     suite, domains = results["suite"], list(results["settings"][0]["domains"])
+    routed = any(setting["router_selection"] for setting in results["settings"])
+    exits = any(setting["early_exit"] for setting in results["settings"])
+    ours = "executed_flops_per_token" in results["settings"][0]
     table = Table(title=f"{suite['model']}: {suite['split']} perplexity", title_justify="left")
     table.add_column("select ratios")
+    if routed:
+        table.add_column("rule")
+        table.add_column("took each step, %", justify="right")
+    if exits:
+        table.add_column("early exit", justify="right")
+    if ours:
+        table.add_column("MFLOPs/token, paper", justify="right")
+        table.add_column("executed", justify="right")
     for header in ("all", *domains, "tokens/s"):
         table.add_column(header, justify="right")
     for setting in results["settings"]:
+        cells = [percentages(setting["select_ratios"])]
+        if routed:
+            means = [sum(layers) / max(1, len(layers)) for layers in setting["realised_shares"]]
+            cells += [setting["router_selection"], percentages(means, digits=1)]
+        if exits:
+            cells.append(f"{setting['early_exit']:g}")
+        if ours:
+            for count in ("paper", "executed"):
+                cells.append(f"{setting[f'{count}_flops_per_token'] / 1e6:,.2f}")
         perplexities = (setting, *(setting["domains"][domain] for domain in domains))
-        table.add_row(
-            "/".join(f"{100 * ratio:.0f}" for ratio in setting["select_ratios"]) or "–",
-            *(f"{entry['perplexity']:.2f}" for entry in perplexities),
-            f"{setting['tokens_per_second']:,.0f}",
-        )
+        cells += [f"{entry['perplexity']:.2f}" for entry in perplexities]
+        table.add_row(*cells, f"{setting['tokens_per_second']:,.0f}")
     Console().print(table)
+
+
+def percentages(shares: list[float], digits: int = 0) -> str:
+    """`70/50/50`, or `–` where there is no step."""
+    return "/".join(f"{100 * share:.{digits}f}" for share in shares) or "–"
 
 
 if __name__ == "__main__":

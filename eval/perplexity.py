@@ -1,29 +1,29 @@
-"""Perplexity of a model on token rows: overall, per domain, at any elastic setting.
+"""Perplexity of a model on token rows: overall, per domain, at any way of thinking.
 
 Shapes: B batch, S sequence, V vocabulary.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-import itt_composer  # noqa: F401  (makes the Auto classes know ITT models)
 from eval.suite import PerplexitySuite
+from itt_composer.calibration import RealisedShares
 from itt_composer.data.shards import domains_with_rows, read_manifest
-from itt_composer.data.stored_rows import stored_rows
+from itt_composer.data.stored_rows import StoredRows
 from itt_composer.data.streams import collate_rows
 from itt_composer.errors import UserError
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
+from itt_composer.models.loading import load_model
 
 
 def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
@@ -35,44 +35,51 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
 
     Returns:
         `{"suite", "seq_len", "parameters", "settings": [...]}`. Each setting has `select_ratios`,
-        `tokens` (predicted), `loss` (nats per token), `perplexity`, `domains` (the same three per
-        domain), `tokens_per_second`, and for our models `paper_flops_per_token` and
-        `executed_flops_per_token` (one forward pass).
+        `router_selection`, `early_exit`, `tokens` (predicted), `loss` (nats per token),
+        `perplexity`, `domains` (the same three per domain), `tokens_per_second`, and for our
+        models `realised_shares` (of the tokens that took each step, a list over the thinking
+        layers), `paper_flops_per_token` (at the ratios asked for) and `executed_flops_per_token`
+        (at the realised shares), of one forward pass.
 
     Raises:
-        UserError: the model cannot be loaded, or takes no such ratios.
+        UserError: the model cannot be loaded, or cannot think that way.
     """
     manifest = read_manifest(suite.data)
     domains = domains_with_rows(manifest, suite.split)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(suite.model).eval()
+    model = load_model(suite.model)
     model.to(torch.device(device))  # type: ignore[arg-type]
     if manifest["vocab_size"] > model.config.vocab_size:
         raise UserError(
             f"data={suite.data} was made with a tokenizer of {manifest['vocab_size']} ids, but "
             f"model={suite.model} has {model.config.vocab_size}"
         )
-    total = sum(domains.values()) * len(suite.select_ratios)
+    asked = list(itertools.product(suite.select_ratios, suite.router_selection, suite.early_exit))
+    total = sum(domains.values()) * len(asked)
     done = 0
     settings = []
-    own_ratios = getattr(model.config, "select_ratios", None)
-    for ratios in suite.select_ratios:
-        in_force = own_ratios if ratios is None else ratios
-        if in_force is not None:
-            _set_ratios(model, in_force)
+    own = {
+        name: getattr(model.config, name, None)
+        for name in ("select_ratios", "router_selection", "early_exit")
+    }
+    for setting in asked:
+        _set_thinking(model, dict(zip(own, setting, strict=True)), own)
+        shares = RealisedShares()
         started = time.monotonic()
         measured = {}
         for domain in domains:
             loss_sum, tokens = 0.0, 0
             for batch in batches(Path(suite.data) / suite.split / domain, suite.batch_size):
-                nll_BS = token_losses(model, {key: x.to(device) for key, x in batch.items()})
+                nll_BS = token_losses(
+                    model, {key: x.to(device) for key, x in batch.items()}, shares
+                )
                 loss_sum += nll_BS.double().sum().item()
                 tokens += nll_BS.numel()
                 done += len(nll_BS)
                 on_progress(done, total)
             measured[domain] = (loss_sum, tokens)
         seconds = time.monotonic() - started
-        settings.append(_setting(model, manifest["seq_len"], measured, seconds))
+        settings.append(_setting(model, manifest["seq_len"], measured, seconds, shares))
     return {
         "suite": suite.model_dump(),
         "seq_len": manifest["seq_len"],
@@ -81,50 +88,48 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
     }
 
 
-def load_model(folder: str) -> PreTrainedModel:
-    """Load a transformers folder; never runs code that lies in it.
-
-    Raises:
-        UserError: it holds no causal language model that can be read.
-    """
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model={folder} cannot be loaded: {reason}") from None
-    model, report = loaded
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"]))
-        raise UserError(f"model={folder} cannot be loaded: its files lack {missing}")
-    return model
-
-
 def batches(folder: Path, batch_size: int) -> Iterator[dict[str, Tensor]]:
     """Every row of one stream once, in stored order; the last batch may be smaller."""
-    rows = stored_rows(folder)
-    while batch := list(islice(rows, batch_size)):
+    rows = iter(StoredRows(folder))
+    while batch := list(itertools.islice(rows, batch_size)):
         yield collate_rows(batch)
 
 
 @torch.inference_mode()
-def token_losses(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+def token_losses(
+    model: PreTrainedModel, batch: dict[str, Tensor], shares: RealisedShares | None = None
+) -> Tensor:
     """Negative log-likelihood of every token but each row's first, (B, S-1), nats, float32."""
+    watch = {}
+    if shares is not None and isinstance(model, IttForCausalLM):
+        watch["on_routing"] = shares.count
     logits_BSV = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        use_cache=False,
+        **watch,
     ).logits
     predicted_BVS = logits_BSV[:, :-1].float().transpose(1, 2)
     return F.cross_entropy(predicted_BVS, batch["labels"][:, 1:], reduction="none")
 
 
-def _set_ratios(model: PreTrainedModel, ratios: list[float]) -> None:
-    if not isinstance(model, IttForCausalLM):
-        raise UserError(f"select_ratios={ratios} needs an ITT model, not {type(model).__name__}")
-    try:
-        model.set_select_ratios(ratios)
-    except ValueError as error:
-        raise UserError(f"select_ratios={ratios}: {error}") from None
+def _set_thinking(model: PreTrainedModel, asked: dict[str, Any], own: dict[str, Any]) -> None:
+    """Put a setting in force; None stands for the model's own.
+
+    Raises:
+        UserError: the model cannot think that way; names the key.
+    """
+    for name, value in asked.items():
+        if isinstance(model, IttForCausalLM):
+            in_force = own[name] if value is None else value
+            if in_force == getattr(model.config, name):
+                continue
+            try:
+                getattr(model, f"set_{name}")(in_force)
+            except ValueError as error:
+                raise UserError(f"{name}={in_force}: {error}") from None
+        elif value is not None:
+            raise UserError(f"{name}={value} needs an ITT model, not {type(model).__name__}")
 
 
 def _setting(
@@ -132,17 +137,24 @@ def _setting(
     seq_len: int,
     measured: dict[str, tuple[float, int]],
     seconds: float,
+    shares: RealisedShares,
 ) -> dict[str, Any]:
     losses, counts = zip(*measured.values(), strict=True)
     setting = {
         "select_ratios": getattr(model.config, "select_ratios", []),
+        "router_selection": getattr(model.config, "router_selection", None),
+        "early_exit": getattr(model.config, "early_exit", 0.0),
         **_summary(sum(losses), sum(counts)),
         "domains": {domain: _summary(*pair) for domain, pair in measured.items()},
         "tokens_per_second": sum(counts) / seconds,
     }
     if isinstance(model, IttForCausalLM):
+        by_step = shares.by_step(model.config.thinking_steps)
+        means = [sum(layers) / len(layers) if layers else 0.0 for layers in by_step]
+        setting["realised_shares"] = by_step
         setting["paper_flops_per_token"] = paper_tflops(model.config, seq_len) * 1e12 / seq_len
-        setting["executed_flops_per_token"] = executed_flops(model.config, 1, seq_len) / seq_len
+        executed = executed_flops(model.config, 1, seq_len, means)
+        setting["executed_flops_per_token"] = executed / seq_len
     return setting
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.settings import COMMAND_LINE, parse_overrides, read_yaml, validate
+from itt_composer.thinking import RouterSelection
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
 
@@ -23,6 +24,9 @@ class PerplexitySuite(BaseModel):
         batch_size: rows that go through the model at once.
         select_ratios: elastic settings to measure, each a list of ρ_t, or null for the model's
             own.
+        router_selection: rules to measure each of them by: "threshold" (causal), "top_k" (as in
+            training), "top_p", or null for the model's own.
+        early_exit: ε to measure each of them at, or null for the model's own.
         output: JSON file for the results, or null.
     """
 
@@ -33,6 +37,8 @@ class PerplexitySuite(BaseModel):
     split: str = "validation"
     batch_size: int = Field(16, ge=1)
     select_ratios: list[list[Ratio] | None] = Field([None], min_length=1)
+    router_selection: list[RouterSelection | None] = Field([None], min_length=1)
+    early_exit: list[Annotated[float, Field(ge=0)] | None] = Field([None], min_length=1)
     output: str | None = None
 
 

@@ -16,7 +16,11 @@ __version__ = "0.1.0"
 _CONFIG, _MODEL = "itt_composer.models.configuration", "itt_composer.models.modeling"
 _AUTO = "transformers.models.auto"
 # Our model is built on these, and they may be what imports the Auto classes while they load.
-_BASES = ("transformers.modeling_layers", "transformers.models.llama.modeling_llama")
+_BASES = (
+    "transformers.modeling_layers",
+    "transformers.models.llama.modeling_llama",
+    "itt_composer.models.layer",
+)
 _loaded: set[str] = set()
 
 

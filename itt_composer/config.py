@@ -177,6 +177,7 @@ class TrainRecipe(_Group):
         eval_interval: how often validation perplexity is measured.
         eval_batches: validation batches per evaluation; -1 takes all.
         eval_batch_size: validation sequences per batch, over all ranks.
+        calibration_rows: validation sequences that the final thresholds are measured on.
         save_interval: how often a checkpoint is written; the last batch always is.
         keep_checkpoints: how many are kept; -1 keeps all.
         autoresume: go on from the run's latest checkpoint, if there is one.
@@ -191,6 +192,7 @@ class TrainRecipe(_Group):
     eval_interval: Duration = "500ba"
     eval_batches: CountOrAll = -1
     eval_batch_size: Positive = 16
+    calibration_rows: Positive = 256
     save_interval: Duration = "1000ba"
     keep_checkpoints: CountOrAll = 2
     autoresume: bool = True
@@ -337,13 +339,19 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
             "is itself what shares of training refer to; give batches (ba), tokens (tok) or "
             "epochs (ep)"
         )
-    annealing = recipe.algorithms.named().get("capacity_annealing")
-    if annealing is not None and not thinking.adaptive_routing:
+    if thinking.router_selection == "threshold":
         raise UserError(
-            f"{sources.of('algorithms.capacity_annealing')}: algorithms.capacity_annealing needs a "
-            "router, but thinking.thinking or thinking.adaptive_routing leaves none; set "
-            "algorithms.capacity_annealing=null"
+            f"{sources.of('thinking.router_selection')}: thinking.router_selection=threshold is "
+            "for inference; train with top_k, the thresholds are estimated on the way"
         )
+    for name in ("capacity_annealing", "threshold_estimate"):
+        if name in recipe.algorithms.named() and not thinking.adaptive_routing:
+            raise UserError(
+                f"{sources.of(f'algorithms.{name}')}: algorithms.{name} needs a router, but "
+                "thinking.thinking or thinking.adaptive_routing leaves none; set "
+                f"algorithms.{name}=null"
+            )
+    annealing = recipe.algorithms.named().get("capacity_annealing")
     assert annealing is None or isinstance(annealing, CapacityAnnealing)
     if annealing is not None and _outlasts(annealing.duration, recipe.train.max_duration):
         raise UserError(

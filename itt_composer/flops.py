@@ -7,6 +7,8 @@ linear work of a routed step on ρ of the tokens, and its attention on ρ².
 All figures are for one forward pass; a multiply-add counts as two.
 """
 
+from collections.abc import Sequence
+
 from itt_composer.models.configuration import IttConfig
 from itt_composer.models.routing import capacity
 
@@ -41,32 +43,31 @@ def paper_tflops(config: IttConfig, seq_len: int = 4096) -> float:
     return dense * (1 + extra_steps) / 1e12
 
 
-def executed_flops(config: IttConfig, batch_size: int, seq_len: int) -> int:
+def executed_flops(
+    config: IttConfig,
+    batch_size: int,
+    seq_len: int,
+    select_ratios: Sequence[float] | None = None,
+) -> int:
     """FLOPs of the matrix products in one forward pass of `IttForCausalLM`.
 
     Equals `torch.utils.flop_counter.FlopCounterMode` on the model (attention counted over all
     pairs of tokens, as that counter does, though causal kernels skip half of them). Under
-    `router_selection="top_p"` the number of selected tokens depends on the data; ρ stands in
-    for their share.
+    top-p and thresholds the number of selected tokens depends on the data; ρ stands in for their
+    share.
 
     Args:
-        config: the model; its `select_ratios` are the ρ_t.
+        config: the model.
         batch_size: B, sequences.
         seq_len: S, tokens of each.
+        select_ratios: ρ_t, or the shares that took the steps; None takes the configuration's.
     """
+    ratios = config.select_ratios if select_ratios is None else select_ratios
     rotary = config.head_dim * seq_len
     output = 2 * config.vocab_size * config.hidden_size * batch_size * seq_len
     passes = config.num_hidden_layers * _layer_flops(config, batch_size, seq_len)
-    return (
-        rotary
-        + output
-        + passes
-        + len(config.thinking_layers)
-        * sum(
-            _thinking_step_flops(config, ratio, batch_size, seq_len)
-            for ratio in config.select_ratios
-        )
-    )
+    steps = sum(_thinking_step_flops(config, ratio, batch_size, seq_len) for ratio in ratios)
+    return rotary + output + passes + len(config.thinking_layers) * steps
 
 
 def _thinking_step_flops(config: IttConfig, ratio: float, batch_size: int, seq_len: int) -> int:

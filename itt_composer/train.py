@@ -25,6 +25,7 @@ from itt_composer.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from composer import Trainer
+    from composer.core import Evaluator
 
     from itt_composer.models import IttForCausalLM
 
@@ -87,6 +88,8 @@ def train(recipe: Recipe, run: RunFolder) -> None:
         trainer.eval()  # was killed between its last checkpoint and its summary
     else:
         trainer.fit()
+    if model.config.adaptive_routing:
+        calibrate_thresholds(recipe, trainer, model)
     if dist.get_global_rank() == 0:
         save_results(recipe, run, trainer, model)
     trainer.close()
@@ -119,7 +122,7 @@ def build_trainer(
     return Trainer(
         model=composer_model,
         train_dataloader=build_dataloader(recipe.data, "train", settings.global_batch_size),
-        eval_dataloader=build_dataloader(recipe.data, "validation", settings.eval_batch_size),
+        eval_dataloader=build_evaluators(recipe),
         optimizers=recipe.optimizer.build(composer_model.parameters())[0],
         schedulers=recipe.scheduler.build()[0],
         algorithms=recipe.algorithms.build(),
@@ -142,6 +145,46 @@ def build_trainer(
     )
 
 
+def build_evaluators(recipe: Recipe) -> "list[Evaluator]":
+    """Validation by the model's own rule and, where thresholds are estimated, by them."""
+    from composer.core import Evaluator
+
+    from itt_composer.algorithms.threshold_estimate import BY_THRESHOLD
+    from itt_composer.data.streams import build_dataloader
+
+    labels = ["eval"]
+    if "threshold_estimate" in recipe.algorithms.named():
+        labels.append(BY_THRESHOLD)
+    loader = build_dataloader(recipe.data, "validation", recipe.train.eval_batch_size)
+    return [Evaluator(label=label, dataloader=loader) for label in labels]
+
+
+def calibrate_thresholds(recipe: Recipe, trainer: "Trainer", model: "IttForCausalLM") -> None:
+    """Measure the routers' thresholds on validation rows, and validate once more under them."""
+    from composer.core.precision import get_precision_context
+    from composer.utils import dist
+
+    from itt_composer.algorithms.threshold_estimate import BY_THRESHOLD, mean_over_ranks
+    from itt_composer.calibration import calibrate
+    from itt_composer.data.stored_rows import spread_indices
+    from itt_composer.data.streams import collate_rows
+
+    by_threshold = [e for e in trainer.state.evaluators if e.label == BY_THRESHOLD]
+    rows = trainer.state.evaluators[0].dataloader.dataloader.dataset
+    ranks, rank = dist.get_world_size(), dist.get_global_rank()
+    indices = spread_indices(len(rows), recipe.train.calibration_rows)
+    own = indices[rank::ranks][: len(indices) // ranks]
+    size = recipe.train.eval_batch_size // ranks
+    batches = [
+        trainer.state.device.batch_to_device(collate_rows([rows[i] for i in own[at : at + size]]))
+        for at in range(0, len(own), size)
+    ]
+    with get_precision_context(trainer.state.precision):
+        calibrate(model, batches, mean_over_ranks)
+    if by_threshold:
+        trainer.eval(by_threshold)
+
+
 def save_results(
     recipe: Recipe, run: RunFolder, trainer: "Trainer", model: "IttForCausalLM"
 ) -> None:
@@ -160,7 +203,10 @@ def save_results(
         shutil.copytree(tokenizer, run.model, dirs_exist_ok=True)
     timestamp = trainer.state.timestamp
     seconds = timestamp.total_wct.total_seconds()
-    loss = trainer.state.eval_metric_values.get("LanguageCrossEntropy")
+    losses = {
+        label: float(metrics["LanguageCrossEntropy"].compute())
+        for label, metrics in trainer.state.eval_metrics.items()
+    }
     summary = {
         "run_name": recipe.run_name,
         "thinking": model.config.thinking,
@@ -171,7 +217,8 @@ def save_results(
         "tokens": timestamp.token.value,
         "train_seconds": seconds,
         "tokens_per_second": timestamp.token.value / seconds,
-        "validation_loss": None if loss is None else float(loss),
+        "validation_loss": losses.get("eval"),
+        "validation_loss_by_threshold": losses.get("eval_threshold"),
     }
     run.write_summary(summary)
     _say(f"finished: model in {run.model}, summary in {run.summary}")

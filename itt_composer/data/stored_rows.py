@@ -8,23 +8,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from streaming.base.world import World
+from torch.utils.data import Dataset
 
 from itt_composer.data.token_rows import ShardStream
 
 
-def stored_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every row of a stream once, as `{"input_ids": (S,)}`, decompressed where it must be.
+class StoredRows(Dataset):
+    """The rows of a stream, each `{"input_ids": (S,)}`; shards are decompressed when first read.
 
     Args:
         folder: of one split and domain, with its `index.json`.
 
     Raises:
-        LoaderError: a shard is missing or damaged.
+        LoaderError: on reading, if a shard is missing or damaged.
     """
-    stream = ShardStream(local=str(folder))
-    defaults = {"split": None, "download_retry": 1, "download_timeout": 60, "keep_zip": True}
-    stream.apply_default({**defaults, "validate_hash": None})
-    for shard in stream.get_shards(World.detect(), allow_unsafe_types=False):
-        stream.prepare_shard(shard)
-        yield from (shard[index] for index in range(shard.samples))
+
+    def __init__(self, folder: Path):
+        self._stream = ShardStream(local=str(folder))
+        defaults = {"split": None, "download_retry": 1, "download_timeout": 60, "keep_zip": True}
+        self._stream.apply_default({**defaults, "validate_hash": None})
+        self._shards = self._stream.get_shards(World.detect(), allow_unsafe_types=False)
+        self._ends = np.cumsum([shard.samples for shard in self._shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        shard = self._shards[place]
+        self._stream.prepare_shard(shard)
+        return shard[index - int(self._ends[place]) + shard.samples]
+
+
+def spread_indices(total: int, count: int, seed: int = 0) -> list[int]:
+    """`count` places spread evenly over `total` (all, if there are fewer), in random order.
+
+    Rows are stored domain by domain, so a stretch of them would be of one kind of text.
+    """
+    places = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
+    return np.random.default_rng(seed).permutation(places).tolist()

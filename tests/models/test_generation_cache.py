@@ -2,94 +2,12 @@
 
 import pytest
 import torch
+from causal_models import KINDS, build, closest_call, left_padded
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
-from itt_composer.models import IttConfig, IttForCausalLM
-from itt_composer.models.thresholds import quantiles_of
-
-GEOMETRY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 96,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.15,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 TOO_CLOSE = 1e-4  # to a threshold, to be told apart in float32
-
-KINDS = {
-    "dense": {"thinking": "dense"},
-    "loop": {"thinking": "loop", "thinking_steps": 3},
-    "itt": {"thinking_steps": 4, "select_ratios": [0.7, 0.5, 0.3]},
-    "itt in every layer": {"thinking_steps": 3, "thinking_layers": [0, 1, 2]},
-    "symmetric": {"thinking_steps": 3, "reweighting": "symmetric"},
-    "without accumulation": {"thinking_steps": 3, "residual_thinking": False},
-    "without a router": {"thinking_steps": 3, "adaptive_routing": False},
-    "eager": {"thinking_steps": 4, "attn_implementation": "eager"},
-}
-
-
-def build(kind="itt", seed=0):
-    """A random model whose thresholds are those of random text."""
-    torch.manual_seed(seed)
-    model = IttForCausalLM(IttConfig(**GEOMETRY, **KINDS[kind])).eval()
-    if model.config.adaptive_routing:
-        calibrate(model)
-        model.set_router_selection("threshold")
-    return model
-
-
-@torch.no_grad()
-def calibrate(model):
-    ids = torch.randint(3, 96, (8, 32))
-    for layer in model.thinking_layers:
-        for step, router in enumerate(layer.routers):
-
-            def keep(module, args, scores, layer=layer, step=step):
-                layer.score_quantiles[:, step] = quantiles_of(scores)
-
-            router.register_forward_hook(keep)
-    model(ids, use_cache=False)
-    for layer in model.thinking_layers:
-        for router in layer.routers:
-            router._forward_hooks.clear()
-
-
-def left_padded(lengths, seed=1):
-    """Rows of random tokens that end together, and their mask."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 96, (len(lengths), max(lengths)), generator=generator)
-    mask = torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
-    return ids.masked_fill(~mask, 0), mask.long()
-
-
-def closest_call(model, ids, mask, ratios):
-    """How near some token's score comes to its threshold."""
-    nearest = [float("inf")]
-
-    def watch(layer, step):
-        def hook(module, args, scores):
-            distance = (scores - layer.thresholds(ratios)[step]).abs()
-            nearest.append(distance[mask.bool()].min().item())
-
-        return hook
-
-    hooks = [
-        router.register_forward_hook(watch(layer, step))
-        for layer in model.thinking_layers
-        for step, router in enumerate(layer.routers or [])
-    ]
-    full = model(ids, attention_mask=mask, use_cache=False, select_ratios=ratios).logits
-    for hook in hooks:
-        hook.remove()
-    return full, min(nearest)
 
 
 @settings(
@@ -97,7 +15,7 @@ def closest_call(model, ids, mask, ratios):
 )  # fmt: skip
 @given(
     kind=st.sampled_from(sorted(KINDS)),
-    seed=st.integers(0, 20),
+    seed=st.integers(0, 3),
     ratios=st.lists(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9, 1.0]), min_size=3, max_size=3),
     lengths=st.lists(st.integers(1, 14), min_size=1, max_size=3),
     splits=st.sets(st.integers(1, 13), max_size=13),

@@ -1,0 +1,139 @@
+"""Measure a model's thresholds: `python -m itt_composer.calibrate MODEL --data SHARDS`.
+
+Training ends with the same measurement; this is for exported checkpoints, other text, or a model
+whose weights have changed.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.errors import UserError, errors_as_sentences
+
+if TYPE_CHECKING:
+    from itt_composer.models import IttForCausalLM
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    model_folder: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A transformers folder; it is updated.")
+    ],
+    data: Annotated[Path, typer.Option(help="Shards whose tokens the model was trained on.")],
+    split: Annotated[str, typer.Option(help="Of the shards: validation or train.")] = "validation",
+    rows: Annotated[int, typer.Option(min=1, help="Rows to measure on.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 16,
+) -> None:
+    """Measure the thresholds by which a model's routers pick tokens, and save them with it."""
+    with errors_as_sentences():
+        if not (model_folder / "config.json").is_file():
+            raise UserError(f"{model_folder} is not a transformers folder: it has no config.json")
+        manifest = read_manifest(data)
+        domains = list(domains_with_rows(manifest, split))
+        if not domains:
+            raise UserError(f"--data {data} has no rows in its split {split!r}")
+        from itt_composer.calibration import calibrate
+
+        model = _load(model_folder, manifest)
+        measure, check = _batches(data / split, domains, rows, batch_size, model)
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("calibrating")
+            calibrate(
+                model,
+                measure,
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        model.set_router_selection("threshold")
+        _print_shares(model, check)
+        _save(model, model_folder)
+        print(f"saved the thresholds in {model_folder}, which now routes by them")
+
+
+def _load(folder: Path, manifest: dict[str, Any]) -> "IttForCausalLM":
+    import torch
+
+    from itt_composer.models import IttForCausalLM
+    from itt_composer.models.loading import load_model
+
+    model = load_model(folder)
+    if not isinstance(model, IttForCausalLM) or not model.config.adaptive_routing:
+        raise UserError(f"{folder} holds a model without routers: there is nothing to calibrate")
+    if manifest["vocab_size"] > model.config.vocab_size:
+        raise UserError(
+            f"the shards were made with a tokenizer of {manifest['vocab_size']} ids, but {folder} "
+            f"has {model.config.vocab_size}"
+        )
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    return model
+
+
+def _batches(
+    folder: Path, domains: list[str], count: int, batch_size: int, model: "IttForCausalLM"
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Batches to measure on, and batches of other rows to check the result on."""
+    from torch.utils.data import ConcatDataset
+
+    from itt_composer.data.stored_rows import StoredRows, spread_indices
+    from itt_composer.data.streams import collate_rows
+
+    rows: ConcatDataset = ConcatDataset([StoredRows(folder / domain) for domain in domains])
+    indices = spread_indices(len(rows), 2 * count)
+    halves = indices[: (len(indices) + 1) // 2], indices[(len(indices) + 1) // 2 :]
+    return tuple(  # type: ignore[return-value]
+        [
+            {
+                name: tensor.to(model.device)
+                for name, tensor in collate_rows(
+                    [rows[index] for index in half[start : start + batch_size]]
+                ).items()
+            }
+            for start in range(0, len(half), batch_size)
+        ]
+        for half in halves
+    )
+
+
+def _print_shares(model: "IttForCausalLM", batches: list[dict[str, Any]]) -> None:
+    """Print which share of the tokens of other rows takes each step, beside what is asked for."""
+    import torch
+
+    from itt_composer.calibration import RealisedShares
+
+    table = Table(title="Share of the tokens that take a step, %, on other rows of the split")
+    for header in ("step", "asked for", "realised", "least layer", "most layer"):
+        table.add_column(header, justify="right")
+    shares = RealisedShares()
+    with torch.inference_mode():
+        for batch in batches:
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            model.model(**inputs, use_cache=False, on_routing=shares.count)
+    by_step = shares.by_step(model.config.thinking_steps)
+    for step, (asked, layers) in enumerate(
+        zip(model.config.select_ratios, by_step, strict=True), start=1
+    ):
+        layers = layers or [0.0]
+        figures = [asked, sum(layers) / len(layers), min(layers), max(layers)]
+        table.add_row(str(step), *(f"{100 * figure:.1f}" for figure in figures))
+    Console().print(table)
+
+
+def _save(model: "IttForCausalLM", folder: Path) -> None:
+    """Replace the model's files one by one, each whole; weights before the configuration."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
+        model.save_pretrained(partial)
+        files = sorted(Path(partial).iterdir(), key=lambda file: file.suffix != ".safetensors")
+        for file in files:
+            file.replace(folder / file.name)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m itt_composer.calibrate")

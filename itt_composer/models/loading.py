@@ -1,0 +1,30 @@
+"""Loading a model from a transformers folder, without ever running code that lies in it."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import itt_composer  # noqa: F401  (makes the Auto classes know ITT models)
+from itt_composer.errors import UserError
+
+
+def load_model(folder: str | Path) -> PreTrainedModel:
+    """A causal language model in evaluation mode, ours or any other of transformers.
+
+    Raises:
+        UserError: the folder holds none that can be read whole.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model={folder} cannot be loaded: {reason}") from None
+    model, report = loaded
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"]))
+        raise UserError(f"model={folder} cannot be loaded: its files lack {missing}")
+    return model.eval()
