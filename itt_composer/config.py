@@ -344,14 +344,13 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
             f"{sources.of('thinking.router_selection')}: thinking.router_selection=threshold is "
             "for inference; train with top_k, the thresholds are estimated on the way"
         )
-    for name in ("capacity_annealing", "threshold_estimate"):
-        if name in recipe.algorithms.named() and not thinking.adaptive_routing:
-            raise UserError(
-                f"{sources.of(f'algorithms.{name}')}: algorithms.{name} needs a router, but "
-                "thinking.thinking or thinking.adaptive_routing leaves none; set "
-                f"algorithms.{name}=null"
-            )
     annealing = recipe.algorithms.named().get("capacity_annealing")
+    if annealing is not None and not thinking.adaptive_routing:
+        raise UserError(
+            f"{sources.of('algorithms.capacity_annealing')}: algorithms.capacity_annealing needs a "
+            "router, but thinking.thinking or thinking.adaptive_routing leaves none; set "
+            "algorithms.capacity_annealing=null"
+        )
     assert annealing is None or isinstance(annealing, CapacityAnnealing)
     if annealing is not None and _outlasts(annealing.duration, recipe.train.max_duration):
         raise UserError(

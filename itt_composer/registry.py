@@ -131,16 +131,6 @@ class CapacityAnnealing(Settings):
     duration: Duration = "0.1dur"
 
 
-@ALGORITHMS.register(
-    "threshold_estimate", "itt_composer.algorithms.threshold_estimate:ThresholdEstimate"
-)
-class ThresholdEstimate(Settings):
-    """A running estimate of the routers' thresholds, and evaluation under them."""
-
-    interval: int = Field(10, ge=1)
-    decay: float = Field(0.9, ge=0, lt=1)
-
-
 @CALLBACKS.register("console_lines", "itt_composer.callbacks.console_lines:ConsoleLines")
 class ConsoleLines(Settings):
     """One readable line per interval and one per evaluation."""

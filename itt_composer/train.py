@@ -110,6 +110,7 @@ def build_trainer(
     from composer import Trainer
     from composer.utils import dist
 
+    from itt_composer.algorithms.threshold_estimate import ThresholdEstimate
     from itt_composer.data.streams import build_dataloader
     from itt_composer.models.composer_model import ComposerItt
 
@@ -119,13 +120,16 @@ def build_trainer(
     if microbatch_size != "auto":
         microbatch_size = min(microbatch_size, rows_per_rank)
     composer_model = ComposerItt(model)
+    algorithms = recipe.algorithms.build()
+    if model.config.adaptive_routing:
+        algorithms.append(ThresholdEstimate())
     return Trainer(
         model=composer_model,
         train_dataloader=build_dataloader(recipe.data, "train", settings.global_batch_size),
         eval_dataloader=build_evaluators(recipe),
         optimizers=recipe.optimizer.build(composer_model.parameters())[0],
         schedulers=recipe.scheduler.build()[0],
-        algorithms=recipe.algorithms.build(),
+        algorithms=algorithms,
         callbacks=recipe.callbacks.build(),
         loggers=recipe.loggers.build(),
         run_name=recipe.run_name,
@@ -146,14 +150,14 @@ def build_trainer(
 
 
 def build_evaluators(recipe: Recipe) -> "list[Evaluator]":
-    """Validation by the model's own rule and, where thresholds are estimated, by them."""
+    """Validation by the rule of training and, where there are routers, by their thresholds."""
     from composer.core import Evaluator
 
     from itt_composer.algorithms.threshold_estimate import BY_THRESHOLD
     from itt_composer.data.streams import build_dataloader
 
     labels = ["eval"]
-    if "threshold_estimate" in recipe.algorithms.named():
+    if recipe.resolved_thinking().adaptive_routing:
         labels.append(BY_THRESHOLD)
     loader = build_dataloader(recipe.data, "validation", recipe.train.eval_batch_size)
     return [Evaluator(label=label, dataloader=loader) for label in labels]
@@ -169,7 +173,6 @@ def calibrate_thresholds(recipe: Recipe, trainer: "Trainer", model: "IttForCausa
     from itt_composer.data.stored_rows import spread_indices
     from itt_composer.data.streams import collate_rows
 
-    by_threshold = [e for e in trainer.state.evaluators if e.label == BY_THRESHOLD]
     rows = trainer.state.evaluators[0].dataloader.dataloader.dataset
     ranks, rank = dist.get_world_size(), dist.get_global_rank()
     indices = spread_indices(len(rows), recipe.train.calibration_rows)
@@ -181,8 +184,7 @@ def calibrate_thresholds(recipe: Recipe, trainer: "Trainer", model: "IttForCausa
     ]
     with get_precision_context(trainer.state.precision):
         calibrate(model, batches, mean_over_ranks)
-    if by_threshold:
-        trainer.eval(by_threshold)
+    trainer.eval([e for e in trainer.state.evaluators if e.label == BY_THRESHOLD])
 
 
 def save_results(

@@ -22,6 +22,10 @@ class ComposerItt(HuggingFaceModel):
             shift_labels=True,
         )
 
+    def forward(self, batch: dict[str, Any]) -> Any:
+        """Without a key/value cache, which only decoding needs."""
+        return super().forward({**batch, "use_cache": False})
+
     def flops_per_batch(self, batch: dict[str, Any]) -> int:
         """Executed FLOPs of forward and backward (twice the forward's) at the ratios in force."""
         batch_size, seq_len = batch["input_ids"].shape

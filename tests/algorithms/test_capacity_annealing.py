@@ -29,8 +29,9 @@ class InForce(Callback):
         self.rows = []
 
     def before_forward(self, state, logger):
-        (layer,) = unwrap(state.model).thinking_layers
-        self.rows.append((*layer.select_ratios, layer.router_temperature.item()))
+        model = unwrap(state.model)
+        (layer,) = model.thinking_layers
+        self.rows.append((*model.config.select_ratios, layer.router_temperature.item()))
 
 
 class Interrupt(Callback):
