@@ -10,7 +10,6 @@ goes on where an interrupted run was, and does nothing where one has finished.
 
 import logging
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import typer
 from itt_composer.config import Recipe, load_recipe, recipe_as_yaml
 from itt_composer.data.shards import LoaderError, check_shards, read_manifest
 from itt_composer.errors import UserError
+from itt_composer.initial_weights import check_initial_weights, load_initial_weights
 from itt_composer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def main(
         if run.is_finished():
             _say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
             return
-        _check_before_start(recipe)
+        _check_before_start(recipe, run)
         run.check_resumable()
         run.check_writable()
         train(recipe, run)
@@ -78,6 +78,8 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
     reproducibility.seed_all(recipe.seed)
     model = build_model(recipe)
+    if _starts_from_weights(recipe, run):
+        load_initial_weights(model, Path(str(recipe.init_from)))
     trainer = build_trainer(recipe, run, model, device)
     if dist.get_global_rank() == 0:
         run.write_recipe()
@@ -147,38 +149,49 @@ def save_results(
 ) -> None:
     """Write `model/` and, as the mark of a finished run, `summary.json`."""
     from itt_composer.flops import dense_parameters, thinking_parameters
+    from itt_composer.model_folder import Training, set_document_ends, write_model_folder
 
-    tokenizer = Path(recipe.data.local) / "tokenizer"
-    manifest = read_manifest(recipe.data.local)
-    # Generation begins and ends as the documents of the training rows do.
-    ends = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
-    model.config.update(ends)
-    if model.generation_config is not None:
-        model.generation_config.update(**ends)
-    model.save_pretrained(run.model)
-    if tokenizer.is_dir():
-        shutil.copytree(tokenizer, run.model, dirs_exist_ok=True)
     timestamp = trainer.state.timestamp
     seconds = timestamp.total_wct.total_seconds()
     loss = trainer.state.eval_metric_values.get("LanguageCrossEntropy")
+    tokenizer = Path(recipe.data.local) / "tokenizer"
+    manifest = read_manifest(recipe.data.local)
+    set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
+    training = Training(
+        run_name=recipe.run_name,
+        batches=timestamp.batch.value,
+        tokens=timestamp.token.value,
+        validation_loss=None if loss is None else float(loss),
+        recipe=recipe_as_yaml(recipe),
+    )
+    card = training.card(model)
+    write_model_folder(run.model, model, card, tokenizer if tokenizer.is_dir() else None)
     summary = {
         "run_name": recipe.run_name,
         "thinking": model.config.thinking,
         "thinking_steps": model.config.thinking_steps,
         "parameters": dense_parameters(model.config) + thinking_parameters(model.config),
         "thinking_parameters": thinking_parameters(model.config),
-        "batches": timestamp.batch.value,
-        "tokens": timestamp.token.value,
+        "batches": training.batches,
+        "tokens": training.tokens,
         "train_seconds": seconds,
         "tokens_per_second": timestamp.token.value / seconds,
-        "validation_loss": None if loss is None else float(loss),
+        "validation_loss": training.validation_loss,
     }
     run.write_summary(summary)
     _say(f"finished: model in {run.model}, summary in {run.summary}")
 
 
-def _check_before_start(recipe: Recipe) -> None:
-    """What can be told without torch: local shards, and batches that split over the ranks."""
+def _starts_from_weights(recipe: Recipe, run: RunFolder) -> bool:
+    """Whether `init_from` counts: not where the run goes on from its own checkpoint."""
+    goes_on = recipe.train.autoresume and run.has_checkpoint()
+    return recipe.init_from is not None and not goes_on
+
+
+def _check_before_start(recipe: Recipe, run: RunFolder) -> None:
+    """What can be told without torch: local files, and batches that split over the ranks."""
+    if _starts_from_weights(recipe, run):
+        check_initial_weights(recipe)
     if recipe.data.remote is None:
         try:
             check_shards(
