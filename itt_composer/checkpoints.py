@@ -32,7 +32,7 @@ from itt_composer.run_folder import LATEST
 METADATA = ".metadata"
 ALLOW_CODE = "--allow-code-execution"
 # What a checkpoint holds beside tensors and plain values: times, random states, a version.
-RECONSTRUCT = np.empty(0).__reduce__()[0]
+RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
 SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     datetime.timedelta,
     TorchVersion,

@@ -36,11 +36,10 @@ def export_checkpoint(
             no tokenizer.
     """
     check_new_folder(out)
-    path = find_checkpoint(path)
-    recipe_text = read_recipe(path.parent.parent / "recipe.yaml")
-    manifest, tokenizer = _documents(recipe_text, tokenizer)
-    checkpoint = load_checkpoint(path, allow_code)
+    checkpoint = load_checkpoint(find_checkpoint(path), allow_code)
+    recipe_text = read_recipe(checkpoint.run_folder / "recipe.yaml")
     model = build_model(checkpoint)
+    manifest, tokenizer = _documents(recipe_text, tokenizer)
     if manifest is not None:
         set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
     else:

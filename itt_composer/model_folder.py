@@ -111,6 +111,8 @@ def write_model_folder(
             model.save_pretrained(partial)
         except SafetensorError as error:
             raise UserError(f"{folder} cannot be written: {error}") from None
+        for file in partial.glob("*.safetensors"):  # safetensors makes them private
+            file.chmod((partial / "config.json").stat().st_mode)
         for file in tokenizer_files(tokenizer) if tokenizer else ():
             shutil.copyfile(file, partial / file.name)
         (partial / "README.md").write_text(card, encoding="utf-8")

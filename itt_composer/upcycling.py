@@ -115,6 +115,8 @@ def load_llama(source: str, config: IttConfig) -> IttForCausalLM:
 
 
 def _llama_config(source: str) -> PretrainedConfig:
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise UserError(f"there is no folder {source}; name a transformers folder or a hub name")
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except UNREADABLE as error:
