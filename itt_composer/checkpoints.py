@@ -104,9 +104,7 @@ def find_checkpoint(path: Path) -> Path:
         path = latest
     elif path.is_dir() and not (path / METADATA).is_file():
         if any(path.glob("*.distcp")):
-            raise UserError(
-                f"{path} has no {METADATA}: it was not written to its end; take another"
-            )
+            raise UserError(f"{path} is half-written (it has no {METADATA}); take another")
         raise UserError(
             f"{path} is no checkpoint (it has no {METADATA}) and no run folder (it has no "
             f"checkpoints/{LATEST}); name one of these, or a .pt file"

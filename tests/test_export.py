@@ -110,7 +110,7 @@ def write_llama(folder: Path, **settings) -> LlamaForCausalLM:
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
     llama.save_pretrained(folder)
-    return llama.eval()
+    return LlamaForCausalLM.from_pretrained(folder, dtype="auto").eval()
 
 
 def tokens() -> torch.Tensor:
@@ -169,10 +169,14 @@ def test_the_card_tells_tokens_perplexity_and_recipe_of_its_checkpoint(run, tmp_
     for batches in (2, 4):
         out = tmp_path / str(batches)
         export_checkpoint(run / "checkpoints" / f"ep0-ba{batches}-rank0.pt", out)
-        losses = [line[exporting.LOSS] for line in lines if line["batch"] == batches][-1:]
+        (loss,) = [
+            line[exporting.LOSS]
+            for line in lines
+            if line["batch"] == batches and exporting.LOSS in line
+        ]
         card = (out / "README.md").read_text()
         assert f"| {batches * 16 * 32:,} tokens, {batches} batches |" in card
-        assert f"| validation perplexity | {math.exp(losses[0]):.2f} |" in card
+        assert f"| validation perplexity | {math.exp(loss):.2f} |" in card
         assert (run / "recipe.yaml").read_text() in card
 
 
@@ -239,7 +243,7 @@ def test_a_damaged_sharded_checkpoint_is_one_sentence(sharded, tmp_path, damage)
         file.unlink()
         expected = "is half-written" if "metadata" in damage else f"{file} is missing"
     else:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        file.write_bytes(file.read_bytes()[:5000])
         expected = f"{file} is damaged, cut short"
     assert expected in refusal([folder, tmp_path / "out"])
     assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@
     python two_ranks.py RECIPE KEY=VALUE…
 
 Trains two batches and leaves, beside the checkpoint, `full.pt`: the weights that torch gathers.
-The ranks are forks of one process, which saves the imports of the second.
+The ranks are forks of one process, so that everything is imported once.
 """
 
 import os
@@ -26,10 +26,9 @@ from itt_composer.train import build_model
 RANKS = 2
 
 
-def train(recipe: Recipe) -> None:
+def train(recipe: Recipe, model: ComposerItt) -> None:
     run = RunFolder(recipe)
     dist.initialize_dist("cpu")
-    model = ComposerItt(build_model(recipe))
     trainer = Trainer(
         model=model,
         train_dataloader=build_dataloader(recipe.data, "train", recipe.train.global_batch_size),
@@ -52,6 +51,7 @@ def train(recipe: Recipe) -> None:
 
 def main() -> None:
     recipe = load_recipe(Path(sys.argv[1]), sys.argv[2:])
+    model = ComposerItt(build_model(recipe))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,7 +59,7 @@ def main() -> None:
     os.environ.update(WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS))
     child = os.fork()
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
-    train(recipe)
+    train(recipe, model)
     if child:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
