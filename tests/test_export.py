@@ -117,6 +117,21 @@ def tokens() -> torch.Tensor:
     return torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
+def same_bits(ours: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    def bits(weights):
+        return {
+            name: (weight.dtype, weight.shape, weight.flatten().view(torch.uint8).tolist())
+            for name, weight in weights.items()
+        }
+
+    return bits(ours) == bits(others)
+
+
+def in_composer(folder: Path) -> dict[str, torch.Tensor]:
+    """A folder's weights under the names of Composer's state."""
+    return {f"model.{name}": x for name, x in load_file(folder / "model.safetensors").items()}
+
+
 def outputs(model):
     ids = tokens()
     return model(input_ids=ids, labels=ids, attention_mask=torch.ones_like(ids), use_cache=False)
@@ -147,17 +162,27 @@ def test_the_command_takes_a_file_and_no_command_word(run, tmp_path):
     result = CliRunner().invoke(app, [str(checkpoint), str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     stored = torch.load(checkpoint, weights_only=False)["state"]["model"]
-    written = load_file(tmp_path / "out" / "model.safetensors")
-    assert stored.keys() == {f"model.{name}" for name in written}
-    assert all(torch.equal(stored[f"model.{name}"], weight) for name, weight in written.items())
+    assert same_bits(in_composer(tmp_path / "out"), stored)
 
 
-def test_transformers_loads_what_was_exported(run, exported, shards):
-    model = AutoModelForCausalLM.from_pretrained(exported)
+def test_generation_begins_and_ends_as_the_documents_of_the_shards(run, shards, tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "some.pt"
+    checkpoint.parent.mkdir(parents=True)
+    shutil.copy(find_checkpoint(run), checkpoint)
+    recipe = (run / "recipe.yaml").read_text()
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe.replace(str(shards), str(tmp_path)))
+    shutil.copytree(shards / "tokenizer", tmp_path / "tokenizer")
     manifest = json.loads((shards / "manifest.json").read_bytes())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"bos_id": None, "eos_id": 7}))
+    export_checkpoint(checkpoint, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for settings in (model.config, model.generation_config):
-        assert settings.eos_token_id == manifest["eos_id"]
-        assert settings.bos_token_id == manifest["bos_id"]
+        assert settings.eos_token_id == 7
+        assert settings.bos_token_id is None
+
+
+def test_transformers_loads_what_was_exported(exported):
+    model = AutoModelForCausalLM.from_pretrained(exported)
     tokenizer = AutoTokenizer.from_pretrained(exported)
     text = tokenizer("the same", return_tensors="pt")
     generated = model.generate(**text, max_new_tokens=2, do_sample=False)
@@ -183,9 +208,7 @@ def test_the_card_tells_tokens_perplexity_and_recipe_of_its_checkpoint(run, tmp_
 def test_a_sharded_checkpoint_becomes_the_weights_that_torch_gathers(sharded, tmp_path):
     gathered = torch.load(sharded / "full.pt")
     export_checkpoint(sharded, tmp_path / "out")
-    written = load_file(tmp_path / "out" / "model.safetensors")
-    assert gathered.keys() == {f"model.{name}" for name in written}
-    assert all(torch.equal(gathered[f"model.{name}"], weight) for name, weight in written.items())
+    assert same_bits(in_composer(tmp_path / "out"), gathered)
     assert "1,024 tokens, 2 batches" in (tmp_path / "out" / "README.md").read_text()
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
@@ -262,6 +285,10 @@ def test_what_is_no_checkpoint_is_one_sentence(run, tmp_path):
     sentence = refusal([tmp_path / "other.pt", out])
     assert "model.norm.weight" in sentence
     assert "extra" in sentence
+    content = state["state"]["integrations"]["huggingface"]["model"]["config"]["content"]
+    content["auto_map"] = {"AutoModelForCausalLM": "modeling.Model"}
+    torch.save(state, tmp_path / "other.pt")
+    assert "its configuration has auto_map" in refusal([tmp_path / "other.pt", out])
     assert not out.exists()
 
 
@@ -355,13 +382,15 @@ def test_a_dense_model_of_ours_can_be_made_to_think_and_keeps_its_tokenizer(expo
         assert (tmp_path / "itt" / name).read_bytes() == (exported / name).read_bytes()
 
 
-def test_generation_settings_that_transformers_will_not_save_keep_their_ids(tmp_path):
+@pytest.mark.parametrize("temperature", [{}, {"do_sample": False, "temperature": 0.6}])
+def test_an_itt_from_a_llama_generates_even_where_its_settings_do_not_fit(temperature, tmp_path):
     write_llama(tmp_path / "llama")
-    settings = {"temperature": 0.6, "do_sample": False, "eos_token_id": [5, 6], "use_cache": True}
+    settings = {"eos_token_id": [5, 6], "use_cache": True, **temperature}
     (tmp_path / "llama" / "generation_config.json").write_text(json.dumps(settings))
     convert_llama(str(tmp_path / "llama"), tmp_path / "itt", 4)
     itt = AutoModelForCausalLM.from_pretrained(tmp_path / "itt")
     assert itt.generation_config.eos_token_id == [5, 6]
+    assert itt.generation_config.use_cache == itt.config.use_cache
     itt.generate(tokens(), max_new_tokens=2)
 
 
@@ -404,8 +433,7 @@ def test_checkpoint_to_folder_to_checkpoint_is_exact(run, exported, overrides, t
     trainer.close()
     before = load_checkpoint(find_checkpoint(run)).weights
     after = load_checkpoint(tmp_path / "again.pt").weights
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], weight) for name, weight in after.items())
+    assert same_bits(before, after)
 
 
 def test_training_starts_from_the_folder_and_goes_on_without_it(
