@@ -111,6 +111,8 @@ class ModelRecipe(_Group):
                 f"hidden_size={self.hidden_size} does not split into "
                 f"{self.num_attention_heads} heads of even size"
             )
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: positions rotate pairs")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "

@@ -22,6 +22,7 @@ from itt_composer.config import load_recipe
 from itt_composer.errors import UserError
 from itt_composer.export import app
 from itt_composer.exporting import export_checkpoint
+from itt_composer.flops import dense_parameters
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.run_folder import RunFolder
@@ -504,6 +505,7 @@ def test_a_recipe_can_go_on_from_any_llama_made_to_think(kind, overrides, tmp_pa
     model = build_model(recipe)
     load_initial_weights(model, tmp_path / "itt")
     assert torch.equal(outputs(model.eval()).logits, outputs(llama).logits)
+    assert dense_parameters(model.config) == sum(weight.numel() for weight in llama.parameters())
 
 
 def test_weights_that_do_not_fit_are_named(exported, overrides, tmp_path):
