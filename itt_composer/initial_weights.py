@@ -13,7 +13,7 @@ from itt_composer.errors import UserError
 if TYPE_CHECKING:
     from itt_composer.models import IttForCausalLM
 
-ELASTIC = ("select_ratios", "router_selection")
+ELASTIC = ("select_ratios", "router_selection", "early_exit")
 NOT_IN_A_CONFIG = ("attn_implementation",)
 # Of LLaMA's configuration, what no recipe sets.
 FIXED = {"hidden_act": "silu", "attention_dropout": 0.0}

