@@ -74,7 +74,10 @@ def build_model(checkpoint: Checkpoint) -> IttForCausalLM:
         model.load_state_dict(weights, strict=True, assign=True)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{checkpoint.path} holds no model that fits: {reason}") from None
+        raise UserError(
+            f"{checkpoint.path} does not fit its own configuration; was it written by another "
+            f"version of itt_composer? ({reason})"
+        ) from None
     model.tie_weights()
     return model
 
