@@ -48,7 +48,7 @@ def watched_scores(model: IttForCausalLM, on_scores: OnScores) -> Iterator[None]
 def calibrate(
     model: IttForCausalLM,
     batches: Sequence[Mapping[str, Tensor]],
-    average: Callable[[Tensor], Tensor] = lambda quantiles: quantiles,
+    gather: Callable[[Tensor], Tensor] = lambda scores: scores,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Measure the scores' distribution at every anchor setting; fills in the model's tables.
@@ -60,7 +60,7 @@ def calibrate(
     Args:
         model: with routers; its mode and settings are left as they are.
         batches: `input_ids` and `attention_mask`, each (B, S), without padding.
-        average: mean over ranks, where each has batches of its own.
+        gather: the scores of all ranks from this one's, where each has batches of its own.
         on_progress: called after each batch with the batches done and in all.
 
     Raises:
@@ -85,7 +85,7 @@ def calibrate(
             def measure(
                 layer: IttDecoderLayer, step: int, scores_BS: Tensor, anchor: int = anchor
             ) -> None:
-                quantiles_Q = average(quantiles_of(scores_BS)).to(layer.score_quantiles.dtype)
+                quantiles_Q = quantiles_of(gather(scores_BS)).to(layer.score_quantiles.dtype)
                 layer.score_quantiles[:, step] = quantiles_Q
                 measured[layer][anchor, step] += quantiles_Q / len(batches)
 

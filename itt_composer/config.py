@@ -82,7 +82,10 @@ CountOrAll = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
 
 
 class ModelRecipe(_Group):
-    """LLaMA geometry (Table 5 of the paper); names as in `transformers.LlamaConfig`."""
+    """LLaMA geometry (Table 5 of the paper); names as in `transformers.LlamaConfig`.
+
+    The last four are for a model to go on from (`init_from`) that has them.
+    """
 
     hidden_size: Positive
     intermediate_size: Positive
@@ -96,14 +99,20 @@ class ModelRecipe(_Group):
     initializer_range: float = Field(0.02, gt=0)
     tie_word_embeddings: bool = False
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    head_dim: Positive | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelRecipe":
-        if self.hidden_size % (2 * self.num_attention_heads):
+        if self.head_dim is None and self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} does not split into "
                 f"{self.num_attention_heads} heads of even size"
             )
+        if self.head_dim is not None and self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even: positions rotate pairs")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
@@ -229,6 +238,8 @@ class Recipe(_Group):
         run_name: names the run's folder, its logs and its checkpoints.
         run_folder: where checkpoints, the resolved recipe, logs and the final model go.
         seed: of the weights and everything else that is random.
+        init_from: transformers folder of an ITT (or Loop, or dense) model whose weights training
+            starts with, or null. A run that goes on from its own checkpoint does without it.
         optimizer, scheduler: exactly one component each.
         algorithms, callbacks, loggers: any number; one set to null is left out.
     """
@@ -237,6 +248,7 @@ class Recipe(_Group):
     run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     run_folder: str
     seed: int = Field(17, ge=0, lt=2**31)
+    init_from: str | None = None
     model: ModelRecipe
     thinking: ThinkingSettings = ThinkingSettings()
     data: DataRecipe

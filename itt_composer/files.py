@@ -1,6 +1,11 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from itt_composer.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -9,3 +14,35 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A partial folder to write into, which becomes `folder` at the end and is gone on an error.
+
+    What `folder` held before goes; ask `check_new_folder` first where it must not.
+    """
+    folder = folder.resolve()
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        UserError: the path is a file, or a folder that is not empty.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there and not empty; name a new folder, or delete it")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a new folder")

@@ -17,7 +17,7 @@ def dense_parameters(config: IttConfig) -> int:
     """Parameters of the LLaMA without routers and step encodings, both embeddings counted."""
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     norms_per_layer = 2 * config.hidden_size
-    layer = _linear_weights_per_layer(config) + norms_per_layer
+    layer = _linear_weights_per_layer(config) + _biases_per_layer(config) + norms_per_layer
     return embeddings + config.num_hidden_layers * layer + config.hidden_size
 
 
@@ -88,3 +88,10 @@ def _linear_weights_per_layer(config: IttConfig) -> int:
     heads = 2 * (config.num_attention_heads + config.num_key_value_heads)
     attention = heads * config.head_dim * config.hidden_size
     return attention + 3 * config.intermediate_size * config.hidden_size
+
+
+def _biases_per_layer(config: IttConfig) -> int:
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    attention = heads * config.head_dim + config.hidden_size
+    mlp = 2 * config.intermediate_size + config.hidden_size
+    return config.attention_bias * attention + config.mlp_bias * mlp

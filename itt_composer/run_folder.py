@@ -10,6 +10,8 @@ from itt_composer.config import Recipe, recipe_as_yaml
 from itt_composer.errors import UserError
 from itt_composer.files import write_whole
 
+LATEST = "latest-rank0.pt"
+
 
 class RunFolder:
     """`recipe.yaml`, `checkpoints/`, `model/` and `summary.json` of a run.
@@ -28,6 +30,10 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether this very recipe has been trained to its end here."""
         return self.summary.is_file() and self._saved_recipe() == self._recipe_text
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return (self.checkpoints / LATEST).exists()
 
     def check_resumable(self) -> None:
         """Refuse to go on with, or write over, the run of another recipe.

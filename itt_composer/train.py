@@ -10,7 +10,6 @@ goes on where an interrupted run was, and does nothing where one has finished.
 
 import logging
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import typer
 from itt_composer.config import Recipe, load_recipe, recipe_as_yaml
 from itt_composer.data.shards import LoaderError, check_shards, read_manifest
 from itt_composer.errors import UserError
+from itt_composer.initial_weights import check_initial_weights, load_initial_weights
 from itt_composer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main(
         if run.is_finished():
             _say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
             return
-        _check_before_start(recipe)
+        _check_before_start(recipe, run)
         run.check_resumable()
         run.check_writable()
         train(recipe, run)
@@ -79,6 +79,8 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
     reproducibility.seed_all(recipe.seed)
     model = build_model(recipe)
+    if _starts_from_weights(recipe, run):
+        load_initial_weights(model, Path(str(recipe.init_from)))
     trainer = build_trainer(recipe, run, model, device)
     if dist.get_global_rank() == 0:
         run.write_recipe()
@@ -88,10 +90,9 @@ def train(recipe: Recipe, run: RunFolder) -> None:
         trainer.eval()  # was killed between its last checkpoint and its summary
     else:
         trainer.fit()
-    if model.config.adaptive_routing:
-        calibrate_thresholds(recipe, trainer, model)
+    losses = validation_losses(trainer)
     if dist.get_global_rank() == 0:
-        save_results(recipe, run, trainer, model)
+        save_results(recipe, run, trainer, model, losses)
     trainer.close()
 
 
@@ -122,7 +123,7 @@ def build_trainer(
     composer_model = ComposerItt(model)
     algorithms = recipe.algorithms.build()
     if model.config.adaptive_routing:
-        algorithms.append(ThresholdEstimate())
+        algorithms.append(ThresholdEstimate(calibration_rows=settings.calibration_rows))
     return Trainer(
         model=composer_model,
         train_dataloader=build_dataloader(recipe.data, "train", settings.global_batch_size),
@@ -153,81 +154,77 @@ def build_evaluators(recipe: Recipe) -> "list[Evaluator]":
     """Validation by the rule of training and, where there are routers, by their thresholds."""
     from composer.core import Evaluator
 
-    from itt_composer.algorithms.threshold_estimate import BY_THRESHOLD
+    from itt_composer.algorithms.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD
     from itt_composer.data.streams import build_dataloader
 
-    labels = ["eval"]
+    labels = [BY_OWN_RULE]
     if recipe.resolved_thinking().adaptive_routing:
         labels.append(BY_THRESHOLD)
     loader = build_dataloader(recipe.data, "validation", recipe.train.eval_batch_size)
     return [Evaluator(label=label, dataloader=loader) for label in labels]
 
 
-def calibrate_thresholds(recipe: Recipe, trainer: "Trainer", model: "IttForCausalLM") -> None:
-    """Measure the routers' thresholds on validation rows, and validate once more under them."""
-    from composer.core.precision import get_precision_context
-    from composer.utils import dist
-
-    from itt_composer.algorithms.threshold_estimate import BY_THRESHOLD, mean_over_ranks
-    from itt_composer.calibration import calibrate
-    from itt_composer.data.stored_rows import spread_indices
-    from itt_composer.data.streams import collate_rows
-
-    rows = trainer.state.evaluators[0].dataloader.dataloader.dataset
-    ranks, rank = dist.get_world_size(), dist.get_global_rank()
-    indices = spread_indices(len(rows), recipe.train.calibration_rows)
-    own = indices[rank::ranks][: len(indices) // ranks]
-    size = recipe.train.eval_batch_size // ranks
-    batches = [
-        trainer.state.device.batch_to_device(collate_rows([rows[i] for i in own[at : at + size]]))
-        for at in range(0, len(own), size)
-    ]
-    with get_precision_context(trainer.state.precision):
-        calibrate(model, batches, mean_over_ranks)
-    trainer.eval([e for e in trainer.state.evaluators if e.label == BY_THRESHOLD])
-
-
-def save_results(
-    recipe: Recipe, run: RunFolder, trainer: "Trainer", model: "IttForCausalLM"
-) -> None:
-    """Write `model/` and, as the mark of a finished run, `summary.json`."""
-    from itt_composer.flops import dense_parameters, thinking_parameters
-
-    tokenizer = Path(recipe.data.local) / "tokenizer"
-    manifest = read_manifest(recipe.data.local)
-    # Generation begins and ends as the documents of the training rows do.
-    ends = {"bos_token_id": manifest["bos_id"], "eos_token_id": manifest["eos_id"]}
-    model.config.update(ends)
-    if model.generation_config is not None:
-        model.generation_config.update(**ends)
-    model.save_pretrained(run.model)
-    if tokenizer.is_dir():
-        shutil.copytree(tokenizer, run.model, dirs_exist_ok=True)
-    timestamp = trainer.state.timestamp
-    seconds = timestamp.total_wct.total_seconds()
-    losses = {
+def validation_losses(trainer: "Trainer") -> dict[str, float]:
+    """Nats per token under each evaluator, as last measured; every rank must ask."""
+    return {
         label: float(metrics["LanguageCrossEntropy"].compute())
         for label, metrics in trainer.state.eval_metrics.items()
     }
+
+
+def save_results(
+    recipe: Recipe,
+    run: RunFolder,
+    trainer: "Trainer",
+    model: "IttForCausalLM",
+    losses: dict[str, float],
+) -> None:
+    """Write `model/` and, as the mark of a finished run, `summary.json`."""
+    from itt_composer.algorithms.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD
+    from itt_composer.flops import dense_parameters, thinking_parameters
+    from itt_composer.model_folder import Training, set_document_ends, write_model_folder
+
+    timestamp = trainer.state.timestamp
+    seconds = timestamp.total_wct.total_seconds()
+    tokenizer = Path(recipe.data.local) / "tokenizer"
+    manifest = read_manifest(recipe.data.local)
+    set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
+    training = Training(
+        run_name=recipe.run_name,
+        batches=timestamp.batch.value,
+        tokens=timestamp.token.value,
+        validation_loss=losses[BY_OWN_RULE],
+        recipe=recipe_as_yaml(recipe),
+    )
+    card = training.card(model)
+    write_model_folder(run.model, model, card, tokenizer if tokenizer.is_dir() else None)
     summary = {
         "run_name": recipe.run_name,
         "thinking": model.config.thinking,
         "thinking_steps": model.config.thinking_steps,
         "parameters": dense_parameters(model.config) + thinking_parameters(model.config),
         "thinking_parameters": thinking_parameters(model.config),
-        "batches": timestamp.batch.value,
-        "tokens": timestamp.token.value,
+        "batches": training.batches,
+        "tokens": training.tokens,
         "train_seconds": seconds,
         "tokens_per_second": timestamp.token.value / seconds,
-        "validation_loss": losses.get("eval"),
-        "validation_loss_by_threshold": losses.get("eval_threshold"),
+        "validation_loss": training.validation_loss,
+        "validation_loss_by_threshold": losses.get(BY_THRESHOLD),
     }
     run.write_summary(summary)
     _say(f"finished: model in {run.model}, summary in {run.summary}")
 
 
-def _check_before_start(recipe: Recipe) -> None:
-    """What can be told without torch: local shards, and batches that split over the ranks."""
+def _starts_from_weights(recipe: Recipe, run: RunFolder) -> bool:
+    """Whether `init_from` counts: not where the run goes on from its own checkpoint."""
+    goes_on = recipe.train.autoresume and run.has_checkpoint()
+    return recipe.init_from is not None and not goes_on
+
+
+def _check_before_start(recipe: Recipe, run: RunFolder) -> None:
+    """What can be told without torch: local files, and batches that split over the ranks."""
+    if _starts_from_weights(recipe, run):
+        check_initial_weights(recipe)
     if recipe.data.remote is None:
         try:
             check_shards(

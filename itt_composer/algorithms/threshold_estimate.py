@@ -5,48 +5,52 @@ from collections import defaultdict
 
 import torch
 from composer.core import Algorithm, Event, State
+from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from itt_composer.calibration import update_estimate, watched_scores
+from itt_composer.calibration import calibrate, update_estimate, watched_scores
+from itt_composer.data.stored_rows import spread_indices
+from itt_composer.data.streams import collate_rows
 from itt_composer.models.composer_model import unwrap
 from itt_composer.models.layer import IttDecoderLayer
 from itt_composer.models.thresholds import quantiles_of
 
-# The evaluator whose batches are routed by thresholds.
-BY_THRESHOLD = "eval_threshold"
+# The evaluators: by the rule of training, and by thresholds.
+BY_OWN_RULE, BY_THRESHOLD = "eval", "eval_threshold"
 
 
-def mean_over_ranks(quantiles: Tensor) -> Tensor:
-    """The mean of what every rank measured, on every rank."""
-    dist.all_reduce(quantiles)
-    return quantiles / dist.get_world_size()
+def from_all_ranks(scores: Tensor) -> Tensor:
+    """Every rank's scores (any shape, the same on all), flat, on every rank."""
+    return torch.cat(list(dist.all_gather(scores.detach().flatten())))
 
 
 class ThresholdEstimate(Algorithm):
     """Follows the distribution of the routers' scores, so that every checkpoint has thresholds.
 
-    Every `interval` batches the scores' quantiles in that batch, averaged over the ranks, move the
-    estimate. Which batches depends on the batch number alone, and the estimate is part of the
-    model's state: a resumed run goes on exactly. Under the evaluator `eval_threshold` the model
-    routes by thresholds, under any other by its own rule.
+    Every `interval` batches the quantiles of that batch's scores, on all ranks, move the estimate. Which batches depends on the batch number alone, and the estimate is part of the
+    model's state: a resumed run goes on exactly. After the last batch, before it is saved, a
+    calibration on validation rows takes the estimate's place. Under the evaluator
+    `eval_threshold` the model routes by thresholds, under any other by its own rule.
 
     Args:
         interval: batches from one look to the next.
         decay: what remains of the estimate at each look, 0..1.
+        calibration_rows: validation rows for the calibration, over all ranks.
 
     Example:
         >>> Trainer(..., algorithms=[ThresholdEstimate(interval=10, decay=0.9)])
     """
 
-    def __init__(self, interval: int = 10, decay: float = 0.9):
+    def __init__(self, interval: int = 10, decay: float = 0.9, calibration_rows: int = 256):
         if interval < 1:
             raise ValueError(f"interval must be at least 1, not {interval}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in 0..1 and below 1, not {decay}")
         self.interval = interval
         self.decay = decay
+        self.calibration_rows = calibration_rows
         self._watching = contextlib.ExitStack()
         self._measured: dict[tuple[IttDecoderLayer, int], list[Tensor]] = defaultdict(list)
         self._rule = ""
@@ -54,6 +58,9 @@ class ThresholdEstimate(Algorithm):
     def match(self, event: Event, state: State) -> bool:
         if event in (Event.EVAL_START, Event.EVAL_END):
             return state.dataloader_label == BY_THRESHOLD
+        if event == Event.BATCH_END:
+            elapsed = state.get_elapsed_duration()
+            return elapsed is not None and elapsed >= 1
         is_due = state.timestamp.batch.value % self.interval == 0
         return (event == Event.BEFORE_TRAIN_BATCH and is_due) or (
             event == Event.AFTER_TRAIN_BATCH and bool(self._measured)
@@ -66,6 +73,9 @@ class ThresholdEstimate(Algorithm):
             model.set_router_selection("threshold")
         elif event == Event.EVAL_END:
             model.config.router_selection = self._rule
+        elif event == Event.BATCH_END:
+            with get_precision_context(state.precision):
+                calibrate(model, self._calibration_batches(state), from_all_ranks)
         elif event == Event.BEFORE_TRAIN_BATCH:
             self._watching.close()  # a batch that ran out of memory starts anew
             self._measured.clear()
@@ -74,13 +84,24 @@ class ThresholdEstimate(Algorithm):
             self._watching.close()
             self._update()
 
+    def _calibration_batches(self, state: State) -> list[dict[str, Tensor]]:
+        """This rank's part of rows spread over the validation set, on its device."""
+        rows = state.evaluators[0].dataloader.dataloader.dataset
+        batch_size = state.evaluators[0].dataloader.dataloader.batch_size
+        ranks = dist.get_world_size()
+        indices = spread_indices(len(rows), self.calibration_rows)
+        own = indices[dist.get_global_rank() :: ranks][: max(1, len(indices) // ranks)]
+        batches = (own[at : at + batch_size] for at in range(0, len(own), batch_size))
+        return [
+            state.device.batch_to_device(collate_rows([rows[index] for index in batch]))
+            for batch in batches
+        ]
+
     def _measure(self, layer: IttDecoderLayer, step: int, scores_BS: Tensor) -> None:
-        self._measured[layer, step].append(quantiles_of(scores_BS))
+        self._measured[layer, step].append(scores_BS.detach())
 
     def _update(self) -> None:
-        """One exchange between the ranks for all layers and steps."""
-        means = [torch.stack(batches).mean(dim=0) for batches in self._measured.values()]
-        together = mean_over_ranks(torch.stack(means))
-        for (layer, step), quantiles_Q in zip(self._measured, together, strict=True):
+        for (layer, step), microbatches in self._measured.items():
+            quantiles_Q = quantiles_of(from_all_ranks(torch.cat(microbatches)))
             update_estimate(layer, step, quantiles_Q, self.decay)
         self._measured.clear()

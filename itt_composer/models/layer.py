@@ -18,6 +18,10 @@ from itt_composer.models.configuration import IttConfig
 from itt_composer.models.step_cache import NO_TOKEN, StepSlot, ThinkingStepCache
 from itt_composer.models.thresholds import QUANTILES, anchor_settings, thresholds_at
 
+NO_THRESHOLDS = (
+    "router_selection='threshold' needs thresholds, and this model has none yet: "
+    "run python -m itt_composer.calibrate on it"
+)
 # Called with the layer's index, the step (from 1), the tokens' weights (B, S; None without a
 # router) and which of them take the step, (B, S) booleans.
 OnRouting: TypeAlias = Callable[[int, int, Tensor | None, Tensor], None]
@@ -220,10 +224,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
         if key not in self._thresholds:
             thresholds = thresholds_at(tables, select_ratios)
             if thresholds.isnan().any():
-                raise ValueError(
-                    "router_selection='threshold' needs thresholds, and this model has none yet: "
-                    "run python -m itt_composer.calibrate on it"
-                )
+                raise ValueError(NO_THRESHOLDS)
             self._thresholds = {key: thresholds}
         return self._thresholds[key]
 

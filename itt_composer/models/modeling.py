@@ -30,7 +30,13 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import check_model_inputs
 
 from itt_composer.models.configuration import IttConfig
-from itt_composer.models.layer import IttDecoderLayer, OnRouting, Router, ThinkingPass
+from itt_composer.models.layer import (
+    NO_THRESHOLDS,
+    IttDecoderLayer,
+    OnRouting,
+    Router,
+    ThinkingPass,
+)
 from itt_composer.models.step_cache import step_caches
 from itt_composer.thinking import RouterSelection, check_early_exit
 
@@ -174,6 +180,12 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         """The layers that think, first to last."""
         return [layer for layer in self.model.layers if isinstance(layer, IttDecoderLayer)]
 
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether the distribution of every router's scores has been estimated."""
+        tables = [layer.score_quantiles for layer in self.thinking_layers if layer.routers]
+        return bool(tables) and not any(table_AXQ.isnan().any() for table_AXQ in tables)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -248,9 +260,8 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
             if before is None:
                 raise ValueError(f"router_selection={router_selection!r} needs a router")
             self.config.check_thinking()
-            if router_selection == "threshold":
-                for layer in self.thinking_layers:
-                    layer.thresholds(self.config.select_ratios)
+            if router_selection == "threshold" and not self.has_thresholds:
+                raise ValueError(NO_THRESHOLDS)
         except ValueError:
             self.config.router_selection = before
             raise

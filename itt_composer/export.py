@@ -1,0 +1,117 @@
+"""Checkpoints and LLaMAs → transformers folders.
+
+    python -m itt_composer.export runs/itt_x4_162m OUT              a run's latest checkpoint
+    python -m itt_composer.export runs/itt_x4_162m/checkpoints/ep0-ba1000-rank0.pt OUT
+    python -m itt_composer.export from-llama MODEL OUT --thinking-steps 4
+
+Nothing that lies in a checkpoint or a model is run. OUT appears when it is complete.
+"""
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from itt_composer.errors import UserError, errors_as_sentences
+
+
+class CheckpointByDefault(TyperGroup):
+    """A group whose arguments mean `checkpoint` unless they begin with a command's name."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["checkpoint", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=CheckpointByDefault,
+    help="Write a checkpoint, or a LLaMA made to think, as a transformers folder.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")]
+
+
+Numbers = TypeVar("Numbers", int, float)
+
+
+def _numbers(text: str | None, kind: type[Numbers], option: str) -> list[Numbers] | None:
+    try:
+        return None if text is None else [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} {text}: should be numbers with commas between") from None
+
+
+@app.command()
+def checkpoint(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A .pt file, the folder of a sharded checkpoint, or a run folder: its latest.",
+        ),
+    ],
+    out: Out,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the tokenizer.", show_default="the one in the recipe's data.local"
+        ),
+    ] = None,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="Read a checkpoint of a trusted origin that holds more than data: it may run any "
+            "code as you.",
+        ),
+    ] = False,
+) -> None:
+    """Export a training checkpoint; the word `checkpoint` may be left out."""
+    with errors_as_sentences():
+        from itt_composer.exporting import export_checkpoint
+
+        export_checkpoint(checkpoint, out, tokenizer, allow_code_execution)
+        typer.echo(f"model in {out}")
+
+
+@app.command()
+def from_llama(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A transformers folder or a hub name: a LLaMA.")
+    ],
+    out: Out,
+    thinking_steps: Annotated[
+        int, typer.Option(min=2, help="One full pass and the further steps.")
+    ] = 4,
+    select_ratios: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIOS",
+            help="Share of tokens in each further step, like 0.5,0.5,0.5.",
+            show_default="0.5 each",
+        ),
+    ] = None,
+    thinking_layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYERS", help="Layers that think, like 1,3,5.", show_default="every other"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the routers, all that is random.")] = 17,
+) -> None:
+    """Make a LLaMA an ITT that computes the same until it is trained further."""
+    with errors_as_sentences():
+        ratios = _numbers(select_ratios, float, "--select-ratios")
+        layers = _numbers(thinking_layers, int, "--thinking-layers")
+        from itt_composer.upcycling import convert_llama
+
+        convert_llama(model, out, thinking_steps, ratios, layers, seed)
+        typer.echo(f"model in {out}")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m itt_composer.export")

@@ -1,0 +1,148 @@
+"""A training checkpoint → a transformers folder."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from itt_composer.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
+from itt_composer.data.shards import read_manifest, tokenizer_sha256
+from itt_composer.errors import UserError
+from itt_composer.files import check_new_folder
+from itt_composer.model_folder import Training, set_document_ends, write_model_folder
+from itt_composer.models import IttConfig, IttForCausalLM
+
+LOSS = "metrics/eval/LanguageCrossEntropy"
+CONFIG_FIELDS = IttConfig().to_dict().keys() | {"torch_dtype"}
+
+
+def export_checkpoint(
+    path: Path, out: Path, tokenizer: Path | None = None, allow_code: bool = False
+) -> None:
+    """Write the model of a checkpoint as a transformers folder.
+
+    Args:
+        path: a monolithic checkpoint, a sharded one, or a run folder.
+        out: folder to make.
+        tokenizer: folder of the tokenizer; None takes that of the shards the recipe names.
+        allow_code: run code that the checkpoint may hold.
+
+    Raises:
+        UserError: `out` is not empty; no checkpoint, a damaged one, or one that would run code;
+            no tokenizer.
+    """
+    check_new_folder(out)
+    checkpoint = load_checkpoint(find_checkpoint(path), allow_code)
+    recipe_text = read_recipe(checkpoint.run_folder / "recipe.yaml")
+    model = build_model(checkpoint)
+    manifest, tokenizer = _documents(recipe_text, tokenizer)
+    if manifest is not None:
+        set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
+    else:
+        _set_ends_of(model, tokenizer)
+    training = Training(
+        run_name=checkpoint.run_name,
+        batches=checkpoint.batches,
+        tokens=checkpoint.tokens,
+        validation_loss=validation_loss(checkpoint.run_folder, checkpoint.batches),
+        recipe=recipe_text,
+    )
+    write_model_folder(out, model, training.card(model), tokenizer)
+
+
+def build_model(checkpoint: Checkpoint) -> IttForCausalLM:
+    """The checkpoint's model around its weights, without a copy of them.
+
+    Raises:
+        UserError: config and weights are not those of one model.
+    """
+    config = checkpoint.config
+    unknown = sorted(config.keys() - CONFIG_FIELDS)
+    if config.get("model_type") != IttConfig.model_type or unknown:
+        what = f"has {', '.join(unknown)}" if unknown else f"is {config.get('model_type')!r}"
+        raise UserError(f"{checkpoint.path} is of another kind of model: its configuration {what}")
+    try:
+        with torch.device("meta"):
+            model = IttForCausalLM(IttConfig.from_dict(config))
+        weights = checkpoint.weights
+        if model.config.tie_word_embeddings:
+            weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+        model.load_state_dict(weights, strict=True, assign=True)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{checkpoint.path} does not fit its own configuration; was it written by another "
+            f"version of itt_composer? ({reason})"
+        ) from None
+    model.tie_weights()
+    return model
+
+
+def read_recipe(path: Path) -> str | None:
+    """The resolved recipe beside a run's checkpoints, or None where it is not."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def validation_loss(run_folder: Path, batches: int) -> float | None:
+    """What the run measured after these batches, in nats per token; None where it did not."""
+    for name in ("summary.json", "metrics.jsonl"):
+        for measured in reversed(_json_values(run_folder / name)):
+            loss = measured.get("validation_loss", measured.get(LOSS))
+            if loss is not None and measured.get("batches", measured.get("batch")) == batches:
+                return loss
+    return None
+
+
+def _json_values(file: Path) -> list[dict[str, Any]]:
+    """What a file of JSON holds: one value, or one in each line; none where it is missing."""
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
+    values = []
+    for part in text.splitlines() if file.suffix == ".jsonl" else [text]:
+        with suppress(ValueError):  # the last line of a killed run
+            values.append(json.loads(part))
+    return values
+
+
+def _documents(
+    recipe_text: str | None, tokenizer: Path | None
+) -> tuple[dict[str, Any] | None, Path]:
+    """The manifest of the shards that the recipe names, if they are there, and the tokenizer.
+
+    Raises:
+        UserError: no tokenizer, or another than that of the shards.
+    """
+    try:
+        shards = recipe_text and Path(yaml.safe_load(recipe_text)["data"]["local"])
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise UserError("the recipe.yaml of the run names no data.local; is it damaged?") from None
+    manifest = read_manifest(shards) if shards and shards.is_dir() else None
+    if tokenizer is None:
+        if not shards or not (shards / "tokenizer").is_dir():
+            where = f"no {shards / 'tokenizer'}" if shards else "no recipe.yaml of the run"
+            raise UserError(f"there is {where}; name the tokenizer's folder with --tokenizer")
+        return manifest, shards / "tokenizer"
+    sha256 = tokenizer_sha256(tokenizer)
+    if not tokenizer.is_dir():
+        raise UserError(f"--tokenizer {tokenizer} is a file; name its folder")
+    if manifest is not None and sha256 != manifest["tokenizer"]["sha256"]:
+        raise UserError(f"--tokenizer {tokenizer} is another than that of the shards in {shards}")
+    return manifest, tokenizer
+
+
+def _set_ends_of(model: IttForCausalLM, tokenizer: Path) -> None:
+    """Document ends as the tokenizer names them, where the shards cannot be asked."""
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--tokenizer {tokenizer} cannot be loaded: {reason}") from None
+    set_document_ends(model, loaded.bos_token_id, loaded.eos_token_id)

@@ -1,0 +1,137 @@
+"""The transformers folder of a model: safetensors, config, generation config, tokenizer, card.
+
+Training and `itt_composer.export` write it through the same function.
+"""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from itt_composer.errors import UserError
+from itt_composer.files import whole_folder
+from itt_composer.models import IttForCausalLM
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+)
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [itt]
+---
+
+# {name}
+
+{kind} ([arXiv 2502.13842](https://arxiv.org/abs/2502.13842)), made with `itt_composer`.
+
+```python
+import itt_composer  # makes the Auto classes know ITT models
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("<this folder>")
+```
+
+{facts}
+"""
+MODEL_KINDS = {
+    "dense": "A LLaMA",
+    "loop": "A Loop model: layers {layers} are applied {steps} times; the baseline of ITT",
+    "itt": "An Inner Thinking Transformer: layers {layers} think up to {steps} steps",
+}
+
+
+@dataclass
+class Training:
+    """What a model card tells of the training behind it.
+
+    Attributes:
+        run_name: of the recipe.
+        batches: trained on.
+        tokens: trained on.
+        validation_loss: nats per token after these batches, or None where it is not known.
+        recipe: the resolved recipe as YAML, or None where it is not known.
+    """
+
+    run_name: str
+    batches: int
+    tokens: int
+    validation_loss: float | None
+    recipe: str | None
+
+    def card(self, model: IttForCausalLM) -> str:
+        """The README.md of the trained model."""
+        perplexity = "not known"
+        if self.validation_loss is not None:
+            perplexity = f"{math.exp(min(self.validation_loss, 700.0)):.2f}"
+        facts = (
+            "| | |\n| --- | --- |\n"
+            f"| trained on | {self.tokens:,} tokens, {self.batches:,} batches |\n"
+            f"| validation perplexity | {perplexity} |\n\n"
+            "## Recipe\n\n"
+        )
+        if self.recipe is None:
+            return model_card(model, self.run_name, facts + "Not known.")
+        return model_card(model, self.run_name, f"{facts}```yaml\n{self.recipe.rstrip()}\n```")
+
+
+def model_card(model: IttForCausalLM, name: str, facts: str) -> str:
+    """A README.md with what every model's says and, at its end, `facts` in Markdown."""
+    config = model.config
+    layers = ", ".join(map(str, config.thinking_layers))
+    kind = MODEL_KINDS[config.thinking].format(layers=layers, steps=config.thinking_steps)
+    return CARD.format(name=name, kind=kind, facts=facts)
+
+
+def write_model_folder(
+    folder: Path, model: IttForCausalLM, card: str, tokenizer: Path | None
+) -> None:
+    """Write a model so that transformers loads it, whole or not at all.
+
+    A model trained under top-k that has thresholds routes by them from here on: so it can
+    generate, and likelihoods do not see the future.
+
+    Args:
+        folder: appears, or is replaced, when everything is written.
+        model: its own weights, config and generation config.
+        card: the README.md.
+        tokenizer: folder whose tokenizer files are copied, or None.
+
+    Raises:
+        UserError: the weights cannot be written.
+    """
+    if model.config.router_selection == "top_k" and model.has_thresholds:
+        model.set_router_selection("threshold")
+    with whole_folder(folder) as partial:
+        try:
+            model.save_pretrained(partial)
+        except SafetensorError as error:
+            raise UserError(f"{folder} cannot be written: {error}") from None
+        for file in partial.glob("*.safetensors"):  # safetensors makes them private
+            file.chmod((partial / "config.json").stat().st_mode)
+        for file in tokenizer_files(tokenizer) if tokenizer else ():
+            shutil.copyfile(file, partial / file.name)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that belong to its tokenizer."""
+    files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
+    return sorted(file for file in files if file.is_file())
+
+
+def set_document_ends(model: IttForCausalLM, bos_id: int | None, eos_id: int | None) -> None:
+    """Have generation begin and end as the documents of the training rows do."""
+    ends = {"bos_token_id": bos_id, "eos_token_id": eos_id}
+    model.config.update(ends)
+    if model.generation_config is not None:
+        model.generation_config.update(**ends)

@@ -1,0 +1,68 @@
+"""A sharded checkpoint as Composer writes it with FSDP2: two real ranks over gloo.
+
+    python two_ranks.py RECIPE KEY=VALUE…
+
+Trains two batches and leaves, beside the checkpoint, `full.pt`: the weights that torch gathers.
+The ranks are forks of one process, so that everything is imported once.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from composer import Trainer
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from itt_composer.config import Recipe, load_recipe
+from itt_composer.data.streams import build_dataloader
+from itt_composer.models.composer_model import ComposerItt
+from itt_composer.run_folder import RunFolder
+from itt_composer.train import build_model
+
+RANKS = 2
+
+
+def train(recipe: Recipe, model: ComposerItt) -> None:
+    run = RunFolder(recipe)
+    dist.initialize_dist("cpu")
+    trainer = Trainer(
+        model=model,
+        train_dataloader=build_dataloader(recipe.data, "train", recipe.train.global_batch_size),
+        optimizers=recipe.optimizer.build(model.parameters())[0],
+        run_name=recipe.run_name,
+        device="cpu",
+        max_duration="2ba",
+        save_folder=str(run.checkpoints),
+        progress_bar=False,
+        parallelism_config={"fsdp": FSDP2Config()},
+    )
+    trainer.fit()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(trainer.state.model, options=options)
+    if dist.get_global_rank() == 0:
+        torch.save(weights, run.path / "full.pt")
+        run.write_recipe()
+    trainer.close()
+
+
+def main() -> None:
+    recipe = load_recipe(Path(sys.argv[1]), sys.argv[2:])
+    model = ComposerItt(build_model(recipe))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0")
+    os.environ.update(WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS))
+    child = os.fork()
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
+    train(recipe, model)
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+if __name__ == "__main__":
+    main()
