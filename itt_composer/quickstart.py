@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,26 @@ def call(command: list[Any], environment: dict[str, str] | None = None) -> None:
         raise SystemExit(code)
 
 
+def by_both_rules(settings: list[dict[str, Any]]) -> Iterator[tuple[dict, dict]]:
+    """Each elastic setting as measured by top-k and by thresholds; a dense model has one rule."""
+    causal = {
+        tuple(setting["select_ratios"]): setting
+        for setting in settings
+        if setting["router_selection"] != "top_k"
+    }
+    for setting in settings:
+        if setting["router_selection"] != "threshold":
+            yield setting, causal[tuple(setting["select_ratios"])]
+
+
 def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
     """Print a row per model, then the ITT's elastic settings; fits 80 columns."""
     manifest = read_manifest(SHARDS)
     documents = manifest["totals"]["validation"]["documents"]
     table = Table(
         title=f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
-        f"(vocabulary {manifest['vocab_size']:,}; MFLOPs per token of a forward pass)",
+        f"(vocabulary {manifest['vocab_size']:,}; MFLOPs per token of a forward pass; causal: by "
+        "thresholds)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
@@ -139,14 +153,15 @@ def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, An
         "MFLOPs\nexecuted",
         "trained\ntokens",
         "trained\ntokens/s",
-        "validation\nperplexity",
+        "perplexity\ntop-k",
+        "\ncausal",
     ):
         table.add_column(header, justify="right", no_wrap=True)
     for summary, result in zip(summaries, results, strict=True):
         name = "LLaMA" if summary["thinking"] == "dense" else f"ITT×{summary['thinking_steps']}"
         training = [f"{summary['tokens'] / 1e6:.2f} M", f"{summary['tokens_per_second']:,.0f}"]
         parameters = f"{summary['parameters'] / 1e6:.3f} M"
-        for setting in result["settings"]:
+        for setting, causal in by_both_rules(result["settings"]):
             table.add_row(
                 name,
                 "/".join(f"{100 * ratio:.0f}" for ratio in setting["select_ratios"]) or "–",
@@ -155,6 +170,7 @@ def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, An
                 f"{setting['executed_flops_per_token'] / 1e6:.2f}",
                 *training,
                 f"{setting['perplexity']:.2f}",
+                f"{causal['perplexity']:.2f}",
             )
             name, parameters, training = "  elastic", "same", ["", ""]
     print()

@@ -29,10 +29,11 @@ def from_all_ranks(scores: Tensor) -> Tensor:
 class ThresholdEstimate(Algorithm):
     """Follows the distribution of the routers' scores, so that every checkpoint has thresholds.
 
-    Every `interval` batches the quantiles of that batch's scores, on all ranks, move the estimate. Which batches depends on the batch number alone, and the estimate is part of the
-    model's state: a resumed run goes on exactly. After the last batch, before it is saved, a
-    calibration on validation rows takes the estimate's place. Under the evaluator
-    `eval_threshold` the model routes by thresholds, under any other by its own rule.
+    Every `interval` batches the quantiles of that batch's scores, on all ranks, move the estimate.
+    Which batches depends on the batch number alone, and the estimate is part of the model's
+    state: a resumed run goes on exactly. After the last batch, before it is saved, a calibration
+    on validation rows takes the estimate's place. Under the evaluator `eval_threshold` the model
+    routes by thresholds, under any other by its own rule.
 
     Args:
         interval: batches from one look to the next.
