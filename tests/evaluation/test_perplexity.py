@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.perplexity import run
 from eval.suite import PerplexitySuite
+from itt_composer.calibration import calibrate
 from itt_composer.errors import UserError
 from itt_composer.models import IttConfig, IttForCausalLM
 
@@ -193,3 +194,42 @@ def test_a_folder_of_no_language_model_is_refused(measure, tmp_path, config):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match=f"^model={tmp_path} cannot be loaded: .+"):
         measure(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def calibrated(itt, tmp_path_factory):
+    """The ITT with thresholds, still routing by top-k."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    model = IttForCausalLM.from_pretrained(itt)
+    ids = torch.randint(0, 512, (16, 32), generator=torch.Generator().manual_seed(0))
+    calibrate(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_every_rule_and_early_exit_is_measured_at_every_ratio(measure, calibrated):
+    ratios, rules, exits = [[0.5, 0.5, 0.5], [1, 0, 0.3]], ["top_k", "threshold"], [0.0, 0.8]
+    settings = measure(calibrated, ratios, router_selection=rules, early_exit=exits)["settings"]
+    names = ("select_ratios", "router_selection", "early_exit")
+    assert [tuple(setting[name] for name in names) for setting in settings] == [
+        (ratio, rule, epsilon) for ratio in ratios for rule in rules for epsilon in exits
+    ]
+    assert len({setting["loss"] for setting in settings}) == len(settings)
+    top_k, early, causal, _ = settings[:4]
+    assert top_k["realised_shares"] == [[0.5], [0.5], [0.5]]
+    assert early["executed_flops_per_token"] < top_k["executed_flops_per_token"]
+    assert all(
+        a[0] <= b[0]
+        for a, b in zip(early["realised_shares"], top_k["realised_shares"], strict=False)
+    )
+    assert all(0.2 < share < 0.8 for (share,) in causal["realised_shares"])
+    assert causal["paper_flops_per_token"] == top_k["paper_flops_per_token"]
+    # Every token takes the first step, none the second.
+    assert settings[4]["realised_shares"][:2] == [[1.0], []]
+
+
+def test_thresholds_that_were_never_estimated_are_refused(measure, itt, llama):
+    with pytest.raises(UserError, match=r"router_selection=threshold: .* itt_composer\.calibrate"):
+        measure(itt, router_selection=["threshold"])
+    with pytest.raises(UserError, match=r"early_exit=0\.5 needs an ITT model"):
+        measure(llama, early_exit=[0.5])

@@ -1,0 +1,74 @@
+"""`python -m itt_composer.calibrate`: thresholds for a folder that has none."""
+
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from itt_composer.calibrate import app
+from itt_composer.models import IttConfig, IttForCausalLM
+
+GEOMETRY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A transformers folder of each kind, by name."""
+    made = {}
+    for thinking in ("itt", "loop"):
+        torch.manual_seed(0)
+        made[thinking] = tmp_path_factory.mktemp(thinking)
+        IttForCausalLM(IttConfig(**GEOMETRY, thinking=thinking)).save_pretrained(made[thinking])
+    return made
+
+
+def calibrate(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_folder_gets_thresholds_and_routes_by_them(folders, shards, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders["itt"], folder)
+    result = calibrate(folder, "--data", shards, "--rows", 64)
+    assert result.exit_code == 0, result.output
+    assert "which now routes by them" in result.output
+    before = IttForCausalLM.from_pretrained(folders["itt"])
+    model = IttForCausalLM.from_pretrained(folder)
+    assert model.has_thresholds
+    assert model.config.router_selection == "threshold"
+    assert {file.name for file in folder.iterdir()} == {
+        file.name for file in folders["itt"].iterdir()
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    weights = model.state_dict()
+    for name, weight in before.state_dict().items():
+        if not name.endswith("score_quantiles"):
+            assert torch.equal(weights[name], weight), name
+    # What it printed: steps, asked for, realised; close to one another on rows like these.
+    rows = [line.split("│")[1:-1] for line in result.output.splitlines() if "│" in line]
+    for _, asked, realised, *_ in rows:
+        assert float(realised) == pytest.approx(float(asked), abs=10)
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sentence"),
+    [
+        ("loop", [], "holds a model without routers: there is nothing to calibrate"),
+        ("nothing", [], "is not a transformers folder: it has no config.json"),
+        ("itt", ["--split", "test"], "has no rows in its split 'test'"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_one_sentence(folders, shards, model, options, sentence):
+    result = calibrate(folders.get(model, "no/such"), "--data", shards, *options)
+    assert result.exit_code == 1
+    assert sentence in " ".join(result.output.split())
+    assert result.output.count("error:") == 1
