@@ -52,7 +52,8 @@ def print_results(results: dict[str, Any]) -> None:
         table.add_column("rule")
         table.add_column("took each step, %", justify="right")
     if exits:
-        table.add_column("early exit", justify="right")
+        for header in ("early exit", "steps saved, %", "perplexity, %"):
+            table.add_column(header, justify="right")
     if ours:
         table.add_column("MFLOPs/token, paper", justify="right")
         table.add_column("executed", justify="right")
@@ -64,7 +65,7 @@ def print_results(results: dict[str, Any]) -> None:
             means = [sum(layers) / max(1, len(layers)) for layers in setting["realised_shares"]]
             cells += [setting["router_selection"], percentages(means, digits=1)]
         if exits:
-            cells.append(f"{setting['early_exit']:g}")
+            cells += [f"{setting['early_exit']:g}", *cost_of_exit(setting, results["settings"])]
         if ours:
             for count in ("paper", "executed"):
                 cells.append(f"{setting[f'{count}_flops_per_token'] / 1e6:,.2f}")
@@ -72,6 +73,18 @@ def print_results(results: dict[str, Any]) -> None:
         cells += [f"{entry['perplexity']:.2f}" for entry in perplexities]
         table.add_row(*cells, f"{setting['tokens_per_second']:,.0f}")
     Console().print(table)
+
+
+def cost_of_exit(setting: dict[str, Any], settings: list[dict[str, Any]]) -> tuple[str, str]:
+    """Thinking steps saved and perplexity added against the same setting without early exit."""
+    kind = ("select_ratios", "router_selection")
+    for other in settings:
+        if other["early_exit"] == 0 and all(other[name] == setting[name] for name in kind):
+            steps = sum(map(sum, other["realised_shares"]))
+            saved = 1 - sum(map(sum, setting["realised_shares"])) / steps if steps else 0.0
+            added = setting["perplexity"] / other["perplexity"] - 1
+            return f"{100 * saved:.1f}", f"{100 * added:+.2f}"
+    return "–", "–"
 
 
 def percentages(shares: list[float], digits: int = 0) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from eval.__main__ import app
+from eval.__main__ import app, cost_of_exit
 from eval.suite import load_suite
 from itt_composer.errors import UserError
 
@@ -88,3 +88,23 @@ def test_the_command_tells_a_mistake_and_fails(shards):
     assert result.exit_code == 1
     assert result.stderr.startswith("error: model=nowhere is not a transformers folder")
     assert "Traceback" not in result.output
+
+
+def test_the_cost_of_early_exit_is_against_the_same_setting_without_it():
+    def setting(rule, early_exit, shares, perplexity):
+        return {
+            "select_ratios": [0.5, 0.5],
+            "router_selection": rule,
+            "early_exit": early_exit,
+            "realised_shares": shares,
+            "perplexity": perplexity,
+        }
+
+    settings = [
+        setting("top_k", 0.0, [[0.5, 0.5], [0.5, 0.5]], 40.0),
+        setting("threshold", 0.3, [[0.4, 0.4], [0.2, 0.2]], 51.0),
+        setting("threshold", 0.0, [[0.5, 0.5], [0.5, 0.5]], 50.0),
+    ]
+    assert cost_of_exit(settings[1], settings) == ("40.0", "+2.00")
+    assert cost_of_exit(settings[2], settings) == ("0.0", "+0.00")
+    assert cost_of_exit(settings[1], settings[:2]) == ("–", "–")
