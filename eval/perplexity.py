@@ -6,7 +6,7 @@ Shapes: B batch, S sequence, V vocabulary.
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 from eval.suite import PerplexitySuite
 from itt_composer.calibration import RealisedShares
 from itt_composer.data.shards import domains_with_rows, read_manifest
-from itt_composer.data.stored_rows import StoredRows
-from itt_composer.data.streams import collate_rows
+from itt_composer.data.stored_rows import StoredRows, batches_of
 from itt_composer.errors import UserError
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
@@ -69,7 +68,8 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
         measured = {}
         for domain in domains:
             loss_sum, tokens = 0.0, 0
-            for batch in batches(Path(suite.data) / suite.split / domain, suite.batch_size):
+            rows = StoredRows(Path(suite.data) / suite.split / domain)
+            for batch in batches_of(rows, range(len(rows)), suite.batch_size):
                 nll_BS = token_losses(
                     model, {key: x.to(device) for key, x in batch.items()}, shares
                 )
@@ -86,13 +86,6 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "settings": settings,
     }
-
-
-def batches(folder: Path, batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """Every row of one stream once, in stored order; the last batch may be smaller."""
-    rows = iter(StoredRows(folder))
-    while batch := list(itertools.islice(rows, batch_size)):
-        yield collate_rows(batch)
 
 
 @torch.inference_mode()

@@ -17,6 +17,8 @@ from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.errors import UserError, errors_as_sentences
 
 if TYPE_CHECKING:
+    import torch
+
     from itt_composer.models import IttForCausalLM
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -43,7 +45,7 @@ def main(
         from itt_composer.calibration import calibrate
 
         model = _load(model_folder, manifest)
-        measure, check = _batches(data / split, domains, rows, batch_size, model)
+        measure, check = _batches(data / split, domains, rows, batch_size, model.device)
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("calibrating")
@@ -77,29 +79,24 @@ def _load(folder: Path, manifest: dict[str, Any]) -> "IttForCausalLM":
 
 
 def _batches(
-    folder: Path, domains: list[str], count: int, batch_size: int, model: "IttForCausalLM"
+    folder: Path, domains: list[str], count: int, batch_size: int, device: "torch.device"
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Batches to measure on, and batches of other rows to check the result on."""
     from torch.utils.data import ConcatDataset
 
-    from itt_composer.data.stored_rows import StoredRows, spread_indices
-    from itt_composer.data.streams import collate_rows
+    from itt_composer.data.stored_rows import StoredRows, batches_of, spread_indices
 
     rows: ConcatDataset = ConcatDataset([StoredRows(folder / domain) for domain in domains])
     indices = spread_indices(len(rows), 2 * count)
-    halves = indices[: (len(indices) + 1) // 2], indices[(len(indices) + 1) // 2 :]
-    return tuple(  # type: ignore[return-value]
+    middle = (len(indices) + 1) // 2
+    measure, check = (
         [
-            {
-                name: tensor.to(model.device)
-                for name, tensor in collate_rows(
-                    [rows[index] for index in half[start : start + batch_size]]
-                ).items()
-            }
-            for start in range(0, len(half), batch_size)
+            {name: tensor.to(device) for name, tensor in batch.items()}
+            for batch in batches_of(rows, half, batch_size)
         ]
-        for half in halves
+        for half in (indices[:middle], indices[middle:])
     )
+    return measure, check
 
 
 def _print_shares(model: "IttForCausalLM", batches: list[dict[str, Any]]) -> None:

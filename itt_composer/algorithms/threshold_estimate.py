@@ -11,8 +11,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from itt_composer.calibration import calibrate, update_estimate, watched_scores
-from itt_composer.data.stored_rows import spread_indices
-from itt_composer.data.streams import collate_rows
+from itt_composer.data.stored_rows import batches_of, spread_indices
 from itt_composer.models.composer_model import unwrap
 from itt_composer.models.layer import IttDecoderLayer
 from itt_composer.models.thresholds import quantiles_of
@@ -92,11 +91,7 @@ class ThresholdEstimate(Algorithm):
         ranks = dist.get_world_size()
         indices = spread_indices(len(rows), self.calibration_rows)
         own = indices[dist.get_global_rank() :: ranks][: max(1, len(indices) // ranks)]
-        batches = (own[at : at + batch_size] for at in range(0, len(own), batch_size))
-        return [
-            state.device.batch_to_device(collate_rows([rows[index] for index in batch]))
-            for batch in batches
-        ]
+        return [state.device.batch_to_device(batch) for batch in batches_of(rows, own, batch_size)]
 
     def _measure(self, layer: IttDecoderLayer, step: int, scores_BS: Tensor) -> None:
         self._measured[layer, step].append(scores_BS.detach())

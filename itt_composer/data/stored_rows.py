@@ -4,14 +4,16 @@ A `StreamingDataset` holds shared memory until its process ends, and looks into 
 other one: with a dataset per domain and setting, an evaluation runs out of open files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from streaming.base.world import World
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from itt_composer.data.streams import collate_rows
 from itt_composer.data.token_rows import ShardStream
 
 
@@ -35,9 +37,6 @@ class StoredRows(Dataset):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[index] for index in range(len(self)))
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = int(np.searchsorted(self._ends, index, side="right"))
         shard = self._shards[place]
@@ -52,3 +51,15 @@ def spread_indices(total: int, count: int, seed: int = 0) -> list[int]:
     """
     places = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
     return np.random.default_rng(seed).permutation(places).tolist()
+
+
+def batches_of(rows: Any, indices: Sequence[int], batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """The rows at the given places as batches; the last one may be smaller.
+
+    Args:
+        rows: what gives a row by its number.
+        indices: numbers of the rows.
+        batch_size: rows per batch.
+    """
+    for start in range(0, len(indices), batch_size):
+        yield collate_rows([rows[index] for index in indices[start : start + batch_size]])
