@@ -10,7 +10,6 @@ while the same tokens are decoded. Batch 1, float32 on a CPU, bfloat16 on a GPU.
 a process that has this model alone, above what it had before.
 """
 
-import ctypes
 import json
 import multiprocessing
 import random
@@ -71,13 +70,12 @@ def subject_names(ratios: list[float]) -> list[str]:
     return ["transformers", DENSE, f"Loop×{STEPS}", *(f"ITT×{STEPS} {name}" for name in routed)]
 
 
-def make_subject(size: str, name: str, work: Work, trunk: Subject | None = None) -> Subject:
-    """A subject with random weights, the same for all of a size.
+def make_subject(size: str, name: str, trunk: Subject | None = None) -> Subject:
+    """A subject with random weights, the same for all of a size, and no thresholds yet.
 
     Args:
         size: a file of yamls/models.
         name: one of `subject_names`.
-        work: what its thresholds are for.
         trunk: another ITT of this size, whose weights are shared.
     """
     geometry = yaml.safe_load((REPOSITORY / f"yamls/models/{size}.yaml").read_text())["model"]
@@ -102,32 +100,30 @@ def make_subject(size: str, name: str, work: Work, trunk: Subject | None = None)
     if device == "cuda":
         model = model.to(torch.bfloat16)
     if ratios:
-        set_thresholds(model, ratios, work)
+        model.set_select_ratios(ratios)
+        for layer in model.thinking_layers:
+            layer.score_quantiles = torch.zeros_like(layer.score_quantiles, dtype=torch.float32)
+        model.set_router_selection("threshold")
     return Subject(name, model, ratios)
 
 
 @torch.no_grad()
-def set_thresholds(model: IttForCausalLM, ratios: tuple[float, ...], work: Work) -> None:
-    """Make thresholds of the scores that routers give to random rows at these ratios."""
-    hooks = []
+def set_thresholds(subject: Subject, work: Work) -> None:
+    """Have steps taken in the requested shares by tokens where those to be decoded will stand."""
+    model, hooks = subject.model, []
     for layer in model.thinking_layers:
-        layer.score_quantiles.zero_()
-        assert layer.routers is not None
         for step, router in enumerate(layer.routers):
 
             def keep(module: Any, args: Any, scores: Any, layer: Any = layer, at: int = step):
-                layer.score_quantiles[:, at] = quantiles_of(scores).to(layer.score_quantiles.dtype)
+                layer.score_quantiles[:, at] = quantiles_of(scores[:, -work.new_tokens :])
 
             hooks.append(router.register_forward_hook(keep))
-    model.set_select_ratios(ratios)
-    model.config.router_selection = "top_k"
     generator = torch.Generator().manual_seed(1)
     shape = (8, work.prompt_tokens + work.new_tokens)
     ids_BS = torch.randint(3, model.config.vocab_size, shape, generator=generator)
     model(ids_BS.to(model.device), use_cache=False, logits_to_keep=1)
     for hook in hooks:
         hook.remove()
-    model.set_router_selection("threshold")
 
 
 @torch.inference_mode()
@@ -174,22 +170,38 @@ def count(subject: Subject, work: Work) -> tuple[float, list[float]]:
     return flops, [steps / chances for steps in taken]
 
 
-def peak_memory(size: str, name: str, work: Work) -> float:
+def peak_memory(size: str, name: str, work: Work, thresholds: list[Any]) -> float:
     """MB that one subject needs at most while it works: weights, cache and activations.
 
     On a CPU to be called in a process of its own.
+
+    Args:
+        size, name: see `make_subject`.
+        work: what it does.
+        thresholds: every thinking layer's `score_quantiles` as lists.
     """
     before = _status("VmRSS")
-    subject = make_subject(size, name, work)
+    subject = make_subject(size, name)
+    for layer, table in zip(_thinking_layers(subject), thresholds, strict=True):
+        layer.score_quantiles.copy_(torch.tensor(table))
     if subject.model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         decode(subject, work)
         return torch.cuda.max_memory_allocated() / 1e6
-    # Forget what calibration needed.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
     decode(subject, work)
     return (_status("VmHWM") - before) / 1e6
+
+
+def in_own_process(subject: Subject, size: str, work: Work) -> float:
+    """`peak_memory` of a subject like this one."""
+    thresholds = [layer.score_quantiles.tolist() for layer in _thinking_layers(subject)]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(peak_memory, size, subject.name, work, thresholds).result()
+
+
+def _thinking_layers(subject: Subject) -> list[Any]:
+    """The layers with routers."""
+    return subject.model.thinking_layers if subject.select_ratios else []
 
 
 def _status(name: str) -> int:
@@ -203,15 +215,20 @@ def measure(size: str, ratios: list[float], work: Work, repeats: int) -> list[di
     subjects: list[Subject] = []
     for name in subject_names(ratios):
         trunk = subjects[-1] if subjects and subjects[-1].select_ratios else None
-        subjects.append(make_subject(size, name, work, trunk))
+        subjects.append(make_subject(size, name, trunk))
+        if subjects[-1].select_ratios:
+            set_thresholds(subjects[-1], work)
     counts = {subject.name: count(subject, work) for subject in subjects}
     times: dict[str, list[tuple[float, float]]] = {subject.name: [] for subject in subjects}
     for round_number in range(repeats):
         for subject in random.Random(round_number).sample(subjects, len(subjects)):
             times[subject.name].append(decode(subject, work))
     return [
-        _row(size, name, work, times[name], times[DENSE], counts[name], counts[DENSE][0])
-        for name in times
+        {
+            **_row(size, name, work, times[name], times[DENSE], counts[name], counts[DENSE][0]),
+            "peak_megabytes": in_own_process(subject, size, work),
+        }
+        for name, subject in zip(times, subjects, strict=True)
     ]
 
 
@@ -291,12 +308,7 @@ def main(
     command = f"python {' '.join(sys.argv)}"
     rows = []
     for size in sizes.split(","):
-        measured = measure(size, shares, work, repeats)
-        for row in measured:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                peak = process.submit(peak_memory, size, row["model"], work)
-            row["peak_megabytes"] = peak.result()
-        rows += measured
+        rows += measure(size, shares, work, repeats)
     print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s). Command: {command}\n")
     print(as_markdown(rows))
     if output is not None:
