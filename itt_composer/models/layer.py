@@ -134,13 +134,13 @@ class IttDecoderLayer(LlamaDecoderLayer):
             tokens_BKD: Tensor, selection: routing.Selection | None = None, step: int = 0
         ) -> Tensor:
             mask, positions, cache = attention_mask, position_embeddings, past_key_values
+            if selection is not None:
+                positions = _positions_of(position_embeddings, selection.indices_BK)
             if step and step_caches is not None:
                 cache = StepSlot(step_caches[step - 1])
-                if selection is None:
-                    selection = routing.select_all(tokens_BKD)
+                selection = selection or routing.select_all(tokens_BKD)
             if selection is not None:
                 mask = self._mask_among(selection, mask, thinking.first_column, cache)
-                positions = _positions_of(position_embeddings, selection.indices_BK)
             return LlamaDecoderLayer.forward(
                 self,
                 tokens_BKD,
@@ -291,11 +291,11 @@ class IttDecoderLayer(LlamaDecoderLayer):
         if slot is not None:
             key_columns_BC = slot.cache.add_columns(key_columns_BC, has_gaps)
             has_gaps = slot.cache.has_gaps
-        is_token_BC = key_columns_BC != NO_TOKEN
         queries, keys = columns_BK.shape[1], key_columns_BC.shape[1]
+        if attention_mask is None and not has_gaps and queries in (1, keys):
+            return None
+        is_token_BC = key_columns_BC != NO_TOKEN
         if attention_mask is None:
-            if not has_gaps and queries in (1, keys):
-                return None
             if "flash" in (self.config._attn_implementation or ""):
                 return is_token_BC if has_gaps else None
             mask_BKC = is_token_BC[:, None] & (key_columns_BC[:, None] <= columns_BK[:, :, None])

@@ -65,10 +65,14 @@ def select_where(is_selected_BS: Tensor) -> Selection | None:
     Under this kind of selection shapes depend on the data.
     """
     seq_len = is_selected_BS.shape[1]
-    count_B = is_selected_BS.sum(dim=-1)
-    least, k = torch.stack(count_B.aminmax()).tolist()
+    counts = is_selected_BS.sum(dim=-1).tolist()  # the one wait for the device
+    least, k = min(counts), max(counts)
     if least == seq_len:
         return None
+    if k == 0:
+        return Selection(
+            torch.empty(len(counts), 0, dtype=torch.long, device=is_selected_BS.device)
+        )
     # Fillers sort behind every position, so no selected token attends to them.
     positions_S = torch.arange(seq_len, device=is_selected_BS.device)
     sort_keys_BS = torch.where(is_selected_BS, positions_S, positions_S + seq_len)
