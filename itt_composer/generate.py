@@ -143,12 +143,12 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
     import torch
     from transformers import logging
 
-    from eval.perplexity import load_model
+    from itt_composer.models.loading import load_model
     from itt_composer.text_stream import StepCounter, TextStream
 
     logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = load_model(str(folder)).eval().to(torch.device(device))  # type: ignore[arg-type]
+    model: Any = load_model(folder).to(torch.device(device))  # type: ignore[arg-type]
     prepare_thinking(model, folder, options)
     tokenizer = load_tokenizer(folder)
     ids = prompt_ids(model.config, tokenizer, prompt)
