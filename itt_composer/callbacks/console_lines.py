@@ -8,6 +8,8 @@ from composer.core import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 
+from itt_composer.algorithms.threshold_estimate import BY_THRESHOLD
+
 
 def format_progress(
     batch: int, share_done: float, loss: float, lr: float, tokens_per_second: float, seconds: float
@@ -79,9 +81,10 @@ class ConsoleLines(Callback):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         loss = float(state.eval_metric_values["LanguageCrossEntropy"])
+        by = " by thresholds" if state.dataloader_label == BY_THRESHOLD else ""
         self._print(
             f"batch {state.timestamp.batch.value:,} · validation loss {loss:.4f} · "
-            f"perplexity {math.exp(loss):.2f}"
+            f"perplexity {math.exp(loss):.2f}{by}"
         )
 
     def _print(self, line: str) -> None:

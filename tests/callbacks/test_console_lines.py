@@ -9,7 +9,9 @@ from itt_composer.callbacks.console_lines import format_progress, format_time
 PROGRESS = re.compile(
     r"batch (\d+) · (\d+) % · loss \d\.\d{3} · lr \d\.\de-\d\d · [\d,]+ tokens/s · \d+ s left"
 )
-EVALUATION = re.compile(r"batch (\d+) · validation loss \d\.\d{4} · perplexity [\d.]+")
+EVALUATION = re.compile(
+    r"batch (\d+) · validation loss \d\.\d{4} · perplexity [\d.]+( by thresholds)?"
+)
 
 
 def test_a_line_tells_where_training_is():
@@ -42,16 +44,18 @@ def test_training_prints_at_the_interval_at_the_end_and_after_each_evaluation(
     lines = capsys.readouterr().out.splitlines()
     progress = [match.groups() for match in map(PROGRESS.fullmatch, lines) if match]
     assert progress == [("4", "40"), ("8", "80"), ("10", "100")]
-    evaluations = [match[1] for match in map(EVALUATION.fullmatch, lines) if match]
-    assert evaluations == ["5", "10"]
-    assert len(lines) == 5
+    evaluations = [match.groups() for match in map(EVALUATION.fullmatch, lines) if match]
+    by = " by thresholds"
+    assert evaluations == [("5", None), ("5", by), ("10", None), ("10", by)]
+    assert len(lines) == 7
 
 
 def test_the_perplexity_is_that_of_the_validation_loss(small_recipe, make_trainer, capsys):
     trainer, log = make_trainer(small_recipe("callbacks.console_lines={}"))
     trainer.fit()
-    perplexity = float(
-        log.get_timeseries("metrics/eval/LanguagePerplexity")["metrics/eval/LanguagePerplexity"][-1]
-    )
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert float(last.rpartition(" ")[2]) == pytest.approx(perplexity, rel=1e-3)
+    *_, by_top_k, by_threshold = capsys.readouterr().out.splitlines()
+    for label, line in (("eval", by_top_k), ("eval_threshold", by_threshold)):
+        name = f"metrics/{label}/LanguagePerplexity"
+        perplexity = float(log.get_timeseries(name)[name][-1])
+        printed = re.search(r"perplexity ([\d.]+)", line)[1]
+        assert float(printed) == pytest.approx(perplexity, rel=1e-3)
