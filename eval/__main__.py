@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -41,37 +42,55 @@ def main(
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Print a row per setting: how it thought, what that took, and perplexity."""
-    suite, domains = results["suite"], list(results["settings"][0]["domains"])
-    routed = any(setting["router_selection"] for setting in results["settings"])
-    exits = any(setting["early_exit"] for setting in results["settings"])
-    ours = "executed_flops_per_token" in results["settings"][0]
-    table = Table(title=f"{suite['model']}: {suite['split']} perplexity", title_justify="left")
-    table.add_column("select ratios")
-    if routed:
-        table.add_column("rule")
-        table.add_column("took each step, %", justify="right")
-    if exits:
-        for header in ("early exit", "steps saved, %", "perplexity, %"):
-            table.add_column(header, justify="right")
-    if ours:
-        table.add_column("MFLOPs/token, paper", justify="right")
-        table.add_column("executed", justify="right")
-    for header in ("all", *domains, "tokens/s"):
-        table.add_column(header, justify="right")
-    for setting in results["settings"]:
+    """Print how each setting thought, what that took and its perplexity; then that per domain."""
+    suite, settings = results["suite"], results["settings"]
+    title = f"{suite['model']}: {suite['split']} perplexity"
+    routed = any(setting["router_selection"] for setting in settings)
+    exits = any(setting["early_exit"] for setting in settings)
+    ours = "executed_flops_per_token" in settings[0]
+    columns = ["select\nratios, %"]
+    columns += ["\nrule", "took each\nstep, %"] if routed else []
+    columns += ["early\nexit", "steps\nsaved", "perpl.\nadded"] if exits else []
+    counts = ["paper", "executed"] if not exits else ["executed"]
+    columns += [f"MFLOPs,\n{count}" for count in counts] if ours else []
+    rows = []
+    for setting in settings:
         cells = [percentages(setting["select_ratios"])]
         if routed:
             means = [sum(layers) / max(1, len(layers)) for layers in setting["realised_shares"]]
-            cells += [setting["router_selection"], percentages(means, digits=1)]
+            cells += [
+                setting["router_selection"] or "–",
+                percentages(means, digits=0 if exits else 1),
+            ]
         if exits:
-            cells += [f"{setting['early_exit']:g}", *cost_of_exit(setting, results["settings"])]
+            cells += [f"{setting['early_exit']:g}", *cost_of_exit(setting, settings)]
         if ours:
-            for count in ("paper", "executed"):
-                cells.append(f"{setting[f'{count}_flops_per_token'] / 1e6:,.2f}")
-        perplexities = (setting, *(setting["domains"][domain] for domain in domains))
-        cells += [f"{entry['perplexity']:.2f}" for entry in perplexities]
-        table.add_row(*cells, f"{setting['tokens_per_second']:,.0f}")
+            cells += [f"{setting[f'{count}_flops_per_token'] / 1e6:,.2f}" for count in counts]
+        rows.append([*cells, f"{setting['perplexity']:.2f}"])
+    print_table(title, [*columns, "\nperplexity"], rows)
+    domains = list(settings[0]["domains"])
+    if len(domains) > 1:
+        kept = 2 if routed else 1
+        per_domain = [
+            row[:kept] + [f"{setting['domains'][name]['perplexity']:.2f}" for name in domains]
+            for row, setting in zip(rows, settings, strict=True)
+        ]
+        print_table("per domain", columns[:kept] + domains, per_domain)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a narrow table; the first column is text, the others are figures."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
 
 
@@ -83,7 +102,7 @@ def cost_of_exit(setting: dict[str, Any], settings: list[dict[str, Any]]) -> tup
             steps = sum(map(sum, other["realised_shares"]))
             saved = 1 - sum(map(sum, setting["realised_shares"])) / steps if steps else 0.0
             added = setting["perplexity"] / other["perplexity"] - 1
-            return f"{100 * saved:.1f}", f"{100 * added:+.2f}"
+            return f"{100 * saved:.1f} %", f"{100 * added:+.2f} %"
     return "–", "–"
 
 

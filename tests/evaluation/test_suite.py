@@ -79,8 +79,9 @@ def test_the_command_writes_and_prints_what_it_measured(small_recipe, shards, tm
     assert [setting["select_ratios"] for setting in results["settings"]] == [[0.5, 0.8], [1, 0]]
     assert list(output.parent.iterdir()) == [output]
     for setting, label in zip(results["settings"], ("50/80", "100/0"), strict=True):
-        (row,) = [line for line in result.output.splitlines() if label in line]
+        row, by_domain = [line for line in result.output.splitlines() if label in line]
         assert f"{setting['perplexity']:.2f}" in row
+        assert f"{setting['domains']['code']['perplexity']:.2f}" in by_domain
 
 
 def test_the_command_tells_a_mistake_and_fails(shards):
@@ -105,6 +106,6 @@ def test_the_cost_of_early_exit_is_against_the_same_setting_without_it():
         setting("threshold", 0.3, [[0.4, 0.4], [0.2, 0.2]], 51.0),
         setting("threshold", 0.0, [[0.5, 0.5], [0.5, 0.5]], 50.0),
     ]
-    assert cost_of_exit(settings[1], settings) == ("40.0", "+2.00")
-    assert cost_of_exit(settings[2], settings) == ("0.0", "+0.00")
+    assert cost_of_exit(settings[1], settings) == ("40.0 %", "+2.00 %")
+    assert cost_of_exit(settings[2], settings) == ("0.0 %", "+0.00 %")
     assert cost_of_exit(settings[1], settings[:2]) == ("–", "–")
