@@ -109,7 +109,7 @@ def make_subject(size: str, name: str, trunk: Subject | None = None) -> Subject:
 
 @torch.no_grad()
 def set_thresholds(subject: Subject, work: Work) -> None:
-    """Have steps taken in the requested shares by tokens where those to be decoded will stand."""
+    """Have the tokens that will be decoded take steps in the requested shares."""
     model, hooks = subject.model, []
     for layer in model.thinking_layers:
         for step, router in enumerate(layer.routers):
@@ -118,10 +118,7 @@ def set_thresholds(subject: Subject, work: Work) -> None:
                 layer.score_quantiles[:, at] = quantiles_of(scores[:, -work.new_tokens :])
 
             hooks.append(router.register_forward_hook(keep))
-    generator = torch.Generator().manual_seed(1)
-    shape = (8, work.prompt_tokens + work.new_tokens)
-    ids_BS = torch.randint(3, model.config.vocab_size, shape, generator=generator)
-    model(ids_BS.to(model.device), use_cache=False, logits_to_keep=1)
+    model(random_row(model, work), use_cache=False, logits_to_keep=1)
     for hook in hooks:
         hook.remove()
 
@@ -130,18 +127,21 @@ def set_thresholds(subject: Subject, work: Work) -> None:
 def decode(subject: Subject, work: Work, **options: Any) -> tuple[float, float]:
     """Do the work with random tokens; returns seconds of the prompt and of the new tokens."""
     model = subject.model
-    generator = torch.Generator().manual_seed(2)
-    total = work.prompt_tokens + work.new_tokens
-    ids_S = torch.randint(3, model.config.vocab_size, (total,), generator=generator)
-    prompt_BS, *new = ids_S.to(model.device)[None].split(
-        [work.prompt_tokens] + [1] * work.new_tokens, dim=1
-    )
+    lengths = [work.prompt_tokens] + [1] * work.new_tokens
+    prompt_BS, *new = random_row(model, work).split(lengths, dim=1)
     started = now(model)
     cache = model(prompt_BS, use_cache=True, logits_to_keep=1).past_key_values
     between = now(model)
     for token_BS in new:
         model(token_BS, past_key_values=cache, use_cache=True, **options)
     return between - started, now(model) - between
+
+
+def random_row(model: Any, work: Work) -> torch.Tensor:
+    """The tokens of all the work, always the same, (1, S)."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, work.prompt_tokens + work.new_tokens)
+    return torch.randint(3, model.config.vocab_size, shape, generator=generator).to(model.device)
 
 
 def now(model: Any) -> float:
