@@ -138,8 +138,8 @@ def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, An
     documents = manifest["totals"]["validation"]["documents"]
     table = Table(
         title=f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
-        f"(vocabulary {manifest['vocab_size']:,}; MFLOPs per token of a forward pass; causal: by "
-        "thresholds)",
+        f"(trained on {summaries[0]['tokens'] / 1e6:.2f} M tokens, vocabulary "
+        f"{manifest['vocab_size']:,}; MFLOPs per token of a\nforward pass; causal: by thresholds)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
@@ -151,15 +151,14 @@ def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, An
         "\nparams",
         "MFLOPs\npaper",
         "MFLOPs\nexecuted",
-        "trained\ntokens",
-        "trained\ntokens/s",
+        "trained,\ntokens/s",
         "perplexity\ntop-k",
         "\ncausal",
     ):
         table.add_column(header, justify="right", no_wrap=True)
     for summary, result in zip(summaries, results, strict=True):
         name = "LLaMA" if summary["thinking"] == "dense" else f"ITT×{summary['thinking_steps']}"
-        training = [f"{summary['tokens'] / 1e6:.2f} M", f"{summary['tokens_per_second']:,.0f}"]
+        speed = f"{summary['tokens_per_second']:,.0f}"
         parameters = f"{summary['parameters'] / 1e6:.3f} M"
         for setting, causal in by_both_rules(result["settings"]):
             table.add_row(
@@ -168,11 +167,11 @@ def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, An
                 parameters,
                 f"{setting['paper_flops_per_token'] / 1e6:.2f}",
                 f"{setting['executed_flops_per_token'] / 1e6:.2f}",
-                *training,
+                speed,
                 f"{setting['perplexity']:.2f}",
                 f"{causal['perplexity']:.2f}",
             )
-            name, parameters, training = "  elastic", "same", ["", ""]
+            name, parameters, speed = "  elastic", "same", ""
     print()
     Console().print(table)
 

@@ -89,7 +89,8 @@ class ThresholdEstimate(Algorithm):
         rows = state.evaluators[0].dataloader.dataloader.dataset
         batch_size = state.evaluators[0].dataloader.dataloader.batch_size
         ranks = dist.get_world_size()
-        indices = spread_indices(len(rows), self.calibration_rows)
+        # Not len(): that is the rows of one rank.
+        indices = spread_indices(rows.num_samples, self.calibration_rows)
         own = indices[dist.get_global_rank() :: ranks][: max(1, len(indices) // ranks)]
         return [state.device.batch_to_device(batch) for batch in batches_of(rows, own, batch_size)]
 

@@ -96,13 +96,22 @@ class IttDecoderLayer(LlamaDecoderLayer):
             steps = config.thinking_steps - 1
             self.routers = nn.ModuleList(Router(config.hidden_size) for _ in range(steps))
             self.register_buffer("router_temperature", torch.ones(()))
-            tables = torch.full((len(anchor_settings(steps)), steps, QUANTILES), torch.nan)
+            shape = (len(anchor_settings(steps)), steps, QUANTILES)
+            tables = torch.full(shape, torch.nan, dtype=torch.float32)
             self.register_buffer("score_quantiles", tables)
             self._thresholds: dict[tuple, Tensor] = {}
         self.step_encoding: nn.Parameter | None = None
         if config.step_encoding:
             encoding = torch.ones(config.thinking_steps, self.hidden_size)
             self.step_encoding = nn.Parameter(encoding)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "IttDecoderLayer":
+        """Move or cast the layer; thresholds stay float32, as the scores they are held against."""
+        tables = self._buffers.get("score_quantiles")
+        super()._apply(fn, recurse)
+        if tables is not None and not self.score_quantiles.is_meta and not tables.is_meta:
+            self.score_quantiles = tables.to(self.score_quantiles.device)
+        return self
 
     def forward(
         self,
