@@ -15,6 +15,8 @@ RouterSelection = Literal["top_k", "top_p", "threshold"]
 Reweighting = Literal["select_only", "symmetric"]
 
 DEFAULT_THINKING_STEPS = 4
+# Tables of thresholds grow with the cube of the steps; these are 31 MB in each layer.
+MOST_ROUTED_STEPS = 32
 DEFAULT_SELECT_RATIO = 0.5
 
 
@@ -113,6 +115,10 @@ class ThinkingSettings:
             raise ValueError(f"thinking_layers must rise without repeats, not {list(layers)}")
         check_select_ratios(self.select_ratios, steps, adaptive_routing=bool(self.adaptive_routing))
         if self.adaptive_routing:
+            if steps > MOST_ROUTED_STEPS:
+                raise ValueError(
+                    f"thinking_steps must be at most {MOST_ROUTED_STEPS} with a router, not {steps}"
+                )
             _check_choice("router_norm", self.router_norm, RouterNorm)
             _check_choice("router_selection", self.router_selection, RouterSelection)
             _check_choice("reweighting", self.reweighting, Reweighting)

@@ -82,6 +82,7 @@ def test_default_layers_are_those_the_model_has(layers):
         ("thinking_steps", {"thinking_steps": 0}),
         ("thinking_steps", {"thinking_steps": 1}),
         ("thinking_steps", {"thinking_steps": 2.0}),
+        ("thinking_steps", {"thinking_steps": 33}),
         ("thinking_steps", {"thinking_steps": True}),
         ("thinking_layers", {"thinking_layers": []}),
         ("thinking_layers", {"thinking_layers": [8]}),
