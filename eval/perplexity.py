@@ -61,6 +61,8 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
         name: getattr(model.config, name, None)
         for name in ("select_ratios", "router_selection", "early_exit")
     }
+    for setting in asked:  # a mistake is told before hours of measuring
+        _set_thinking(model, dict(zip(own, setting, strict=True)), own)
     for setting in asked:
         _set_thinking(model, dict(zip(own, setting, strict=True)), own)
         shares = RealisedShares()

@@ -4,7 +4,6 @@ Training ends with the same measurement; this is for exported checkpoints, other
 whose weights have changed.
 """
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,12 +36,16 @@ def main(
     """Measure the thresholds by which a model's routers pick tokens, and save them with it."""
     with errors_as_sentences():
         if not (model_folder / "config.json").is_file():
-            raise UserError(f"{model_folder} is not a transformers folder: it has no config.json")
+            raise UserError(
+                f"{model_folder} is not a transformers folder: it has no config.json; a finished "
+                "training run has one in its folder model/"
+            )
         manifest = read_manifest(data)
         domains = list(domains_with_rows(manifest, split))
         if not domains:
             raise UserError(f"--data {data} has no rows in its split {split!r}")
         from itt_composer.calibration import calibrate
+        from itt_composer.model_folder import replace_model
 
         model = _load(model_folder, manifest)
         measure, check = _batches(data / split, domains, rows, batch_size, model.device)
@@ -54,9 +57,14 @@ def main(
                 measure,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        if model.config.router_selection == "top_p":
+            print(
+                "note: under top-p ratios were shares of the weight; from now on they are shares "
+                "of the tokens: choose them anew with set_select_ratios"
+            )
         model.set_router_selection("threshold")
         _print_shares(model, check)
-        _save(model, model_folder)
+        replace_model(model_folder, model)
         print(f"saved the thresholds in {model_folder}, which now routes by them")
 
 
@@ -121,15 +129,6 @@ def _print_shares(model: "IttForCausalLM", batches: list[dict[str, Any]]) -> Non
         figures = [asked, sum(layers) / len(layers), min(layers), max(layers)]
         table.add_row(str(step), *(f"{100 * figure:.1f}" for figure in figures))
     Console().print(table)
-
-
-def _save(model: "IttForCausalLM", folder: Path) -> None:
-    """Replace the model's files one by one, each whole; weights before the configuration."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as partial:
-        model.save_pretrained(partial)
-        files = sorted(Path(partial).iterdir(), key=lambda file: file.suffix != ".safetensors")
-        for file in files:
-            file.replace(folder / file.name)
 
 
 if __name__ == "__main__":

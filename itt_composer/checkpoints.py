@@ -10,6 +10,7 @@ import datetime
 import io
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,6 +161,9 @@ def _own_name(name: str) -> str:
 def _monolithic(path: Path, allow_code: bool) -> dict[str, Any]:
     """The whole file; tensors stay on disk until they are used."""
     with _told(path), torch.serialization.safe_globals(SAFE_GLOBALS):
+        path.open("rb").close()
+        if not zipfile.is_zipfile(path):
+            raise ValueError("no archive such as torch.save writes")
         return torch.load(path, map_location="cpu", mmap=True, weights_only=not allow_code)
 
 

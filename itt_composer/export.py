@@ -101,7 +101,9 @@ def from_llama(
             metavar="LAYERS", help="Layers that think, like 1,3,5.", show_default="every other"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the routers, all that is random.")] = 17,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the routers, all that is random.")
+    ] = 17,
 ) -> None:
     """Make a LLaMA an ITT that computes the same until it is trained further."""
     with errors_as_sentences():

@@ -72,7 +72,7 @@ def build_model(checkpoint: Checkpoint) -> IttForCausalLM:
         if model.config.tie_word_embeddings:
             weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
         model.load_state_dict(weights, strict=True, assign=True)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"{checkpoint.path} does not fit its own configuration; was it written by another "

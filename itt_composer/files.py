@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from itt_composer.errors import UserError
 
@@ -23,9 +24,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     What `folder` held before goes; ask `check_new_folder` first where it must not.
     """
     folder = folder.resolve()
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
+    partial.mkdir()
     try:
         yield partial
         if folder.exists():

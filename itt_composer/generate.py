@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 # What a terminal would obey instead of showing it.
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+MAX_SEED = 2**63 - 1
+LOWEST_TEMPERATURE = 1e-3  # below it probabilities overflow
 FEW_STEPS, MANY_STEPS = (255, 245, 180), (230, 85, 13)  # background, red green blue
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -80,7 +82,7 @@ def main(
     top_p: Annotated[
         float | None, typer.Option(help="Sample from this share of the probability.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Of sampling.")] = None,
     color: Annotated[bool, typer.Option(help="Shade each token by its thinking steps.")] = False,
 ) -> None:
     """Continue a text with a trained model."""
@@ -107,8 +109,10 @@ def check_options(folder: Path, options: Options) -> None:
     """
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, not {options.max_new_tokens}")
-    if not 0 <= options.temperature < float("inf"):
-        raise UserError(f"--temperature must be at least 0, not {options.temperature}")
+    if options.temperature != 0 and not LOWEST_TEMPERATURE <= options.temperature < float("inf"):
+        raise UserError(
+            f"--temperature must be 0 or at least {LOWEST_TEMPERATURE}, not {options.temperature}"
+        )
     if not 0 < options.top_p <= 1:
         raise UserError(f"--top-p must lie above 0 and not above 1, not {options.top_p}")
     settings = _thinking(folder)
@@ -168,7 +172,10 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
         torch.tensor([ids], device=device),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
         streamer=stream,
+        # Whatever the folder's generation config says: text streams from one beam.
         use_cache=True,
+        num_beams=1,
+        cache_implementation=None,
         max_new_tokens=min(options.max_new_tokens, room),
         **_sampling(options),
         **({"on_routing": counter.on_routing} if num_steps else {}),

@@ -112,15 +112,31 @@ def write_model_folder(
     if model.config.router_selection == "top_k" and model.has_thresholds:
         model.set_router_selection("threshold")
     with whole_folder(folder) as partial:
-        try:
-            model.save_pretrained(partial)
-        except SafetensorError as error:
-            raise UserError(f"{folder} cannot be written: {error}") from None
-        for file in partial.glob("*.safetensors"):  # safetensors makes them private
-            file.chmod((partial / "config.json").stat().st_mode)
+        _save(model, partial)
         for file in tokenizer_files(tokenizer) if tokenizer else ():
             shutil.copyfile(file, partial / file.name)
         (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def replace_model(folder: Path, model: IttForCausalLM) -> None:
+    """Put a changed model in the place of a folder's; the other files stay as they are.
+
+    Raises:
+        UserError: the weights cannot be written.
+    """
+    with whole_folder(folder) as partial:
+        weights = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "*.bin")
+        shutil.copytree(folder, partial, ignore=weights, dirs_exist_ok=True)
+        _save(model, partial)
+
+
+def _save(model: IttForCausalLM, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise UserError(f"{folder} cannot be written: {error}") from None
+    for file in folder.glob("*.safetensors"):  # safetensors makes them private
+        file.chmod((folder / "config.json").stat().st_mode)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

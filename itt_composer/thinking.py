@@ -7,6 +7,7 @@ resolved settings as its own fields.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, Literal, get_args
 
 Thinking = Literal["dense", "loop", "itt"]
@@ -71,7 +72,7 @@ class ThinkingSettings:
         Raises:
             ValueError: a setting is impossible; the sentence names the field.
         """
-        _check_choice("thinking", self.thinking, Thinking)
+        check_choice("thinking", self.thinking, Thinking)
         fixed = _fixed_by_kind(self)
         for name, value in fixed.items():
             given = getattr(self, name)
@@ -119,9 +120,9 @@ class ThinkingSettings:
                 raise ValueError(
                     f"thinking_steps must be at most {MOST_ROUTED_STEPS} with a router, not {steps}"
                 )
-            _check_choice("router_norm", self.router_norm, RouterNorm)
-            _check_choice("router_selection", self.router_selection, RouterSelection)
-            _check_choice("reweighting", self.reweighting, Reweighting)
+            check_choice("router_norm", self.router_norm, RouterNorm)
+            check_choice("router_selection", self.router_selection, RouterSelection)
+            check_choice("reweighting", self.reweighting, Reweighting)
             if self.router_selection == "top_p" and self.router_norm != "sigmoid":
                 raise ValueError(
                     "router_selection='top_p' needs router_norm='sigmoid': shares of the weight "
@@ -135,7 +136,7 @@ def check_early_exit(epsilon: float) -> float:
     Raises:
         ValueError: a negative number, or none at all.
     """
-    is_number = isinstance(epsilon, (int, float)) and not isinstance(epsilon, bool)
+    is_number = isinstance(epsilon, Real) and not isinstance(epsilon, bool)
     if not is_number or not 0 <= epsilon < math.inf:
         raise ValueError(f"early_exit must be a relative change of at least 0, not {epsilon!r}")
     return float(epsilon)
@@ -157,7 +158,7 @@ def check_select_ratios(
             f"needs {thinking_steps - 1}: one for each step after the first pass"
         )
     for ratio in select_ratios:
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
+        if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio <= 1:
             raise ValueError(f"select_ratios must lie in 0..1, not {ratio!r}")
         if not adaptive_routing and ratio not in (0, 1):
             raise ValueError(
@@ -207,7 +208,12 @@ def _defaults(settings: ThinkingSettings, num_hidden_layers: int) -> dict:
     }
 
 
-def _check_choice(name: str, value: object, choices: object) -> None:
+def check_choice(name: str, value: object, choices: object) -> None:
+    """Refuse a value that is none of a `Literal`'s.
+
+    Raises:
+        ValueError: naming the field and what it may be.
+    """
     if value not in get_args(choices):
         listed = ", ".join(repr(choice) for choice in get_args(choices))
         raise ValueError(f"{name} must be one of {listed}, not {value!r}")

@@ -59,6 +59,22 @@ def test_the_folder_gets_thresholds_and_routes_by_them(folders, shards, tmp_path
     assert len(rows) == 3
 
 
+def test_a_folder_keeps_its_dtype_its_other_files_and_who_may_read_it(folders, shards, tmp_path):
+    folder = tmp_path / "model"
+    IttForCausalLM.from_pretrained(folders["itt"]).to(torch.bfloat16).save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"of an older model")
+    (folder / "README.md").write_text("A card.")
+    size = weights.stat().st_size
+    result = calibrate(folder, "--data", shards, "--rows", 16)
+    assert result.exit_code == 0, result.output
+    assert IttForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
+    assert weights.stat().st_size == pytest.approx(size, rel=0.05)
+    assert weights.stat().st_mode == (folder / "config.json").stat().st_mode
+    assert (folder / "README.md").read_text() == "A card."
+    assert [file.name for file in folder.glob("*.safetensors")] == [weights.name]
+
+
 @pytest.mark.parametrize(
     ("model", "options", "sentence"),
     [

@@ -234,7 +234,7 @@ MISTAKES = {
     ("--prompt", "x", "--prompt-file", "y"): "give either --prompt or --prompt-file",
     ("--prompt-file", "nowhere.txt"): "cannot use nowhere.txt: No such file or directory",
     ("--max-new-tokens", "0"): "--max-new-tokens must be at least 1, not 0",
-    ("--temperature", "-1"): "--temperature must be at least 0, not -1.0",
+    ("--temperature", "-1"): "--temperature must be 0 or at least 0.001, not -1.0",
     ("--temperature", "1", "--top-p", "0"): "--top-p must lie above 0 and not above 1, not 0.0",
     ("--seed", "1"): "--top-p and --seed are for sampling: give --temperature as well",
 }

@@ -17,13 +17,14 @@ from itt_composer.models import routing
 from itt_composer.models.configuration import IttConfig
 from itt_composer.models.step_cache import NO_TOKEN, StepSlot, ThinkingStepCache
 from itt_composer.models.thresholds import QUANTILES, anchor_settings, thresholds_at
+from itt_composer.thinking import RouterSelection
 
 NO_THRESHOLDS = (
     "router_selection='threshold' needs thresholds, and this model has none yet: "
     "run python -m itt_composer.calibrate on it"
 )
 # Called with the layer's index, the step (from 1), the tokens' weights (B, S; None without a
-# router) and which of them take the step, (B, S) booleans.
+# router) and which of them take the step, (B, S) booleans; not for a step of ratio 0.
 OnRouting: TypeAlias = Callable[[int, int, Tensor | None, Tensor], None]
 
 
@@ -33,14 +34,16 @@ class ThinkingPass:
 
     Attributes:
         select_ratios: ρ_t in force, one per step after the first pass; 0 skips the step.
+        router_selection: the rule by which tokens are picked; None without a router.
         early_exit: ε; a token whose relative change in a step falls below it takes no further
-            step in that layer. 0 is off.
+            step in that layer. 0 is off. A step of ratio 0 changes nothing and tells nothing.
         first_column: of the tokens at hand in the sequence: how many have gone by.
         is_padding_BS: where the tokens at hand are padding, or None if nowhere.
         on_routing: told of every step's selection.
     """
 
     select_ratios: Sequence[float]
+    router_selection: RouterSelection | None
     early_exit: float = 0.0
     first_column: int = 0
     is_padding_BS: Tensor | None = None
@@ -134,7 +137,8 @@ class IttDecoderLayer(LlamaDecoderLayer):
             thinking: how to think; None means by the configuration.
             step_caches: the T-1 caches of this layer's steps, if there is a cache.
         """
-        thinking = thinking or ThinkingPass(self.config.select_ratios)
+        if thinking is None:
+            thinking = ThinkingPass(self.config.select_ratios, self.config.router_selection)
         # Attention reads rotary positions from `position_embeddings` alone; position ids with
         # gaps would look like packed sequences to flash attention.
         kwargs.pop("position_ids", None)
@@ -188,12 +192,8 @@ class IttDecoderLayer(LlamaDecoderLayer):
         Returns:
             The weights (None: all 1), and a selection (None: all tokens).
         """
-        everyone_left = None
-        if thinking.early_exit:
-            assert is_out_BS is not None
-            everyone_left = routing.select_where(~is_out_BS)
         if self.routers is None:
-            return None, everyone_left
+            return None, _everyone_left(thinking, is_out_BS)
         ratio = thinking.select_ratios[step - 1]
         scores_BS = self.routers[step - 1](states_BSD)
         weights_BS = routing.router_weights(
@@ -203,13 +203,13 @@ class IttDecoderLayer(LlamaDecoderLayer):
         ranks_BS = scores_BS.detach()
         selection: routing.Selection | None
         if ratio == 1:
-            selection = everyone_left
-        elif self.config.router_selection == "threshold":
+            selection = _everyone_left(thinking, is_out_BS)
+        elif thinking.router_selection == "threshold":
             is_above_BS = ranks_BS > self.thresholds(thinking.select_ratios)[step - 1]
             if is_out_BS is not None:
                 is_above_BS &= ~is_out_BS
             selection = routing.select_where(is_above_BS)
-        elif self.config.router_selection == "top_p":
+        elif thinking.router_selection == "top_p":
             selection = routing.select_top_p(weights_BS.detach(), ratio, is_out_BS)
         else:
             if is_out_BS is not None:
@@ -221,6 +221,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
                 selection = selection._replace(is_selected_BK=is_in_BK)
         return weights_BS, selection
 
+    @torch.compiler.disable
     def thresholds(self, select_ratios: Sequence[float]) -> Tensor:
         """The score a token must exceed to take each step, (T-1,), at the given ratios.
 
@@ -228,14 +229,16 @@ class IttDecoderLayer(LlamaDecoderLayer):
             ValueError: the distribution of the scores has not been estimated.
         """
         tables = self.score_quantiles
-        version = -1 if tables.is_inference() else tables._version
-        key = (tuple(select_ratios), version, tables.data_ptr())
-        if key not in self._thresholds:
-            thresholds = thresholds_at(tables, select_ratios)
-            if thresholds.isnan().any():
-                raise ValueError(NO_THRESHOLDS)
-            self._thresholds = {key: thresholds}
-        return self._thresholds[key]
+        key = None
+        if not tables.is_inference():  # such tensors do not tell when they change
+            key = (tuple(select_ratios), tables._version, tables.data_ptr())
+            if key in self._thresholds:
+                return self._thresholds[key]
+        thresholds = thresholds_at(tables, select_ratios)
+        if thresholds.isnan().any():
+            raise ValueError(NO_THRESHOLDS)
+        self._thresholds = {} if key is None else {key: thresholds}
+        return thresholds
 
     def _think(
         self,
@@ -329,6 +332,13 @@ class IttDecoderLayer(LlamaDecoderLayer):
         # A query without any key would give NaN: each may attend to its own slot.
         own_KC = torch.ones(queries, keys, dtype=torch.bool, device=mask_BKC.device)
         return (mask_BKC | own_KC.triu(keys - queries).tril(keys - queries))[:, None]
+
+
+def _everyone_left(thinking: ThinkingPass, is_out_BS: Tensor | None) -> routing.Selection | None:
+    """All tokens but those that early exit has taken out; padding costs nothing to carry on."""
+    if not thinking.early_exit or is_out_BS is None:
+        return None
+    return routing.select_where(~is_out_BS)
 
 
 def _with_converged(

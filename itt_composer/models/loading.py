@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import itt_composer  # noqa: F401  (makes the Auto classes know ITT models)
@@ -11,16 +10,16 @@ from itt_composer.errors import UserError
 
 
 def load_model(folder: str | Path) -> PreTrainedModel:
-    """A causal language model in evaluation mode, ours or any other of transformers.
+    """A causal language model in evaluation mode and its own dtype, ours or any of transformers.
 
     Raises:
         UserError: the folder holds none that can be read whole.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), trust_remote_code=False, output_loading_info=True
+            str(folder), dtype="auto", trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # broken files and configurations raise all kinds
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model={folder} cannot be loaded: {reason}") from None
     model, report = loaded

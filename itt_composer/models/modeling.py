@@ -14,7 +14,9 @@ A layer that does not think is transformers' own `LlamaDecoderLayer`, so a dense
 Shapes: B batch, S sequence, C cached tokens, D hidden size, V vocabulary, T thinking steps.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ from itt_composer.models.layer import (
     ThinkingPass,
 )
 from itt_composer.models.step_cache import step_caches
-from itt_composer.thinking import RouterSelection, check_early_exit
+from itt_composer.thinking import RouterSelection, check_choice, check_early_exit
 
 
 class IttPreTrainedModel(LlamaPreTrainedModel):
@@ -98,22 +100,20 @@ class IttModel(IttPreTrainedModel, LlamaModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         config = self.config
-        ratios = config.select_ratios
-        if select_ratios is not None:
-            ratios = config.checked_select_ratios(select_ratios)
-        if past_key_values is not None and not config.is_causal(ratios):
+        thinking, is_causal = self._thinking(select_ratios, early_exit)
+        if past_key_values is not None and not is_causal:
             raise ValueError(
-                f"router_selection='{config.router_selection}' picks tokens by looking at later "
+                f"router_selection='{thinking.router_selection}' picks tokens by looking at later "
                 "ones, so there can be no key/value cache: call set_router_selection('threshold'), "
                 "or pass use_cache=False"
             )
-        if use_cache and past_key_values is None and config.is_causal(ratios):
+        if use_cache and past_key_values is None and is_causal:
             past_key_values = DynamicCache(config=config)
         caches, past = None, 0
         if past_key_values is not None:
-            num_steps = len(config.thinking_layers) * (config.thinking_steps - 1)
-            caches = step_caches(past_key_values, config.num_hidden_layers, num_steps)
             past = past_key_values.get_seq_length()
+            if num_steps := len(config.thinking_layers) * (config.thinking_steps - 1):
+                caches = step_caches(past_key_values, config.num_hidden_layers, num_steps)
         seq_len = inputs_embeds.shape[1]
         if cache_position is None:
             cache_position = torch.arange(past, past + seq_len, device=inputs_embeds.device)
@@ -127,9 +127,8 @@ class IttModel(IttPreTrainedModel, LlamaModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        thinking = ThinkingPass(
-            select_ratios=ratios,
-            early_exit=config.early_exit if early_exit is None else check_early_exit(early_exit),
+        thinking = replace(
+            thinking,
             first_column=past,
             is_padding_BS=None if mask is None else _padding_in(attention_mask, seq_len),
             on_routing=on_routing,
@@ -139,13 +138,16 @@ class IttModel(IttPreTrainedModel, LlamaModel):
             "attention_mask": mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
+            "cache_position": cache_position,
             "position_embeddings": self.rotary_emb(hidden_states, position_ids),
             **kwargs,
         }
         remaining = iter(caches or ())
         for layer in self.layers:
             if isinstance(layer, IttDecoderLayer):
-                own = None if caches is None else [next(remaining) for _ in ratios]
+                own = None
+                if caches is not None:
+                    own = [next(remaining) for _ in thinking.select_ratios]
                 hidden_states = layer(
                     hidden_states, thinking=thinking, step_caches=own, **every_layer
                 )
@@ -156,6 +158,22 @@ class IttModel(IttPreTrainedModel, LlamaModel):
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
+
+    @torch.compiler.disable  # a compiled model would not see the configuration change
+    def _thinking(
+        self, select_ratios: Sequence[float] | None, early_exit: float | None
+    ) -> tuple[ThinkingPass, bool]:
+        """What is in force in a call, and whether no token then depends on later ones.
+
+        Raises:
+            ValueError: impossible ratios or ε.
+        """
+        config = self.config
+        ratios = config.select_ratios
+        if select_ratios is not None:
+            ratios = config.checked_select_ratios(select_ratios)
+        epsilon = config.early_exit if early_exit is None else check_early_exit(early_exit)
+        return ThinkingPass(ratios, config.router_selection, epsilon), config.is_causal(ratios)
 
 
 class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc]
@@ -208,9 +226,9 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
             input_ids, …, logits_to_keep: see `transformers.LlamaForCausalLM.forward`.
             select_ratios: ρ_t of this call; None takes the configuration's.
             early_exit: ε of this call; None takes the configuration's.
-            on_routing: called at each step of each thinking layer with the layer's index, the
-                step, the tokens' weights (B, S; None without a router) and which tokens take the
-                step, (B, S) booleans.
+            on_routing: called at each step of each thinking layer, unless its ratio is 0, with
+                the layer's index, the step, the tokens' weights (B, S; None without a router) and
+                which tokens take the step, (B, S) booleans. At ratio 1 padding counts as taken.
 
         Raises:
             ValueError: impossible ratios, a cache under a rule that looks ahead, or thresholds
@@ -254,11 +272,12 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
             ValueError: no such rule, a model without routers, or thresholds that have not been
                 estimated.
         """
+        if not self.config.adaptive_routing:
+            raise ValueError(f"router_selection={router_selection!r} needs a router")
+        check_choice("router_selection", router_selection, RouterSelection)
         before = self.config.router_selection
         self.config.router_selection = router_selection
         try:
-            if before is None:
-                raise ValueError(f"router_selection={router_selection!r} needs a router")
             self.config.check_thinking()
             if router_selection == "threshold" and not self.has_thresholds:
                 raise ValueError(NO_THRESHOLDS)
@@ -283,8 +302,10 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         Raises:
             ValueError: the temperature is not positive.
         """
-        if not temperature > 0:
-            raise ValueError(f"the router's temperature must be positive, not {temperature!r}")
+        if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+            raise ValueError(
+                f"the router's temperature must be a positive number, not {temperature!r}"
+            )
         for layer in self.thinking_layers:
             if layer.routers is not None:
                 layer.router_temperature.fill_(temperature)

@@ -59,6 +59,7 @@ def select_top_p(weights_BS: Tensor, p: float, is_out_BS: Tensor | None = None) 
     return select_where(is_selected_BS if is_out_BS is None else is_selected_BS & ~is_out_BS)
 
 
+@torch.compiler.disable  # shapes follow from the data
 def select_where(is_selected_BS: Tensor) -> Selection | None:
     """The marked tokens; None if all are. K is the largest count of the batch and may be 0.
 

@@ -52,6 +52,7 @@ class ThinkingStepCache(DynamicLayer):
         columns_BK = self.columns_BK.masked_fill(self.columns_BK >= max_length, NO_TOKEN)
         slots_K = (columns_BK != NO_TOKEN).any(dim=0).nonzero().squeeze(-1)
         self.columns_BK = columns_BK[:, slots_K]
+        self.has_gaps = bool((self.columns_BK == NO_TOKEN).any())
         self.keys, self.values = self.keys[:, :, slots_K], self.values[:, :, slots_K]
 
     def reset(self) -> None:

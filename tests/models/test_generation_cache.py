@@ -133,6 +133,48 @@ def test_a_cropped_cache_is_that_of_the_shorter_text():
     assert (again - full[:, 6:]).abs().max() < 1e-4
 
 
+@torch.no_grad()
+def test_a_cropped_cache_of_rows_that_differ_forgets_in_each_row():
+    # Rows that select equally many tokens at other places have no gaps before the crop.
+    for seed in range(4):
+        model = build(seed=seed)
+        for batch_seed in range(6):
+            ids, _ = left_padded([6, 6], batch_seed)
+            other, _ = left_padded([2, 2], batch_seed + 50)
+            cache = model(ids, use_cache=True).past_key_values
+            cache.crop(3)
+            again = model(other, past_key_values=cache).logits
+            full = model(torch.cat([ids[:, :3], other], dim=1), use_cache=False).logits
+            assert (again - full[:, 3:]).abs().max() < 1e-4
+
+
+def test_a_dense_model_takes_the_caches_that_a_llama_takes():
+    model = build("dense")
+    ids, mask = left_padded([5])
+    static = model.generate(
+        ids, attention_mask=mask, cache_implementation="static", max_new_tokens=4
+    )
+    assert torch.equal(static, model.generate(ids, attention_mask=mask, max_new_tokens=4))
+
+
+@torch.no_grad()
+def test_a_compiled_model_computes_the_same_and_sees_its_settings_change():
+    model = build()
+    ids, _ = left_padded([12])
+    compiled = torch.compile(model, backend="eager")
+    for change in (
+        lambda: model.set_router_selection("top_k"),
+        lambda: model.set_router_selection("threshold"),
+        lambda: model.set_select_ratios([0.2, 0.9, 0.0]),
+        lambda: model.set_early_exit(1e9),
+    ):
+        before = model(ids, use_cache=False).logits
+        change()
+        expected = model(ids, use_cache=False).logits
+        assert (expected - before).abs().max() > 1e-3
+        assert (compiled(ids, use_cache=False).logits - expected).abs().max() < 1e-5
+
+
 def test_rules_that_look_ahead_take_no_cache():
     model = build()
     ids, mask = left_padded([5])

@@ -263,7 +263,7 @@ def test_elastic_ratios_are_checked():
         model.set_select_ratios([0.5, 0.5, 1.5])
     with pytest.raises(ValueError, match="without a router"):
         build(adaptive_routing=False).set_select_ratios([0.5, 1, 1])
-    with pytest.raises(ValueError, match="temperature must be positive"):
+    with pytest.raises(ValueError, match="temperature must be a positive number"):
         model.set_router_temperature(0)
     assert model.config.select_ratios == [0.7, 0.5, 0.3]
 

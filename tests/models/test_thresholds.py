@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from causal_models import build, left_padded
+from causal_models import build, left_padded, random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from itt_composer.calibration import calibrate
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.thresholds import (
     anchor_settings,
@@ -78,6 +79,9 @@ def test_only_rules_that_exist_and_models_with_routers_are_taken():
     with pytest.raises(ValueError, match="router_selection must be one of"):
         model.set_router_selection("top-k")
     assert model.config.router_selection == "threshold"
+    with pytest.raises(ValueError, match="router_selection must be one of"):
+        model.set_router_selection(None)
+    assert model.config.router_selection == "threshold"
     with pytest.raises(ValueError, match="needs a router"):
         build("loop").set_router_selection("threshold")
 
@@ -96,6 +100,19 @@ def test_thresholds_follow_the_tables_when_they_change():
     model(ids, on_routing=count)
     assert sum(shares[:3]) > 0
     assert sum(shares[3:]) == 0
+
+
+def test_a_model_made_in_inference_mode_is_calibrated_as_any_other(tmp_path):
+    build("itt").save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    batches = [random_batch(8, 32)]
+    with torch.inference_mode():
+        inside = IttForCausalLM.from_pretrained(tmp_path)
+        calibrate(inside, batches)
+    outside = IttForCausalLM.from_pretrained(tmp_path)
+    calibrate(outside, batches)
+    for one, other in zip(inside.thinking_layers, outside.thinking_layers, strict=True):
+        assert torch.equal(one.score_quantiles, other.score_quantiles)
 
 
 def test_thresholds_are_saved_and_loaded(tmp_path):
