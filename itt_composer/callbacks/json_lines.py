@@ -36,7 +36,9 @@ class JsonLinesLogger(LoggerDestination):
         self._line.update(metrics)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        self._write()  # before a checkpoint that a resumed run would start from
+        # All evaluators in one line, before a checkpoint that a resumed run would start from.
+        if state.dataloader_label == state.evaluators[-1].label:
+            self._write()
 
     def close(self, state: State, logger: Logger) -> None:
         self._write()

@@ -31,8 +31,9 @@ def test_there_is_a_line_per_batch_with_its_loss_and_tokens(train):
     assert all(math.isfinite(loss) for loss in losses)
     # Random weights know nothing about 512 ids.
     assert losses[0] == pytest.approx(math.log(512), abs=0.5)
-    evaluated = [line["batch"] for line in lines if "metrics/eval/LanguageCrossEntropy" in line]
-    assert evaluated == [5, 10]
+    for label in ("eval", "eval_threshold"):
+        name = f"metrics/{label}/LanguageCrossEntropy"
+        assert [line["batch"] for line in lines if name in line] == [5, 10]
 
 
 def test_a_second_run_appends(train):
