@@ -169,7 +169,9 @@ def _package_documents() -> Iterator[CorpusDocument]:
 def _distributions() -> list[tuple[str, importlib.metadata.Distribution]]:
     """Installed distributions by normalised name; of two with one name, the one that imports."""
     found: dict[str, importlib.metadata.Distribution] = {}
-    for distribution in importlib.metadata.distributions():
+    # Not sys.path, which programs add to: setuptools, once imported, its copies of others.
+    folders = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    for distribution in importlib.metadata.distributions(path=list(folders)):
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
         if name and name != OWN_DISTRIBUTION:
             found.setdefault(name, distribution)

@@ -43,7 +43,7 @@ def test_quickstart_ends_with_the_table_and_does_nothing_the_second_time(folder,
     printed = capfd.readouterr().out
     assert "What thinking bought" in printed
     table = printed[printed.index("What thinking bought") :]
-    assert [line.split()[0] for line in table.splitlines() if line.strip()][5:] == [
+    assert [line.split()[0] for line in table.splitlines() if line.strip()][6:] == [
         *("LLaMA", "ITT×4"),
         *["elastic"] * len(quickstart.ELASTIC_SETTINGS),
         "Done",

@@ -157,6 +157,15 @@ def test_corpus_is_the_same_every_time(corpus, run, tmp_path):
     assert content(tmp_path / "again") == content(corpus)
 
 
+def test_distributions_do_not_depend_on_what_has_been_imported(monkeypatch, tmp_path):
+    before = sample.installation_fingerprint()
+    information = tmp_path / "extra-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert sample.installation_fingerprint() == before
+
+
 def test_second_call_is_skipped_and_another_size_refused(corpus, run):
     before = content(corpus)
     result = run("sample-corpus", "--out", corpus, "--megabytes", 4)
