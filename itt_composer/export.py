@@ -8,12 +8,13 @@ Nothing that lies in a checkpoint or a model is run. OUT appears when it is comp
 """
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
-from itt_composer.errors import UserError, errors_as_sentences
+from itt_composer.errors import errors_as_sentences
+from itt_composer.settings import comma_separated
 
 
 class CheckpointByDefault(TyperGroup):
@@ -33,16 +34,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")]
-
-
-Numbers = TypeVar("Numbers", int, float)
-
-
-def _numbers(text: str | None, kind: type[Numbers], option: str) -> list[Numbers] | None:
-    try:
-        return None if text is None else [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} {text}: should be numbers with commas between") from None
 
 
 @app.command()
@@ -107,8 +98,8 @@ def from_llama(
 ) -> None:
     """Make a LLaMA an ITT that computes the same until it is trained further."""
     with errors_as_sentences():
-        ratios = _numbers(select_ratios, float, "--select-ratios")
-        layers = _numbers(thinking_layers, int, "--thinking-layers")
+        ratios = comma_separated(select_ratios, float, "--select-ratios")
+        layers = comma_separated(thinking_layers, int, "--thinking-layers")
         from itt_composer.upcycling import convert_llama
 
         convert_llama(model, out, thinking_steps, ratios, layers, seed)

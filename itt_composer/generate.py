@@ -23,6 +23,7 @@ from rich.style import Style
 from rich.text import Text
 
 from itt_composer.errors import UserError, errors_as_sentences
+from itt_composer.settings import comma_separated
 from itt_composer.thinking import ThinkingSettings, check_early_exit, check_select_ratios
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def main(
         if temperature == 0 and (top_p is not None or seed is not None):
             raise UserError("--top-p and --seed are for sampling: give --temperature as well")
         options = Options(
-            _ratios(select_ratios),
+            comma_separated(select_ratios, float, "--select-ratios"),
             early_exit,
             max_new_tokens,
             temperature,
@@ -327,17 +328,6 @@ def _thinking(folder: Path) -> ThinkingSettings:
         return settings.resolve(config["num_hidden_layers"])
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{file} is no model's configuration: {error}") from None
-
-
-def _ratios(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(ratio) for ratio in text.split(",")]
-    except ValueError:
-        raise UserError(
-            f"--select-ratios takes numbers with commas between them, not {text!r}"
-        ) from None
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
