@@ -21,20 +21,23 @@ def write_whole(path: Path, text: str) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A partial folder to write into, which becomes `folder` at the end and is gone on an error.
 
-    What `folder` held before goes; ask `check_new_folder` first where it must not.
+    What `folder` held before goes, but not before the new one is complete; ask `check_new_folder`
+    first where it must not.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.partial")
+    name = f".{folder.name}.{uuid4().hex[:8]}"
+    partial, old = folder.with_name(f"{name}.partial"), folder.with_name(f"{name}.old")
     partial.mkdir()
     try:
         yield partial
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    if folder.exists():
+        folder.replace(old)
+    partial.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_new_folder(folder: Path) -> None:

@@ -1,12 +1,14 @@
 """`python -m itt_composer.calibrate`: thresholds for a folder that has none."""
 
 import shutil
+from contextlib import suppress
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from itt_composer.calibrate import app
+from itt_composer.files import whole_folder
 from itt_composer.models import IttConfig, IttForCausalLM
 
 GEOMETRY = {
@@ -73,6 +75,25 @@ def test_a_folder_keeps_its_dtype_its_other_files_and_who_may_read_it(folders, s
     assert weights.stat().st_mode == (folder / "config.json").stat().st_mode
     assert (folder / "README.md").read_text() == "A card."
     assert [file.name for file in folder.glob("*.safetensors")] == [weights.name]
+
+
+def test_a_folder_is_replaced_only_by_a_complete_one(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "file").write_text("old")
+    with suppress(InterruptedError), whole_folder(folder) as partial:
+        (partial / "file").write_text("new")
+        raise InterruptedError
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (folder / "file").read_text() == "old"
+
+    def stop(path, ignore_errors):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", stop)
+    with suppress(KeyboardInterrupt), whole_folder(folder) as partial:
+        (partial / "file").write_text("new")
+    assert (folder / "file").read_text() == "new"
 
 
 @pytest.mark.parametrize(
