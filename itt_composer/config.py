@@ -55,6 +55,9 @@ FORMS = {
     "cache_limit": 'should be a size such as "200gb"',
 }
 
+Sharding = Literal["fsdp", "hybrid", "ddp", "none"]
+ActivationCheckpointing = Literal["none", "thinking_steps", "all"]
+
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0)]
 
@@ -192,6 +195,14 @@ class TrainRecipe(_Group):
         autoresume: go on from the run's latest checkpoint, if there is one.
         progress_bar: on a terminal.
         device: null picks a GPU where there is one.
+        sharding: how several ranks share the work: "fsdp" shards parameters, gradients and
+            optimizer over all ranks, "hybrid" within each node, with a replica per node; "ddp"
+            keeps all of them on every rank; "none" is for one rank.
+        activation_checkpointing: what is computed again in the backward pass instead of kept:
+            "none", "thinking_steps" (the steps after a layer's first pass) or "all" (every
+            layer).
+        compile: compile each layer with `torch.compile`.
+        loss_chunk_tokens: tokens whose logits exist at the same time in the training loss.
     """
 
     max_duration: Duration
@@ -207,6 +218,10 @@ class TrainRecipe(_Group):
     autoresume: bool = True
     progress_bar: bool = True
     device: Literal["cpu", "gpu"] | None = None
+    sharding: Sharding = "fsdp"
+    activation_checkpointing: ActivationCheckpointing = "none"
+    compile: bool = False
+    loss_chunk_tokens: Positive = 4096
 
 
 class Parts(_Group):
