@@ -32,6 +32,7 @@ sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 
 from benchmarks.loader import machine  # noqa: E402
 from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
+from itt_composer.models.layer import ThinkingStep  # noqa: E402
 from itt_composer.models.thresholds import quantiles_of  # noqa: E402
 
 STEPS = 4
@@ -157,10 +158,10 @@ def count(subject: Subject, work: Work) -> tuple[float, list[float]]:
     taken = [0] * len(subject.select_ratios)
     if taken:
 
-        def note(layer: int, step: int, weights_BS: Any, is_selected_BS: torch.Tensor) -> None:
-            taken[step - 1] += int(is_selected_BS.sum())
+        def note(done: ThinkingStep) -> None:
+            taken[done.step - 1] += int(done.is_selected_BS.sum())
 
-        options["on_routing"] = note
+        options["on_step"] = note
     with FlopCounterMode(display=False) as whole:
         decode(subject, work, **options)
     with FlopCounterMode(display=False) as prompt:

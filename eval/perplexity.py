@@ -97,7 +97,7 @@ def token_losses(
     """Negative log-likelihood of every token but each row's first, (B, S-1), nats, float32."""
     watch = {}
     if shares is not None and isinstance(model, IttForCausalLM):
-        watch["on_routing"] = shares.count
+        watch["on_step"] = shares.count
     logits_BSV = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],

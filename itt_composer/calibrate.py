@@ -120,7 +120,7 @@ def _print_shares(model: "IttForCausalLM", batches: list[dict[str, Any]]) -> Non
     with torch.inference_mode():
         for batch in batches:
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-            model.model(**inputs, use_cache=False, on_routing=shares.count)
+            model.model(**inputs, use_cache=False, on_step=shares.count)
     by_step = shares.by_step(model.config.thinking_steps)
     for step, (asked, layers) in enumerate(
         zip(model.config.select_ratios, by_step, strict=True), start=1

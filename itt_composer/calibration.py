@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from itt_composer.models.layer import IttDecoderLayer
+from itt_composer.models.layer import IttDecoderLayer, ThinkingStep
 from itt_composer.models.modeling import IttForCausalLM
 from itt_composer.models.thresholds import anchor_settings, quantiles_of
 
@@ -126,15 +126,16 @@ def update_estimate(layer: IttDecoderLayer, step: int, quantiles_Q: Tensor, deca
 class RealisedShares:
     """Which share of the tokens took each step of each thinking layer.
 
-    Pass `count` to a model as `on_routing`.
+    Pass `count` to a model as `on_step`.
     """
 
     taken: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
     tokens: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
 
-    def count(self, layer: int, step: int, weights: Tensor | None, is_selected_BS: Tensor) -> None:
-        self.taken[layer, step] += int(is_selected_BS.sum())
-        self.tokens[layer, step] += is_selected_BS.numel()
+    def count(self, done: ThinkingStep) -> None:
+        key = done.layer_idx, done.step
+        self.taken[key] += int(done.is_selected_BS.sum())
+        self.tokens[key] += done.is_selected_BS.numel()
 
     def by_step(self, thinking_steps: int) -> list[list[float]]:
         """For each step after the first pass, the share in each thinking layer that took it."""

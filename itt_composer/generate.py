@@ -179,7 +179,7 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
         cache_implementation=None,
         max_new_tokens=min(options.max_new_tokens, room),
         **_sampling(options),
-        **({"on_routing": counter.on_routing} if num_steps else {}),
+        **({"on_step": counter.on_step} if num_steps else {}),
     )
     seconds = time.perf_counter() - started
     console.print()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from itt_composer.models.layer import ThinkingStep
+
 NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 MOST_HELD = 8  # tokens; a character has four bytes, so more of them are none
 
@@ -26,11 +28,9 @@ class StepCounter:
         self.taken = [0] * num_steps
         self._selections: list[tuple[int, Tensor]] = []
 
-    def on_routing(
-        self, layer_idx: int, step: int, weights_BS: "Tensor | None", is_selected_BS: "Tensor"
-    ) -> None:
-        """What the model's `forward` takes as `on_routing`; B must be 1."""
-        self._selections.append((step, is_selected_BS[0]))
+    def on_step(self, done: "ThinkingStep") -> None:
+        """What the model's `forward` takes as `on_step`; B must be 1."""
+        self._selections.append((done.step, done.is_selected_BS[0]))
 
     def end_pass(self, tokens: int) -> list[int]:
         """The steps that each of the tokens took in the forward pass that has ended."""
@@ -89,7 +89,7 @@ class TextStream:
 
     Args:
         tokenizer: of the model.
-        counter: whose `on_routing` the same call of `generate` gets.
+        counter: whose `on_step` the same call of `generate` gets.
         write: called with a piece of text and the steps of the token that completed it; None
             where they are not known: of the last token, and of all without `tells_steps`.
         tells_steps: wait for each token's steps.

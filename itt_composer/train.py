@@ -114,13 +114,17 @@ def build_trainer(
     from itt_composer.algorithms.threshold_estimate import ThresholdEstimate
     from itt_composer.data.streams import build_dataloader
     from itt_composer.models.composer_model import ComposerItt
+    from itt_composer.models.wrapping import checkpoint_activations, compile_layers
 
     settings = recipe.train
     rows_per_rank = settings.global_batch_size // dist.get_world_size()
     microbatch_size = settings.microbatch_size
     if microbatch_size != "auto":
         microbatch_size = min(microbatch_size, rows_per_rank)
-    composer_model = ComposerItt(model)
+    checkpoint_activations(model, settings.activation_checkpointing)
+    if settings.compile:
+        compile_layers(model)
+    composer_model = ComposerItt(model, settings.loss_chunk_tokens)
     algorithms = recipe.algorithms.build()
     if model.config.adaptive_routing:
         algorithms.append(ThresholdEstimate(calibration_rows=settings.calibration_rows))

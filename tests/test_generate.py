@@ -130,16 +130,16 @@ def test_each_token_is_told_with_the_steps_it_took(folders, tokenizer):
         OneLetterEach(), counter, lambda text, steps: told.append((text, steps)), tells_steps=True
     )
     output = model.generate(
-        ids, max_new_tokens=12, min_new_tokens=12, streamer=stream, on_routing=counter.on_routing
+        ids, max_new_tokens=12, min_new_tokens=12, streamer=stream, on_step=counter.on_step
     )
     taken = torch.zeros_like(output)
     by_step = [0, 0, 0]
 
-    def count(layer, step, weights, mask):
-        taken.add_(mask)
-        by_step[step - 1] += int(mask[:, :-1].sum())
+    def count(done):
+        taken.add_(done.is_selected_BS)
+        by_step[done.step - 1] += int(done.is_selected_BS[:, :-1].sum())
 
-    model(output, use_cache=False, on_routing=count)
+    model(output, use_cache=False, on_step=count)
     *seen, last, _ = told
     assert [steps for _, steps in seen] == taken[0, :-1].tolist()
     assert "".join(text for text, _ in told) == OneLetterEach().decode(output[0].tolist())

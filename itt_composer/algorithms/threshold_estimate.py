@@ -10,10 +10,11 @@ from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
 
-from itt_composer.calibration import calibrate, update_estimate, watched_scores
+from itt_composer.calibration import calibrate, update_estimate
 from itt_composer.data.stored_rows import batches_of, spread_indices
 from itt_composer.models.composer_model import unwrap
-from itt_composer.models.layer import IttDecoderLayer
+from itt_composer.models.layer import ThinkingStep
+from itt_composer.models.modeling import IttForCausalLM
 from itt_composer.models.thresholds import quantiles_of
 
 # The evaluators: by the rule of training, and by thresholds.
@@ -52,7 +53,7 @@ class ThresholdEstimate(Algorithm):
         self.decay = decay
         self.calibration_rows = calibration_rows
         self._watching = contextlib.ExitStack()
-        self._measured: dict[tuple[IttDecoderLayer, int], list[Tensor]] = defaultdict(list)
+        self._measured: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self._rule = ""
 
     def match(self, event: Event, state: State) -> bool:
@@ -62,8 +63,11 @@ class ThresholdEstimate(Algorithm):
             elapsed = state.get_elapsed_duration()
             return elapsed is not None and elapsed >= 1
         is_due = state.timestamp.batch.value % self.interval == 0
-        return (event == Event.BEFORE_TRAIN_BATCH and is_due) or (
-            event == Event.AFTER_TRAIN_BATCH and bool(self._measured)
+        return is_due and event in (
+            Event.BEFORE_TRAIN_BATCH,
+            Event.BEFORE_FORWARD,
+            Event.AFTER_FORWARD,
+            Event.AFTER_TRAIN_BATCH,
         )
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -79,10 +83,12 @@ class ThresholdEstimate(Algorithm):
         elif event == Event.BEFORE_TRAIN_BATCH:
             self._watching.close()  # a batch that ran out of memory starts anew
             self._measured.clear()
-            self._watching.enter_context(watched_scores(model, self._measure))
-        else:
+        elif event == Event.BEFORE_FORWARD:
+            self._watching.enter_context(model.watching(self._measure))
+        elif event == Event.AFTER_FORWARD:
             self._watching.close()
-            self._update()
+        else:
+            self._update(model)
 
     def _calibration_batches(self, state: State) -> list[dict[str, Tensor]]:
         """This rank's part of rows spread over the validation set, on its device."""
@@ -94,11 +100,12 @@ class ThresholdEstimate(Algorithm):
         own = indices[dist.get_global_rank() :: ranks][: max(1, len(indices) // ranks)]
         return [state.device.batch_to_device(batch) for batch in batches_of(rows, own, batch_size)]
 
-    def _measure(self, layer: IttDecoderLayer, step: int, scores_BS: Tensor) -> None:
-        self._measured[layer, step].append(scores_BS.detach())
+    def _measure(self, done: ThinkingStep) -> None:
+        assert done.scores_BS is not None
+        self._measured[done.layer_idx, done.step].append(done.scores_BS.detach())
 
-    def _update(self) -> None:
-        for (layer, step), microbatches in self._measured.items():
+    def _update(self, model: IttForCausalLM) -> None:
+        for (layer_idx, step), microbatches in self._measured.items():
             quantiles_Q = quantiles_of(from_all_ranks(torch.cat(microbatches)))
-            update_estimate(layer, step, quantiles_Q, self.decay)
+            update_estimate(model.model.layers[layer_idx], step - 1, quantiles_Q, self.decay)
         self._measured.clear()

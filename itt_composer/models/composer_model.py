@@ -12,19 +12,26 @@ from itt_composer.models.modeling import IttForCausalLM
 
 
 class ComposerItt(HuggingFaceModel):
-    """`IttForCausalLM` with next-token loss, evaluation perplexity and FLOPs for the monitors."""
+    """`IttForCausalLM` with next-token loss, evaluation perplexity and FLOPs for the monitors.
 
-    def __init__(self, model: IttForCausalLM):
+    Args:
+        model: what is trained.
+        loss_chunk_tokens: tokens whose logits exist at the same time in the training loss.
+    """
+
+    def __init__(self, model: IttForCausalLM, loss_chunk_tokens: int = 4096):
         super().__init__(
             model,
             use_logits=True,
             eval_metrics=[LanguageCrossEntropy(), LanguagePerplexity()],
             shift_labels=True,
         )
+        self.loss_chunk_tokens = loss_chunk_tokens
 
     def forward(self, batch: dict[str, Any]) -> Any:
-        """Without a key/value cache, which only decoding needs."""
-        return super().forward({**batch, "use_cache": False})
+        """Without a key/value cache, which only decoding needs; in training without logits."""
+        chunk_tokens = self.loss_chunk_tokens if self.training else None
+        return super().forward({**batch, "use_cache": False, "loss_chunk_tokens": chunk_tokens})
 
     def flops_per_batch(self, batch: dict[str, Any]) -> int:
         """Executed FLOPs of forward and backward (twice the forward's) at the ratios in force."""

@@ -6,6 +6,7 @@ T thinking steps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -23,9 +24,33 @@ NO_THRESHOLDS = (
     "router_selection='threshold' needs thresholds, and this model has none yet: "
     "run python -m itt_composer.calibrate on it"
 )
-# Called with the layer's index, the step (from 1), the tokens' weights (B, S; None without a
-# router) and which of them take the step, (B, S) booleans; not for a step of ratio 0.
-OnRouting: TypeAlias = Callable[[int, int, Tensor | None, Tensor], None]
+
+
+@dataclass(frozen=True)
+class ThinkingStep:
+    """What one thinking step did, for those who watch.
+
+    Attributes:
+        layer_idx: of the thinking layer.
+        step: t, from 1.
+        scores_BS: the router's; None without one.
+        weights_BS: w, every token's; None without a router.
+        is_selected_BS: which tokens took the step, booleans. At ratio 1 padding counts as taken.
+        old_BSD: Y[t-1].
+        new_BSD: Y[t].
+    """
+
+    layer_idx: int
+    step: int
+    scores_BS: Tensor | None
+    weights_BS: Tensor | None
+    is_selected_BS: Tensor
+    old_BSD: Tensor
+    new_BSD: Tensor
+
+
+# Called after each step, but not for one of ratio 0.
+OnStep: TypeAlias = Callable[[ThinkingStep], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +64,7 @@ class ThinkingPass:
             step in that layer. 0 is off. A step of ratio 0 changes nothing and tells nothing.
         first_column: of the tokens at hand in the sequence: how many have gone by.
         is_padding_BS: where the tokens at hand are padding, or None if nowhere.
-        on_routing: told of every step's selection.
+        on_step: told of every step.
     """
 
     select_ratios: Sequence[float]
@@ -47,7 +72,7 @@ class ThinkingPass:
     early_exit: float = 0.0
     first_column: int = 0
     is_padding_BS: Tensor | None = None
-    on_routing: OnRouting | None = None
+    on_step: OnStep | None = None
 
 
 class Router(nn.Module):
@@ -142,27 +167,15 @@ class IttDecoderLayer(LlamaDecoderLayer):
         # Attention reads rotary positions from `position_embeddings` alone; position ids with
         # gaps would look like packed sequences to flash attention.
         kwargs.pop("position_ids", None)
-
-        def apply_layer(
-            tokens_BKD: Tensor, selection: routing.Selection | None = None, step: int = 0
-        ) -> Tensor:
-            mask, positions, cache = attention_mask, position_embeddings, past_key_values
-            if selection is not None:
-                positions = _positions_of(position_embeddings, selection.indices_BK)
-            if step and step_caches is not None:
-                cache = StepSlot(step_caches[step - 1])
-                selection = selection or routing.select_all(tokens_BKD)
-            if selection is not None:
-                mask = self._mask_among(selection, mask, thinking.first_column, cache)
-            return LlamaDecoderLayer.forward(
-                self,
-                tokens_BKD,
-                attention_mask=mask,
-                position_embeddings=positions,
-                past_key_values=cache,
-                **kwargs,
-            )
-
+        apply_layer: Callable[..., Tensor] = partial(
+            self._apply_layer,
+            attention_mask=attention_mask,
+            position_embeddings=position_embeddings,
+            past_key_values=past_key_values,
+            step_caches=step_caches,
+            first_column=thinking.first_column,
+            **kwargs,
+        )
         old_BSD, states_BSD = hidden_states, self._encode_step(0, apply_layer(hidden_states))
         is_out_BS = thinking.is_padding_BS
         for step, ratio in enumerate(thinking.select_ratios, start=1):
@@ -170,17 +183,53 @@ class IttDecoderLayer(LlamaDecoderLayer):
                 is_out_BS = _with_converged(is_out_BS, old_BSD, states_BSD, thinking.early_exit)
             if ratio == 0:
                 continue
-            weights_BS, selection = self._route(step, states_BSD, thinking, is_out_BS)
-            if thinking.on_routing is not None:
-                mask_BS = routing.mask_of(selection, states_BSD)
-                thinking.on_routing(self.layer_idx, step, weights_BS, mask_BS)
+            scores_BS, weights_BS, selection = self._route(step, states_BSD, thinking, is_out_BS)
             old_BSD = states_BSD
-            states_BSD = self._think(step, states_BSD, weights_BS, selection, apply_layer)
+            states_BSD = self.think(step, old_BSD, weights_BS, selection, apply_layer)
+            if thinking.on_step is not None:
+                mask_BS = routing.mask_of(selection, old_BSD)
+                thinking.on_step(
+                    ThinkingStep(
+                        self.layer_idx, step, scores_BS, weights_BS, mask_BS, old_BSD, states_BSD
+                    )
+                )
         return states_BSD
+
+    def _apply_layer(
+        self,
+        tokens_BKD: Tensor,
+        selection: routing.Selection | None = None,
+        step: int = 0,
+        *,
+        attention_mask: Tensor | None,
+        position_embeddings: tuple[Tensor, Tensor] | None,
+        past_key_values: Any,
+        step_caches: Sequence[ThinkingStepCache] | None,
+        first_column: int,
+        **kwargs: Any,
+    ) -> Tensor:
+        """f: the whole LLaMA layer, applied to all tokens or to selected ones."""
+        if selection is not None:
+            position_embeddings = _positions_of(position_embeddings, selection.indices_BK)
+        if step and step_caches is not None:
+            past_key_values = StepSlot(step_caches[step - 1])
+            selection = selection or routing.select_all(tokens_BKD)
+        if selection is not None:
+            attention_mask = self._mask_among(
+                selection, attention_mask, first_column, past_key_values
+            )
+        return LlamaDecoderLayer.forward(
+            self,
+            tokens_BKD,
+            attention_mask=attention_mask,
+            position_embeddings=position_embeddings,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
 
     def _route(
         self, step: int, states_BSD: Tensor, thinking: ThinkingPass, is_out_BS: Tensor | None
-    ) -> tuple[Tensor | None, routing.Selection | None]:
+    ) -> tuple[Tensor | None, Tensor | None, routing.Selection | None]:
         """Adaptive Token Routing: every token's weight, and which tokens take the step.
 
         Args:
@@ -190,10 +239,10 @@ class IttDecoderLayer(LlamaDecoderLayer):
             is_out_BS: tokens that may not take the step: padding, and those that have converged.
 
         Returns:
-            The weights (None: all 1), and a selection (None: all tokens).
+            The scores and the weights (None: all 1), and a selection (None: all tokens).
         """
         if self.routers is None:
-            return None, _everyone_left(thinking, is_out_BS)
+            return None, None, _everyone_left(thinking, is_out_BS)
         ratio = thinking.select_ratios[step - 1]
         scores_BS = self.routers[step - 1](states_BSD)
         weights_BS = routing.router_weights(
@@ -219,7 +268,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
             if thinking.early_exit:
                 is_in_BK = ranks_BS.gather(1, selection.indices_BK) > -torch.inf
                 selection = selection._replace(is_selected_BK=is_in_BK)
-        return weights_BS, selection
+        return scores_BS, weights_BS, selection
 
     @torch.compiler.disable
     def thresholds(self, select_ratios: Sequence[float]) -> Tensor:
@@ -240,7 +289,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
         self._thresholds = {} if key is None else {key: thresholds}
         return thresholds
 
-    def _think(
+    def think(
         self,
         step: int,
         states_BSD: Tensor,

@@ -14,8 +14,9 @@ A layer that does not think is transformers' own `LlamaDecoderLayer`, so a dense
 Shapes: B batch, S sequence, C cached tokens, D hidden size, V vocabulary, T thinking steps.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,10 +36,12 @@ from itt_composer.models.configuration import IttConfig
 from itt_composer.models.layer import (
     NO_THRESHOLDS,
     IttDecoderLayer,
-    OnRouting,
+    OnStep,
     Router,
     ThinkingPass,
+    ThinkingStep,
 )
+from itt_composer.models.loss import next_token_loss
 from itt_composer.models.step_cache import step_caches
 from itt_composer.thinking import RouterSelection, check_choice, check_early_exit
 
@@ -72,6 +75,7 @@ class IttModel(IttPreTrainedModel, LlamaModel):
     def __init__(self, config: IttConfig):
         config.check_thinking()
         super().__init__(config)
+        self.observers: list[OnStep] = []  # see `IttForCausalLM.watching`
         # Routers draw from a fork of the random stream: what is initialised after them then
         # equals the dense model's of the same seed.
         with torch.random.fork_rng(devices=[]):
@@ -91,7 +95,7 @@ class IttModel(IttPreTrainedModel, LlamaModel):
         use_cache: bool | None = None,
         select_ratios: Sequence[float] | None = None,
         early_exit: float | None = None,
-        on_routing: OnRouting | None = None,
+        on_step: OnStep | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of the last layer, (B, S, D); see `IttForCausalLM.forward`."""
@@ -131,7 +135,7 @@ class IttModel(IttPreTrainedModel, LlamaModel):
             thinking,
             first_column=past,
             is_padding_BS=None if mask is None else _padding_in(attention_mask, seq_len),
-            on_routing=on_routing,
+            on_step=self._tell_observers if on_step is None and self.observers else on_step,
         )
         hidden_states = inputs_embeds
         every_layer = {
@@ -158,6 +162,10 @@ class IttModel(IttPreTrainedModel, LlamaModel):
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
         )
+
+    def _tell_observers(self, done: ThinkingStep) -> None:
+        for observer in self.observers:
+            observer(done)
 
     @torch.compiler.disable  # a compiled model would not see the configuration change
     def _thinking(
@@ -217,7 +225,8 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         logits_to_keep: int | Tensor = 0,
         select_ratios: Sequence[float] | None = None,
         early_exit: float | None = None,
-        on_routing: OnRouting | None = None,
+        on_step: OnStep | None = None,
+        loss_chunk_tokens: int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits (B, S, V), as transformers' LLaMA gives them; `generate()` takes the same.
@@ -226,29 +235,47 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
             input_ids, …, logits_to_keep: see `transformers.LlamaForCausalLM.forward`.
             select_ratios: ρ_t of this call; None takes the configuration's.
             early_exit: ε of this call; None takes the configuration's.
-            on_routing: called at each step of each thinking layer, unless its ratio is 0, with
-                the layer's index, the step, the tokens' weights (B, S; None without a router) and
-                which tokens take the step, (B, S) booleans. At ratio 1 padding counts as taken.
+            on_step: called after each step of each thinking layer, unless its ratio is 0, with a
+                `ThinkingStep`.
+            loss_chunk_tokens: compute the loss of `labels` alone, the logits of so many tokens at
+                a time, and return no logits.
 
         Raises:
             ValueError: impossible ratios, a cache under a rule that looks ahead, or thresholds
                 that have not been estimated.
         """
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            cache_position=cache_position,
-            logits_to_keep=logits_to_keep,
-            select_ratios=select_ratios,
-            early_exit=early_exit,
-            on_routing=on_routing,
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            "cache_position": cache_position,
+            "select_ratios": select_ratios,
+            "early_exit": early_exit,
+            "on_step": on_step,
             **kwargs,
+        }
+        if labels is None or loss_chunk_tokens is None:
+            return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
+        outputs = self.model(**inputs)
+        loss = next_token_loss(
+            outputs.last_hidden_state, self.lm_head.weight, labels, loss_chunk_tokens
         )
+        return CausalLMOutputWithPast(
+            loss=loss,  # type: ignore[arg-type]
+            past_key_values=outputs.past_key_values,
+        )
+
+    @contextlib.contextmanager
+    def watching(self, on_step: OnStep) -> Iterator[None]:
+        """Be told of every thinking step of the calls in between, but not of recomputed ones."""
+        self.model.observers.append(on_step)
+        try:
+            yield
+        finally:
+            self.model.observers.remove(on_step)
 
     def set_select_ratios(self, select_ratios: Sequence[float]) -> None:
         """Elastic thinking: change ρ_t of the steps after the first pass, here and when saved.

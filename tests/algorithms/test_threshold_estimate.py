@@ -107,8 +107,8 @@ def test_calibrated_thresholds_take_the_share_that_was_asked_for(ratios):
         (fresh,) = batches(count=1, rows=64)
         model(
             **fresh,
-            on_routing=lambda layer, step, weights, mask: shares.update(
-                {(layer, step): mask.float().mean().item()}
+            on_step=lambda done: shares.update(
+                {(done.layer_idx, done.step): done.is_selected_BS.float().mean().item()}
             ),
         )
     asked = [ratio for ratio in ratios if ratio]

@@ -141,8 +141,8 @@ def _drop_w(monkeypatch):
     route = layer.IttDecoderLayer._route
 
     def same_tokens_without_weight(*args):
-        weights, selection = route(*args)
-        return torch.ones_like(weights), selection
+        scores, weights, selection = route(*args)
+        return scores, torch.ones_like(weights), selection
 
     monkeypatch.setattr(layer.IttDecoderLayer, "_route", same_tokens_without_weight)
 

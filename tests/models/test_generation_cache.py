@@ -96,7 +96,7 @@ def test_a_step_caches_only_the_tokens_that_took_it():
     cache = model(
         ids,
         use_cache=True,
-        on_routing=lambda layer, step, weights, mask: taken.update({step: mask.sum().item()}),
+        on_step=lambda done: taken.update({done.step: done.is_selected_BS.sum().item()}),
     ).past_key_values
     steps = cache.layers[model.config.num_hidden_layers :]
     assert [len(step.columns_BK[0]) for step in steps] == [taken[1], taken[2], taken[3]]
@@ -115,7 +115,7 @@ def test_an_unselected_token_costs_nothing_in_a_step():
     model(
         ids[:, -1:],
         past_key_values=cache,
-        on_routing=lambda layer, step, weights, mask: taken.append(bool(mask.item())),
+        on_step=lambda done: taken.append(bool(done.is_selected_BS.item())),
     )
     assert applied == [1] * (1 + sum(taken))
 

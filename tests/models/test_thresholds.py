@@ -91,13 +91,13 @@ def test_thresholds_follow_the_tables_when_they_change():
     ids, _ = left_padded([12])
     shares = []
 
-    def count(layer, step, weights, is_selected):
-        shares.append(is_selected.float().mean().item())
+    def count(done):
+        shares.append(done.is_selected_BS.float().mean().item())
 
-    model(ids, on_routing=count)
+    model(ids, on_step=count)
     for layer in model.thinking_layers:
         layer.score_quantiles += 1e6
-    model(ids, on_routing=count)
+    model(ids, on_step=count)
     assert sum(shares[:3]) > 0
     assert sum(shares[3:]) == 0
 
@@ -146,10 +146,10 @@ def test_early_exit_stops_a_token_that_a_step_hardly_changed():
     masks = {}
 
     def keep(epsilon):
-        return lambda layer, step, weights, mask: masks.setdefault(epsilon, []).append(mask)
+        return lambda done: masks.setdefault(epsilon, []).append(done.is_selected_BS)
 
     for epsilon in (0.0, 0.7, 1e9):
-        model(ids, early_exit=epsilon, on_routing=keep(epsilon))
+        model(ids, early_exit=epsilon, on_step=keep(epsilon))
     assert all(mask.all() for mask in masks[0.0])
     assert not any(mask.any() for mask in masks[1e9])
     counts = [int(mask.sum()) for mask in masks[0.7]]
