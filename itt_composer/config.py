@@ -221,7 +221,7 @@ class TrainRecipe(_Group):
     sharding: Sharding = "fsdp"
     activation_checkpointing: ActivationCheckpointing = "none"
     compile: bool = False
-    loss_chunk_tokens: Positive = 4096
+    loss_chunk_tokens: Positive = 1024
 
 
 class Parts(_Group):

@@ -19,7 +19,7 @@ class ComposerItt(HuggingFaceModel):
         loss_chunk_tokens: tokens whose logits exist at the same time in the training loss.
     """
 
-    def __init__(self, model: IttForCausalLM, loss_chunk_tokens: int = 4096):
+    def __init__(self, model: IttForCausalLM, loss_chunk_tokens: int = 1024):
         super().__init__(
             model,
             use_logits=True,
