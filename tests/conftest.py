@@ -8,6 +8,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from fork_server import ForkServer
 
 from data_prep.convert import Options, convert
 from data_prep.tokenizer_training import train_tokenizer
@@ -100,6 +101,14 @@ def small_recipe(tmp_path: Path, shards: Path, recipe_file: Path) -> Callable[..
         return load_recipe(recipe_file, [*places, *overrides])
 
     return load
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Starts real ranks without the seconds that imports take."""
+    server = ForkServer(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.close()
 
 
 @pytest.fixture
