@@ -78,20 +78,12 @@ def run(overrides, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sharded(overrides, tmp_path_factory) -> Path:
+def sharded(overrides, tmp_path_factory, fork_server) -> Path:
     """The run folder of two ranks with FSDP2; see `two_ranks.py`."""
     folder = tmp_path_factory.mktemp("sharded") / "run"
     script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, str(script), str(RECIPE), *overrides, f"run_folder={folder}"]
-    result = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    keys = [*overrides, f"run_folder={folder}"]
+    result = fork_server.run(script, RECIPE, *keys, ranks=2)
     assert result.returncode == 0, result.stderr
     return folder
 

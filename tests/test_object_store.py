@@ -1,9 +1,6 @@
 """A real S3 server: convert to it, go on after a stop, train from it with little cache."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -98,7 +95,7 @@ def test_stores_that_cannot_be_used_are_named(text, shards, bucket, tmp_path, mo
 
 
 def test_training_streams_from_s3_with_less_cache_than_data(
-    text, shards, bucket, tmp_path, recipe_file
+    text, shards, bucket, tmp_path, recipe_file, fork_server
 ):
     convert(options(text, shards, f"{bucket.url}/d", tmp_path / "work"))
     stored = sum(len(content) for name, content in objects_of(bucket, "d/").items()
@@ -107,14 +104,8 @@ def test_training_streams_from_s3_with_less_cache_than_data(
     assert stored > 2 * limit
     places = [f"data.remote={bucket.url}/d", f"data.local={tmp_path / 'cache'}"]
     keys = ["data.cache_limit=40kb", "data.predownload=8", "data.shuffle_block_size=64"]
-    command = [sys.executable, "-m", "itt_composer.train", recipe_file, *places, *keys]
-    done = subprocess.run(
-        [*command, "run_folder=run", "train.max_duration=1ep", "train.eval_interval=1ep"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-    )
+    keys += ["run_folder=run", "train.max_duration=1ep", "train.eval_interval=1ep"]
+    done = fork_server.run("itt_composer.train", recipe_file, *places, *keys, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_bytes())
     rows = json.loads(bucket.read("d/manifest.json"))["totals"]["train"]["rows"]

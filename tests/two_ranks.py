@@ -1,13 +1,10 @@
-"""A sharded checkpoint as Composer writes it with FSDP2: two real ranks over gloo.
+"""A sharded checkpoint as Composer writes it with FSDP2: for two real ranks over gloo.
 
-    python two_ranks.py RECIPE KEY=VALUE…
+    fork_server.run("two_ranks.py", RECIPE, KEY=VALUE…, ranks=2)
 
 Trains two batches and leaves, beside the checkpoint, `full.pt`: the weights that torch gathers.
-The ranks are forks of one process, so that everything is imported once.
 """
 
-import os
-import socket
 import sys
 from pathlib import Path
 
@@ -22,8 +19,6 @@ from itt_composer.data.streams import build_dataloader
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.run_folder import RunFolder
 from itt_composer.train import build_model
-
-RANKS = 2
 
 
 def train(recipe: Recipe, model: ComposerItt) -> None:
@@ -49,20 +44,6 @@ def train(recipe: Recipe, model: ComposerItt) -> None:
     trainer.close()
 
 
-def main() -> None:
-    recipe = load_recipe(Path(sys.argv[1]), sys.argv[2:])
-    model = ComposerItt(build_model(recipe))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0")
-    os.environ.update(WORLD_SIZE=str(RANKS), LOCAL_WORLD_SIZE=str(RANKS))
-    child = os.fork()
-    os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if child else "1"
-    train(recipe, model)
-    if child:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-
-
 if __name__ == "__main__":
-    main()
+    recipe = load_recipe(Path(sys.argv[1]), sys.argv[2:])
+    train(recipe, ComposerItt(build_model(recipe)))

@@ -1,6 +1,6 @@
-"""A rank that reads batches, for `test_resume.py`: started by torch's launcher, one per process.
+"""A rank that reads batches, for `test_resume.py`.
 
-    python -m torch.distributed.run --nproc-per-node 2 read_batches.py RECIPE OUT TASKS
+    fork_server.run("read_batches.py", RECIPE, OUT, TASKS, ranks=2)
 
 `TASKS` is a JSON list of `{"name", "overrides", "epochs", "state", "stop"}`; the rows of each
 task's batches go to `OUT/<name>.<rank>.json`, the state after `stop` batches to

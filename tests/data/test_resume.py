@@ -1,8 +1,6 @@
 """A run resumed anywhere, on any number of real ranks, sees the batches of an undisturbed one."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -50,7 +48,7 @@ def states(recipe, undisturbed):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(recipe, states, tmp_path_factory):
+def two_ranks(recipe, states, tmp_path_factory, fork_server):
     """What two ranks read: whole, stopped, and resumed from states of one rank."""
     out = tmp_path_factory.mktemp("two")
     tasks = [
@@ -63,16 +61,7 @@ def two_ranks(recipe, states, tmp_path_factory):
             tasks.append(
                 {"name": f"{name}{workers}", "overrides": overrides, "epochs": 2, "state": state}
             )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*command, str(SCRIPT), str(recipe), str(out), json.dumps(tasks)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-    )
+    result = fork_server.run(SCRIPT, recipe, out, json.dumps(tasks), ranks=2)
     assert result.returncode == 0, result.stderr
 
     def batches(name):
