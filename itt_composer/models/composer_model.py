@@ -1,9 +1,10 @@
 """The model as Composer trains it."""
 
 from typing import Any
+from unittest import mock
 
 from composer.metrics.nlp import LanguageCrossEntropy, LanguagePerplexity
-from composer.models import HuggingFaceModel
+from composer.models import HuggingFaceModel, huggingface
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,12 +21,15 @@ class ComposerItt(HuggingFaceModel):
     """
 
     def __init__(self, model: IttForCausalLM, loss_chunk_tokens: int = 1024):
-        super().__init__(
-            model,
-            use_logits=True,
-            eval_metrics=[LanguageCrossEntropy(), LanguagePerplexity()],
-            shift_labels=True,
-        )
+        # To answer this, Composer would import every model of transformers, and torch's compiler
+        # with its pool of processes, in each rank.
+        with mock.patch.object(huggingface, "_is_registered_causal_lm", return_value=True):
+            super().__init__(
+                model,
+                use_logits=True,
+                eval_metrics=[LanguageCrossEntropy(), LanguagePerplexity()],
+                shift_labels=True,
+            )
         self.loss_chunk_tokens = loss_chunk_tokens
 
     def forward(self, batch: dict[str, Any]) -> Any:
