@@ -8,7 +8,8 @@ computed twice. Kernels that fuse the same need Triton and a GPU; this runs anyw
 Shapes: B batch, S sequence, N tokens, D hidden size, V vocabulary.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,29 @@ from torch.autograd.function import once_differentiable
 IGNORED = -100
 
 
+# Logits (N, V), targets (N,) and what each target counts (N,) → the sum of the losses, and its
+# gradient (N, V), in the type of the logits.
+ChunkLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def loss_and_gradient(
+    logits_NV: Tensor, targets_N: Tensor, scale_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted cross entropy of a chunk, and its gradient with respect to the logits."""
+    exact = torch.promote_types(logits_NV.dtype, torch.float32)
+    log_probabilities_NV = logits_NV.log_softmax(dim=-1, dtype=exact)
+    index_N1, scale_N1 = targets_N.clamp(min=0).unsqueeze(-1), scale_N.unsqueeze(-1).to(exact)
+    loss = -(log_probabilities_NV.gather(-1, index_N1) * scale_N1).sum()
+    grad_NV = log_probabilities_NV.exp().mul_(scale_N1)
+    return loss, grad_NV.scatter_add_(-1, index_N1, -scale_N1).to(logits_NV.dtype)
+
+
 def next_token_loss(
-    hidden_states_BSD: Tensor, output_weight_VD: Tensor, labels_BS: Tensor, chunk_tokens: int
+    hidden_states_BSD: Tensor,
+    output_weight_VD: Tensor,
+    labels_BS: Tensor,
+    chunk_tokens: int,
+    chunk_loss: ChunkLoss = loss_and_gradient,
 ) -> Tensor:
     """Mean negative log-likelihood of the next tokens, nats; the same as from whole logits.
 
@@ -28,19 +50,27 @@ def next_token_loss(
         output_weight_VD: the output embedding.
         labels_BS: token ids, not shifted; -100 marks tokens that are not to be predicted.
         chunk_tokens: whose logits exist at the same time.
+        chunk_loss: `loss_and_gradient`, or a compiled form of it.
 
     Returns:
         A scalar, in float32 at least.
     """
     targets_N = F.pad(labels_BS, (0, 1), value=IGNORED)[:, 1:].reshape(-1)
     hidden_ND = hidden_states_BSD.reshape(-1, hidden_states_BSD.shape[-1])
-    return _ChunkedCrossEntropy.apply(hidden_ND, output_weight_VD, targets_N, chunk_tokens)
+    return _ChunkedCrossEntropy.apply(
+        hidden_ND, output_weight_VD, targets_N, chunk_tokens, chunk_loss
+    )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk_tokens: int
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        chunk_tokens: int,
+        chunk_loss: ChunkLoss,
     ) -> Tensor:
         device = hidden_ND.device.type
         dtype = hidden_ND.dtype
@@ -48,7 +78,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(device)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         cast_VD = weight_VD.to(dtype)
-        count = (targets_N != IGNORED).sum()
+        is_counted_N = targets_N != IGNORED
+        scale_N = is_counted_N.double() / is_counted_N.sum()
         total = hidden_ND.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD) if wants_weight else None
@@ -56,15 +87,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden_ND), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
                 chunk_ND = hidden_ND[rows].to(dtype)
-                loss, grad_NV = _loss_and_gradient(F.linear(chunk_ND, cast_VD), targets_N[rows])
+                logits_NV = F.linear(chunk_ND, cast_VD)
+                loss, grad_NV = chunk_loss(logits_NV, targets_N[rows], scale_N[rows])
                 total += loss
-                grad_NV = (grad_NV / count).to(dtype)
                 if grad_hidden_ND is not None:
                     grad_hidden_ND[rows] = grad_NV @ cast_VD
                 if grad_weight_VD is not None:
                     grad_weight_VD += grad_NV.T @ chunk_ND
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
-        return total / count
+        return total
 
     @staticmethod
     @once_differentiable
@@ -72,16 +103,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grads = (
             None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors
         )
-        return (*grads, None, None)
-
-
-def _loss_and_gradient(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy of a chunk, and its gradient with respect to the logits."""
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    log_probabilities_NV = logits_NV.log_softmax(dim=-1)
-    is_counted_N1 = (targets_N != IGNORED).unsqueeze(-1)
-    index_N1 = targets_N.clamp(min=0).unsqueeze(-1)
-    loss = -(log_probabilities_NV.gather(-1, index_N1) * is_counted_N1).sum()
-    grad_NV = log_probabilities_NV.exp_()
-    grad_NV.scatter_add_(-1, index_N1, grad_NV.new_tensor(-1.0).expand_as(index_N1))
-    return loss, grad_NV.mul_(is_counted_N1)
+        return (*grads, None, None, None)

@@ -41,7 +41,7 @@ from itt_composer.models.layer import (
     ThinkingPass,
     ThinkingStep,
 )
-from itt_composer.models.loss import next_token_loss
+from itt_composer.models.loss import ChunkLoss, loss_and_gradient, next_token_loss
 from itt_composer.models.step_cache import step_caches
 from itt_composer.thinking import RouterSelection, check_choice, check_early_exit
 
@@ -198,6 +198,7 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         LlamaPreTrainedModel.__init__(self, config)
         self.model = IttModel(config)
         self.vocab_size = config.vocab_size
+        self.chunk_loss: ChunkLoss = loss_and_gradient
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -261,7 +262,11 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
             return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
         outputs = self.model(**inputs)
         loss = next_token_loss(
-            outputs.last_hidden_state, self.lm_head.weight, labels, loss_chunk_tokens
+            outputs.last_hidden_state,
+            self.lm_head.weight,
+            labels,
+            loss_chunk_tokens,
+            self.chunk_loss,
         )
         return CausalLMOutputWithPast(
             loss=loss,  # type: ignore[arg-type]

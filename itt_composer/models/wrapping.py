@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from itt_composer.models.layer import IttDecoderLayer
+from itt_composer.models.loss import loss_and_gradient
 from itt_composer.models.modeling import IttForCausalLM
 
 # Compiled variants of one layer that are kept: annealing has its levels, and microbatches sizes.
@@ -70,7 +71,7 @@ def checkpoint_activations(model: IttForCausalLM, which: str) -> None:
 
 
 def compile_layers(model: IttForCausalLM, backend: str = "inductor") -> None:
-    """Compile each layer as one graph, for training alone.
+    """Compile each layer as one graph, and the loss of a chunk, for training alone.
 
     Layers of one kind share their code. The ratios in force are part of it: each level of
     capacity annealing is compiled once. Evaluation, whose shapes follow from the data, and batches
@@ -86,6 +87,7 @@ def compile_layers(model: IttForCausalLM, backend: str = "inductor") -> None:
     settings.accumulated_recompile_limit = MOST_VARIANTS * len(model.model.layers)
     for layer in model.model.layers:
         layer.forward = _compiled(model, layer, backend)
+    model.chunk_loss = torch.compile(loss_and_gradient, backend=backend, dynamic=False)
 
 
 def _compiled(model: IttForCausalLM, layer: nn.Module, backend: str) -> Callable[..., Any]:
