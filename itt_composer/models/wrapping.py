@@ -74,8 +74,8 @@ def compile_layers(model: IttForCausalLM, backend: str = "inductor") -> None:
     """Compile each layer as one graph, and the loss of a chunk, for training alone.
 
     Layers of one kind share their code. The ratios in force are part of it: each level of
-    capacity annealing is compiled once. Evaluation, whose shapes follow from the data, and batches
-    that are watched run as they are.
+    capacity annealing is compiled once. What has shapes that follow from the data runs as it is:
+    evaluation, and thinking layers under top-p or early exit. So do batches that are watched.
 
     Args:
         model: changed in place.
@@ -85,8 +85,11 @@ def compile_layers(model: IttForCausalLM, backend: str = "inductor") -> None:
     settings.specialize_float = True  # ratios are constants: shapes follow from them
     settings.recompile_limit = MOST_VARIANTS
     settings.accumulated_recompile_limit = MOST_VARIANTS * len(model.model.layers)
+    config = model.config
+    has_fixed_shapes = config.router_selection != "top_p" and not config.early_exit
     for layer in model.model.layers:
-        layer.forward = _compiled(model, layer, backend)
+        if has_fixed_shapes or not isinstance(layer, IttDecoderLayer):
+            layer.forward = _compiled(model, layer, backend)
     model.chunk_loss = torch.compile(loss_and_gradient, backend=backend, dynamic=False)
 
 

@@ -14,7 +14,7 @@ KINDS = {
 }
 
 
-def build(kind):
+def build(kind, **settings):
     torch.manual_seed(0)
     config = IttConfig(
         hidden_size=32,
@@ -24,6 +24,7 @@ def build(kind):
         num_key_value_heads=2,
         vocab_size=101,
         **KINDS[kind],
+        **settings,
     )
     return IttForCausalLM(config).train()
 
@@ -122,3 +123,13 @@ def test_what_is_evaluated_or_watched_is_not_compiled():
         model(ids(), use_cache=False)
     assert backend.frame_count == 0
     assert len(told) == 6
+
+
+@pytest.mark.parametrize("settings", [{"router_selection": "top_p"}, {"early_exit": 0.1}])
+def test_thinking_layers_whose_shapes_follow_from_the_data_run_as_they_are(settings):
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("eager")
+    model = build("itt", **settings)
+    compile_layers(model, backend)
+    step(model)
+    assert backend.frame_count == 1  # the layers that do not think
