@@ -37,6 +37,7 @@ from itt_composer.registry import (
     Duration,
     Section,
 )
+from itt_composer.schedules import check_ratios
 from itt_composer.settings import (
     COMMAND_LINE,
     Layer,
@@ -53,6 +54,7 @@ FORMS = {
     "run_name": "may hold letters, digits, '.', '_' and '-' only",
     "microbatch_size": 'should be a positive integer or "auto"',
     "cache_limit": 'should be a size such as "200gb"',
+    "levels": 'should be an integer of at least 2 or "continuous"',
 }
 
 Sharding = Literal["fsdp", "hybrid", "ddp", "none"]
@@ -383,8 +385,22 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
         raise UserError(
             f"{sources.of('algorithms.capacity_annealing.duration')}: "
             f"algorithms.capacity_annealing.duration={annealing.duration} is longer than training, "
-            "so the ratios would never reach thinking.select_ratios; shorten it"
+            "so the ratios would never reach their targets; shorten it"
         )
+    if annealing is not None:
+        try:
+            check_ratios(
+                annealing.start_ratio, annealing.target_ratio, thinking.select_ratios or []
+            )
+        except ValueError as error:
+            key = f"algorithms.capacity_annealing.{str(error).split()[0]}"
+            raise UserError(f"{sources.of(key)}: {key}: {error}") from None
+        if recipe.train.compile and annealing.levels == "continuous":
+            key = "algorithms.capacity_annealing.levels"
+            raise UserError(
+                f"{sources.of(key)}: {key}=continuous: with train.compile every level is a "
+                "compilation; give a number, such as 8"
+            )
     if recipe.data.seq_len > recipe.model.max_position_embeddings:
         raise UserError(
             f"{sources.of('data.seq_len')}: data.seq_len={recipe.data.seq_len} is longer than "

@@ -17,6 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
 
+from itt_composer.schedules import Shape
+
 DURATION = re.compile(r"(\d+(?:e\d+)?(?=[bste])|\d+(?:\.\d+)?(?=d))(ba|sp|tok|ep|dur)", re.ASCII)
 
 
@@ -30,8 +32,19 @@ def _check_duration(value: Any) -> Any:
     )
 
 
+def _check_ratio(value: Any) -> Any:
+    ratios = value if isinstance(value, list) else [value]
+    if all(type(ratio) in (int, float) and 0 <= ratio <= 1 for ratio in ratios):
+        return value
+    raise PydanticCustomError(
+        "ratio", "should be a share of the tokens in 0..1, or a list with one for each step"
+    )
+
+
 # A Composer time string.
 Duration = Annotated[str, BeforeValidator(_check_duration)]
+# One share of the tokens for all thinking steps, or one per step.
+Ratio = Annotated[float | list[float], BeforeValidator(_check_ratio)]
 
 
 class Settings(BaseModel):
@@ -125,10 +138,13 @@ class GradientClipping(Settings):
 class CapacityAnnealing(Settings):
     """Algorithm 1 of the paper: fewer tokens and a warmer router at the start."""
 
-    start_ratio: float = Field(0.1, ge=0, le=1)
+    start_ratio: Ratio = 0.1
+    target_ratio: Ratio | None = None
     start_temperature: float = Field(2.0, gt=0)
     end_temperature: float = Field(1.0, gt=0)
     duration: Duration = "0.1dur"
+    shape: Shape = "linear"
+    levels: Annotated[int, Field(ge=2)] | Literal["continuous"] = 8
 
 
 @CALLBACKS.register("console_lines", "itt_composer.callbacks.console_lines:ConsoleLines")
