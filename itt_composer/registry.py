@@ -32,17 +32,26 @@ def _check_duration(value: Any) -> Any:
     )
 
 
+def _check_batches(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"[1-9]\d*ba", value, re.ASCII):
+        return value
+    raise PydanticCustomError("batches", "should be a positive number of batches such as 50ba")
+
+
 def _check_ratio(value: Any) -> Any:
     ratios = value if isinstance(value, list) else [value]
-    if all(type(ratio) in (int, float) and 0 <= ratio <= 1 for ratio in ratios):
+    if all(type(ratio) in (int, float) and 0 < ratio <= 1 for ratio in ratios):
         return value
     raise PydanticCustomError(
-        "ratio", "should be a share of the tokens in 0..1, or a list with one for each step"
+        "ratio",
+        "should be a share of the tokens above 0 and up to 1, or a list with one for each step",
     )
 
 
 # A Composer time string.
 Duration = Annotated[str, BeforeValidator(_check_duration)]
+# A Composer time string in batches.
+Batches = Annotated[str, BeforeValidator(_check_batches)]
 # One share of the tokens for all thinking steps, or one per step.
 Ratio = Annotated[float | list[float], BeforeValidator(_check_ratio)]
 
@@ -161,12 +170,31 @@ class DomainShares(Settings):
     interval: Duration = "50ba"
 
 
+@CALLBACKS.register("thinking_stats", "itt_composer.callbacks.thinking_stats:ThinkingStats")
+class ThinkingStats(Settings):
+    """Logs what each step of each thinking layer does; nothing for a dense model."""
+
+    interval: Batches = "50ba"
+
+
+@CALLBACKS.register("gradient_norms", "itt_composer.callbacks.gradient_norms:GradientNorms")
+class GradientNorms(Settings):
+    """Logs the gradients' norms before clipping: routers, step encodings, the rest, all."""
+
+    interval: Batches = "50ba"
+
+
 @CALLBACKS.register("speed_monitor", "composer.callbacks:SpeedMonitor")
 class SpeedMonitor(Settings):
     """Throughput in tokens/s and FLOP/s; MFU where the device's peak is known."""
 
     window_size: int = Field(50, ge=1)
     gpu_flops_available: float | None = None
+
+
+@CALLBACKS.register("runtime_estimator", "composer.callbacks:RuntimeEstimator")
+class RuntimeEstimator(Settings):
+    """Logs the hours that are left, evaluations included."""
 
 
 @CALLBACKS.register("lr_monitor", "composer.callbacks:LRMonitor")

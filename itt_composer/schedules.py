@@ -100,10 +100,6 @@ def check_ratios(
                 "one for each step after the first pass, or a single number for all"
             )
     targets = select_ratios if target is None else per_step(target, steps)
-    if 0 in targets:
-        raise ValueError(
-            "target_ratio 0 would leave a step untrained; lower thinking_steps instead"
-        )
     if isinstance(start, Sequence):
         for step, (first, last) in enumerate(zip(start, targets, strict=True), start=1):
             if first > last:

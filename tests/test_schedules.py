@@ -9,7 +9,7 @@ from itt_composer.schedules import quantised, ratios_at, shaped, temperature_at
 
 SHAPES = ("linear", "cosine")
 LEVELS = (2, 3, 8, 13, "continuous")
-STARTS = (0.1, [0.0, 0.3, 0.1])
+STARTS = (0.1, [0.05, 0.3, 0.1])
 TARGETS = [0.5, 0.9, 1.0]
 SPAN = 500
 

@@ -22,8 +22,8 @@ class CapacityAnnealing(Algorithm):
     `capacity_annealing/select_ratio/step_<t>` and `capacity_annealing/temperature`.
 
     Args:
-        start_ratio: share of the tokens that take a step at the start, 0..1; one number for all
-            steps, or one per step.
+        start_ratio: share of the tokens that take a step at the start, above 0; one number for
+            all steps, or one per step.
         target_ratio: the same at the end; None takes the model's own `select_ratios`. 1 goes on to
             full capacity.
         start_temperature: divides the routers' scores at the start; above 1 flattens weights.
@@ -53,8 +53,9 @@ class CapacityAnnealing(Algorithm):
         levels: Levels = 8,
     ):
         for name, given in (("start_ratio", start_ratio), ("target_ratio", target_ratio)):
-            if not all(0 <= ratio <= 1 for ratio in per_step(given or 0, 1)):
-                raise ValueError(f"{name} must lie in 0..1, not {given}")
+            # A router at 0 would have neither gradients nor scores to estimate thresholds from.
+            if given is not None and not all(0 < ratio <= 1 for ratio in per_step(given, 1)):
+                raise ValueError(f"{name} must lie above 0 and be at most 1, not {given}")
         for name, value in (("start", start_temperature), ("end", end_temperature)):
             if value <= 0:
                 raise ValueError(f"{name}_temperature must be positive, not {value}")
@@ -72,11 +73,6 @@ class CapacityAnnealing(Algorithm):
         self.shape = shape
         self.levels = levels
         self._targets: list[float] = []
-
-    @property
-    def find_unused_parameters(self) -> bool:
-        """At ratio 0 a router takes no part in the step, which DDP must be told."""
-        return 0 in per_step(self.start_ratio, 1)
 
     def match(self, event: Event, state: State) -> bool:
         if event == Event.BATCH_END:  # the last one: before it is evaluated and saved
