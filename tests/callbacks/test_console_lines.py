@@ -5,6 +5,9 @@ import re
 import pytest
 
 from itt_composer.callbacks.console_lines import format_progress, format_time
+from itt_composer.flops import executed_flops
+from itt_composer.models.composer_model import unwrap
+from itt_composer.schedules import ratios_at
 
 PROGRESS = re.compile(
     r"batch (\d+) · (\d+) % · loss \d\.\d{3} · lr \d\.\de-\d\d · [\d,]+ tokens/s · \d+ s left"
@@ -19,6 +22,14 @@ def test_a_line_tells_where_training_is():
         batch=1300, share_done=0.204, loss=5.2431, lr=1e-3, tokens_per_second=8120, seconds=175
     )
     assert line == "batch 1,300 · 20 % · loss 5.243 · lr 1.0e-03 · 8,120 tokens/s · 3 min left"
+
+
+def test_a_line_on_a_gpu_tells_its_use_and_memory():
+    line = format_progress(
+        batch=5, share_done=0.5, loss=5.0, lr=1e-3, tokens_per_second=812_000, seconds=60,
+        mfu=0.384, peak_bytes=61_250_000_000,
+    )  # fmt: skip
+    assert line.endswith(" · 812,000 tokens/s · 38 % MFU · 61.2 GB · 1 min left")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +59,28 @@ def test_training_prints_at_the_interval_at_the_end_and_after_each_evaluation(
     by = " by thresholds"
     assert evaluations == [("5", None), ("5", by), ("10", None), ("10", by)]
     assert len(lines) == 7
+
+
+def test_mfu_is_that_of_the_flops_at_the_ratios_in_force(small_recipe, make_trainer, capsys):
+    peak = 1e6
+    recipe = small_recipe(
+        "callbacks={console_lines: {interval: 5ba}}",
+        f"callbacks.speed_monitor={{gpu_flops_available: {peak}}}",
+        "algorithms.capacity_annealing={duration: 5ba, levels: 5}",
+    )
+    trainer, _ = make_trainer(recipe)
+    trainer.fit()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "MFU" in line]
+    config = unwrap(trainer.state.model).config
+    annealed = [ratios_at(batch / 5, 0.1, [0.5, 0.8], levels=5) for batch in range(5)]
+    flops_per_token = []
+    for line, ratios in zip(lines, (annealed, [[0.5, 0.8]] * 5), strict=True):
+        flops = sum(3 * executed_flops(config, 1, 32, in_force) for in_force in ratios)
+        flops_per_token.append(flops / (5 * 32))
+        tokens_per_second, mfu = re.search(r"([\d,]+) tokens/s · (\d+) % MFU", line).groups()
+        expected = float(tokens_per_second.replace(",", "")) * flops_per_token[-1] / peak
+        assert float(mfu) == pytest.approx(100 * expected, rel=1e-3)
+    assert flops_per_token[1] > 1.1 * flops_per_token[0]
 
 
 def test_the_perplexity_is_that_of_the_validation_loss(small_recipe, make_trainer, capsys):
