@@ -32,20 +32,20 @@ A100_TOKENS_PER_SECOND = 120_000
 VOCAB_SIZE = 32_000
 
 
-def make_shards(out: Path, megabytes: int, seq_len: int) -> None:
+def make_shards(out: Path, megabytes: int, seq_len: int, vocab_size: int = VOCAB_SIZE) -> None:
     """Random rows in the layout of `convert`, every domain in its share."""
     rng = np.random.default_rng(0)
     splits: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
     for domain, share in PAPER_SHARES.items():
         rows = max(16, int(megabytes * 1e6 * share / (2 * seq_len)))
         splits["train"][domain] = {"rows": rows}
-        write_rows(out / "train" / domain, rows, seq_len, rng)
+        write_rows(out / "train" / domain, rows, seq_len, rng, vocab_size)
     splits["validation"]["cc"] = {"rows": 16}
-    write_rows(out / "validation/cc", 16, seq_len, rng)
+    write_rows(out / "validation/cc", 16, seq_len, rng, vocab_size)
     manifest = {
         "seq_len": seq_len,
         "dtype": "uint16",
-        "vocab_size": VOCAB_SIZE,
+        "vocab_size": vocab_size,
         "tokenizer": {"file": "", "sha256": ""},
         "splits": splits,
         "totals": {},
@@ -61,12 +61,14 @@ def make_shards(out: Path, megabytes: int, seq_len: int) -> None:
     (out / "manifest.json").write_text(json.dumps(manifest))
 
 
-def write_rows(folder: Path, rows: int, seq_len: int, rng: np.random.Generator) -> None:
+def write_rows(
+    folder: Path, rows: int, seq_len: int, rng: np.random.Generator, vocab_size: int
+) -> None:
     """One stream of random rows."""
     columns = {"input_ids": f"ndarray:uint16:{seq_len}"}
     with MDSWriter(out=str(folder), columns=columns, hashes=["sha256"]) as writer:
         for _ in range(rows):
-            writer.write({"input_ids": rng.integers(VOCAB_SIZE, size=seq_len, dtype=np.uint16)})
+            writer.write({"input_ids": rng.integers(vocab_size, size=seq_len, dtype=np.uint16)})
 
 
 def measure(data: DataRecipe, batch_size: int, seconds: float) -> float:
