@@ -1,6 +1,7 @@
 """What each step of each thinking layer does: who is selected, how sure the router is, what moves.
 
-Shapes: B batch, S sequence, D hidden size, T thinking steps, M moments.
+Shapes: B batch, S sequence, D hidden size, T thinking steps, N steps of all
+layers, M moments.
 """
 
 import contextlib
@@ -35,6 +36,14 @@ class Moments(NamedTuple):
     weight_squared: Tensor
     change: Tensor
     selected_again: Tensor
+
+
+class SeenStep(NamedTuple):
+    """A step of this rank's microbatch; see `statistics_of`."""
+
+    moments: Moments
+    has_router: bool
+    has_step_before: bool
 
 
 @torch.no_grad()
@@ -101,13 +110,12 @@ class ThinkingStats(Callback):
     def __init__(self, interval: str = "50ba"):
         self._interval = BatchInterval(interval)
         self._watching = contextlib.ExitStack()
-        self._moments: dict[tuple[int, int], Moments] = {}
-        self._has_router = False
+        self._seen: dict[tuple[int, int], SeenStep] = {}
         self._last_BS: dict[int, Tensor] = {}
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         self._stop()  # a batch that ran out of memory starts anew
-        self._moments.clear()
+        self._seen.clear()
         if self._interval.is_due(state):
             self._watching.enter_context(unwrap(state.model).watching(self._note))
 
@@ -115,33 +123,38 @@ class ThinkingStats(Callback):
         self._stop()
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        if not self._moments:
-            return
-        table_M = torch.stack([torch.stack(moments) for moments in self._moments.values()])
-        dist.all_reduce(table_M)
-        table = (table_M / dist.get_world_size()).tolist()
-        metrics = {}
-        for (layer, step), moments in zip(self._moments, table, strict=True):
-            has_step_before = (layer, step) != min(k for k in self._moments if k[0] == layer)
-            figures = statistics_of(moments, self._has_router, has_step_before)
-            for name, value in figures.items():
-                metrics[f"thinking/layer_{layer}/step_{step}/{name}"] = value
-        for thinking_layer in unwrap(state.model).thinking_layers:
-            if thinking_layer.step_encoding is None:
-                continue
-            means = step_encoding_means(thinking_layer.step_encoding).tolist()
-            for step, mean in enumerate(means):
-                name = f"layer_{thinking_layer.layer_idx}/step_{step}/step_encoding_mean"
-                metrics[f"thinking/{name}"] = mean
-        logger.log_metrics(metrics)
-        self._moments.clear()
+        if self._seen:
+            logger.log_metrics({**self._figures(), **self._step_encodings(state)})
+            self._seen.clear()
 
     def _note(self, done: ThinkingStep) -> None:
-        key = (done.layer_idx, done.step)
-        self._has_router = done.weights_BS is not None
-        self._moments[key] = moments_of(done, self._last_BS.get(done.layer_idx))
+        before_BS = self._last_BS.get(done.layer_idx)
         self._last_BS[done.layer_idx] = done.is_selected_BS
+        self._seen[done.layer_idx, done.step] = SeenStep(
+            moments_of(done, before_BS), done.weights_BS is not None, before_BS is not None
+        )
 
     def _stop(self) -> None:
         self._watching.close()
         self._last_BS.clear()
+
+    def _figures(self) -> dict[str, float]:
+        """Of every step that was seen, on all ranks together."""
+        table_NM = torch.stack([torch.stack(seen.moments) for seen in self._seen.values()])
+        dist.all_reduce(table_NM)
+        table = (table_NM / dist.get_world_size()).tolist()
+        metrics = {}
+        for ((layer, step), seen), moments in zip(self._seen.items(), table, strict=True):
+            figures = statistics_of(moments, seen.has_router, seen.has_step_before)
+            for name, value in figures.items():
+                metrics[f"thinking/layer_{layer}/step_{step}/{name}"] = value
+        return metrics
+
+    def _step_encodings(self, state: State) -> dict[str, float]:
+        metrics = {}
+        for layer in unwrap(state.model).thinking_layers:
+            if layer.step_encoding is not None:
+                for step, mean in enumerate(step_encoding_means(layer.step_encoding).tolist()):
+                    name = f"thinking/layer_{layer.layer_idx}/step_{step}/step_encoding_mean"
+                    metrics[name] = mean
+        return metrics

@@ -62,7 +62,7 @@ def test_training_prints_at_the_interval_at_the_end_and_after_each_evaluation(
 
 
 def test_mfu_is_that_of_the_flops_at_the_ratios_in_force(small_recipe, make_trainer, capsys):
-    peak = 1e6
+    peak = 1e5
     recipe = small_recipe(
         "callbacks={console_lines: {interval: 5ba}}",
         f"callbacks.speed_monitor={{gpu_flops_available: {peak}}}",
@@ -79,7 +79,7 @@ def test_mfu_is_that_of_the_flops_at_the_ratios_in_force(small_recipe, make_trai
         flops_per_token.append(flops / (5 * 32))
         tokens_per_second, mfu = re.search(r"([\d,]+) tokens/s · (\d+) % MFU", line).groups()
         expected = float(tokens_per_second.replace(",", "")) * flops_per_token[-1] / peak
-        assert float(mfu) == pytest.approx(100 * expected, rel=1e-3)
+        assert float(mfu) == pytest.approx(100 * expected, rel=0.01)
     assert flops_per_token[1] > 1.1 * flops_per_token[0]
 
 
