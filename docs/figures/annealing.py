@@ -8,7 +8,8 @@ from pathlib import Path
 import matplotlib as mpl
 
 mpl.use("svg")
-mpl.rcParams.update({"svg.hashsalt": "annealing", "font.size": 9})  # the same file every time
+# The same file every time, its text as text.
+mpl.rcParams.update({"svg.hashsalt": "annealing", "svg.fonttype": "none", "font.size": 9})
 
 import matplotlib.pyplot as plt  # noqa: E402
 
