@@ -25,7 +25,8 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     """L2 norms of the gradients, scalars: `routers`, `step_encoding`, `rest` and `global`.
 
     Sharded gradients count as a whole; every rank must call this, and gets the same. A kind
-    without gradients is left out.
+    without gradients is left out; where gradients are only reduced after the last microbatch, there
+    are none before it.
     """
     gradients = defaultdict(list)
     for name, parameter in model.named_parameters():
@@ -35,7 +36,8 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     for kind in sorted(gradients):
         norm = get_total_norm(gradients[kind])
         norms[kind] = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    norms["global"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
+    if norms:
+        norms["global"] = torch.linalg.vector_norm(torch.stack(list(norms.values())))
     return norms
 
 

@@ -2,10 +2,16 @@
 
 import pytest
 from composer.core import Callback
+from torch import nn
 
+from itt_composer.callbacks.gradient_norms import gradient_norms
 from itt_composer.models.composer_model import unwrap
 
 NORMS = ("callbacks.gradient_norms={interval: 3ba}", "algorithms.gradient_clipping={}")
+
+
+def test_before_any_gradient_there_is_no_norm():
+    assert gradient_norms(nn.Linear(2, 2)) == {}
 
 
 class Summed(Callback):
