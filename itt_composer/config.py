@@ -6,7 +6,7 @@ A recipe file names the parts it is made of and overrides what differs:
       model: ../models/llama_162m.yaml
       thinking: ../thinking/itt_x4.yaml
       data: ../data/redpajama.yaml
-      train: ../train/a100_x8.yaml
+      train: ../train/paper.yaml
     run_name: itt_x4_162m
 
 Parts are merged in that order, then the recipe's own keys, then the command line's. Paths of
