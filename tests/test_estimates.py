@@ -86,7 +86,7 @@ def test_memory_of_the_papers_recipes_is_that_of_their_tensors(name, checkpointi
         measured = measure(config, step)
     estimated = training_memory(config, step)
     assert estimated.states == pytest.approx(2 * measured.weights_and_gradients, rel=0.001)
-    assert estimated.activations + estimated.working == pytest.approx(measured.needed, rel=0.03)
+    assert estimated.activations + estimated.working == pytest.approx(measured.needed, rel=0.01)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "thinking_steps", "all"])
@@ -118,7 +118,9 @@ def test_memory_follows_every_setting(thinking, precision, checkpointing):
         4, 256, precision, activation_checkpointing=checkpointing, loss_chunk_tokens=128
     )
     estimated, measured = training_memory(config, step), measure(config, step)
-    assert estimated.activations + estimated.working == pytest.approx(measured.needed, rel=0.06)
+    tolerance = 0.05 if checkpointing == "all" else 0.02
+    needed = estimated.activations + estimated.working
+    assert needed == pytest.approx(measured.needed, rel=tolerance)
 
 
 def test_sharded_states_shrink_with_the_gpus_and_buckets_of_ddp_are_a_copy():
