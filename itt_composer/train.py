@@ -22,6 +22,13 @@ from itt_composer.data.shards import LoaderError, check_shards, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
 from itt_composer.run_folder import RunFolder
+from itt_composer.sharding import (
+    check_sharding,
+    gather_for_loss,
+    name_units,
+    parallelism,
+    whole_model,
+)
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -91,8 +98,9 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     else:
         trainer.fit()
     losses = validation_losses(trainer)
-    if dist.get_global_rank() == 0:
-        save_results(recipe, run, trainer, model, losses)
+    trained = whole_model(trainer.state.model)
+    if trained is not None:
+        save_results(recipe, run, trainer, trained, losses)
     trainer.close()
 
 
@@ -124,11 +132,12 @@ def build_trainer(
     checkpoint_activations(model, settings.activation_checkpointing)
     if settings.compile:
         compile_layers(model)
+    name_units(model)
     composer_model = ComposerItt(model, settings.loss_chunk_tokens)
     algorithms = recipe.algorithms.build()
     if model.config.adaptive_routing:
         algorithms.append(ThresholdEstimate(calibration_rows=settings.calibration_rows))
-    return Trainer(
+    trainer = Trainer(
         model=composer_model,
         train_dataloader=build_dataloader(recipe.data, "train", settings.global_batch_size),
         eval_dataloader=build_evaluators(recipe),
@@ -151,7 +160,10 @@ def build_trainer(
         save_num_checkpoints_to_keep=settings.keep_checkpoints,
         autoresume=settings.autoresume,
         progress_bar=settings.progress_bar and sys.stderr.isatty(),
+        parallelism_config=parallelism(settings),
     )
+    gather_for_loss(model)
+    return trainer
 
 
 def build_evaluators(recipe: Recipe) -> "list[Evaluator]":
@@ -242,7 +254,9 @@ def _check_before_start(recipe: Recipe, run: RunFolder) -> None:
         except UserError as error:
             raise UserError(f"data.local={recipe.data.local}: {error}") from None
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    nodes = ranks // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    check_sharding(recipe.train, ranks, ranks_per_node)
+    nodes = ranks // ranks_per_node
     parts, size = recipe.data.num_canonical_nodes, recipe.train.global_batch_size
     if size % parts or (parts % nodes and nodes % parts):
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100
@@ -60,6 +60,20 @@ def next_token_loss(
     return _ChunkedCrossEntropy.apply(
         hidden_ND, output_weight_VD, targets_N, chunk_tokens, chunk_loss
     )
+
+
+class OutputEmbedding(nn.Linear):
+    """The output embedding: gives logits, or the loss without them."""
+
+    def next_token_loss(
+        self,
+        hidden_states_BSD: Tensor,
+        labels_BS: Tensor,
+        chunk_tokens: int,
+        chunk_loss: ChunkLoss = loss_and_gradient,
+    ) -> Tensor:
+        """See `next_token_loss`. Sharding gathers the weight for a call of this."""
+        return next_token_loss(hidden_states_BSD, self.weight, labels_BS, chunk_tokens, chunk_loss)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

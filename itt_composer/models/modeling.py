@@ -41,7 +41,7 @@ from itt_composer.models.layer import (
     ThinkingPass,
     ThinkingStep,
 )
-from itt_composer.models.loss import ChunkLoss, loss_and_gradient, next_token_loss
+from itt_composer.models.loss import ChunkLoss, OutputEmbedding, loss_and_gradient
 from itt_composer.models.step_cache import step_caches
 from itt_composer.thinking import RouterSelection, check_choice, check_early_exit
 
@@ -199,7 +199,7 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         self.model = IttModel(config)
         self.vocab_size = config.vocab_size
         self.chunk_loss: ChunkLoss = loss_and_gradient
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = OutputEmbedding(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @property
@@ -261,12 +261,8 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         if labels is None or loss_chunk_tokens is None:
             return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
         outputs = self.model(**inputs)
-        loss = next_token_loss(
-            outputs.last_hidden_state,
-            self.lm_head.weight,
-            labels,
-            loss_chunk_tokens,
-            self.chunk_loss,
+        loss = self.lm_head.next_token_loss(
+            outputs.last_hidden_state, labels, loss_chunk_tokens, self.chunk_loss
         )
         return CausalLMOutputWithPast(
             loss=loss,  # type: ignore[arg-type]

@@ -1,0 +1,124 @@
+"""How several ranks share the work of one model, by the recipe's `train.sharding`.
+
+FSDP2 goes through Composer: every decoder layer and both embeddings are units, whose weights are
+gathered when the unit is called and freed after it. A thinking layer is called once per forward
+pass, whatever its number of steps, so that it is gathered once.
+"""
+
+import copy
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from itt_composer.config import TrainRecipe
+from itt_composer.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from itt_composer.models import IttForCausalLM
+
+
+def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> None:
+    """Tell what a number of ranks cannot do, before anything heavy starts.
+
+    Raises:
+        UserError: naming the key and what to set instead.
+    """
+    if ranks == 1:
+        return
+    if settings.sharding == "none":
+        raise UserError(
+            f"train.sharding=none is for one rank, but there are {ranks}; set it to fsdp (or "
+            "hybrid, ddp)"
+        )
+    if settings.sharding == "hybrid" and (ranks_per_node == 1 or ranks % ranks_per_node):
+        raise UserError(
+            f"train.sharding=hybrid shards within each node, but {ranks} ranks at "
+            f"{ranks_per_node} per node leave nothing to shard or do not split evenly; set it to "
+            "fsdp, or start as many ranks, at least 2, on every node"
+        )
+    if settings.sharding != "ddp" and settings.microbatch_size == "auto":
+        raise UserError(
+            f"train.microbatch_size=auto does not work with train.sharding={settings.sharding} on "
+            f"{ranks} ranks; set a number, or train.sharding=ddp"
+        )
+
+
+def parallelism(settings: TrainRecipe) -> dict[str, Any] | None:
+    """Composer's `parallelism_config`; None where every rank, or the only one, has it all.
+
+    In mixed precision weights are gathered in bfloat16; gradients are summed over the ranks in
+    float32, and each rank's part of the weights and of the optimizer stays float32.
+    """
+    from composer.utils import dist
+    from composer.utils.parallelism import FSDP2Config
+
+    ranks, ranks_per_node = dist.get_world_size(), dist.get_local_world_size()
+    if ranks == 1 or settings.sharding in ("ddp", "none"):
+        return None
+
+    class HybridConfig(FSDP2Config):
+        """Shards within a node, with a replica per node."""
+
+        data_parallel_shard_degree = ranks_per_node
+        data_parallel_replicate_degree = ranks // ranks_per_node
+
+    is_hybrid = settings.sharding == "hybrid" and ranks > ranks_per_node
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2 Config/APIs are experimental")
+        return {"fsdp": HybridConfig() if is_hybrid else FSDP2Config()}
+
+
+def name_units(model: "IttForCausalLM") -> None:
+    """Tell Composer which modules are gathered on their own; before the trainer is built.
+
+    Embeddings that share their weight belong to the rest of the model, which is one unit.
+    """
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    embeddings = [model.model.embed_tokens, model.lm_head]
+    if model.config.tie_word_embeddings:
+        embeddings = []
+
+    def is_unit(module: "nn.Module") -> bool | dict[str, Any]:
+        if module is model.lm_head and embeddings:
+            return {"reshard_after_forward": False}  # the last of a pass is the next one's first
+        return isinstance(module, LlamaDecoderLayer) or any(module is each for each in embeddings)
+
+    model.fsdp_wrap_fn = is_unit  # type: ignore[assignment]
+
+
+def gather_for_loss(model: "IttForCausalLM") -> None:
+    """Have the output embedding gathered when the loss calls for it; after the sharding."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    register_fsdp_forward_method(model.lm_head, "next_token_loss")
+
+
+def whole_model(module: "nn.Module") -> "IttForCausalLM | None":
+    """The model with all of its weights, on rank 0; None on the others, which must ask, too.
+
+    Args:
+        module: what Composer's state holds.
+    """
+    import torch
+    from composer.utils import dist
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FSDPModule
+
+    from itt_composer.models import IttForCausalLM
+    from itt_composer.models.composer_model import unwrap
+
+    model = unwrap(module)
+    if not isinstance(model, FSDPModule):
+        return model if dist.get_global_rank() == 0 else None
+    # One tensor at a time, moved to rank 0's memory and dropped by the others.
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
+    if dist.get_global_rank() != 0:
+        return None
+    with torch.device("meta"):
+        whole = IttForCausalLM(copy.deepcopy(model.config))
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    return whole
