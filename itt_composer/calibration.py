@@ -92,12 +92,13 @@ def calibrate(
             asked = [ratio or ALMOST_NONE for ratio in ratios]
             with watched_scores(model, measure):
                 for index, batch in enumerate(batches, start=1):
-                    model.model(
+                    model(
                         input_ids=batch["input_ids"],
                         attention_mask=batch["attention_mask"],
                         use_cache=False,
                         select_ratios=asked,
                         early_exit=0.0,
+                        logits_to_keep=1,
                     )
                     on_progress(anchor * len(batches) + index, len(anchors) * len(batches))
         tables = measured

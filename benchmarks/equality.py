@@ -1,0 +1,178 @@
+"""Whether one process, two ranks DDP and two ranks FSDP2 compute the same.
+
+    python benchmarks/equality.py yamls/pretrain/quickstart.yaml [key=value …]
+
+Trains dense, Loop and ITT on the same global batches, with and without activation checkpointing,
+at two microbatch sizes, in each way of sharing the work. Prints a Markdown table: the largest
+difference of any step's loss, and of any weight after the last step, from one process that keeps
+all activations and takes each batch at once. Gradients are clipped and capacity is annealed.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+
+STEPS = 20
+GLOBAL_BATCH_SIZE = 8
+THINKING = Path(__file__).parents[1] / "yamls" / "thinking"
+KINDS = {
+    "dense": [f"parts.thinking={THINKING}/dense.yaml"],
+    "Loop×4": [f"parts.thinking={THINKING}/loop_x4.yaml"],
+    "ITT×4": [f"parts.thinking={THINKING}/itt_x4.yaml", "algorithms.capacity_annealing={}"],
+}
+CHECKPOINTING = {
+    "dense": ["none", "all"],
+    "Loop×4": ["none", "thinking_steps", "all"],
+    "ITT×4": ["none", "thinking_steps", "all"],
+}
+MICROBATCH_SIZES = [4, 1]
+WORLDS = {"1 process": (1, "none"), "2 ranks DDP": (2, "ddp"), "2 ranks FSDP2": (2, "fsdp")}
+FIXED = [
+    "parts.train=null",
+    f"train.max_duration={STEPS}ba",
+    f"train.global_batch_size={GLOBAL_BATCH_SIZE}",
+    f"train.eval_batch_size={GLOBAL_BATCH_SIZE}",
+    "train.eval_batches=1",
+    f"train.eval_interval={STEPS}ba",
+    f"train.save_interval={STEPS}ba",
+    "train.calibration_rows=8",
+    "train.precision=fp32",
+    "train.device=cpu",
+    "optimizer.decoupled_adamw.lr=1.0e-3",
+    "scheduler.cosine_with_warmup={}",
+    "algorithms.gradient_clipping.clipping_threshold=0.1",
+    "data.num_workers=0",
+]
+
+
+class Case(NamedTuple):
+    """One model, trained in one way."""
+
+    kind: str
+    checkpointing: str
+    microbatch_size: int
+
+    @property
+    def overrides(self) -> list[str]:
+        """What it changes in a recipe."""
+        return [
+            *KINDS[self.kind],
+            f"train.activation_checkpointing={self.checkpointing}",
+            f"train.microbatch_size={self.microbatch_size}",
+        ]
+
+
+CASES = [
+    Case(kind, checkpointing, microbatch_size)
+    for kind in KINDS
+    for checkpointing in CHECKPOINTING[kind]
+    for microbatch_size in MICROBATCH_SIZES
+]
+REFERENCES = [Case(kind, "none", GLOBAL_BATCH_SIZE) for kind in KINDS]
+
+
+def train_all(recipe_file: Path, overrides: list[str], world: str, out: Path) -> None:
+    """Train every case as this rank; rank 0 saves losses and weights in `out`."""
+    from composer.utils import dist
+
+    dist.initialize_dist("cpu")
+    ranks, sharding = WORLDS[world]
+    assert dist.get_world_size() == ranks, f"{world} is for {ranks} ranks"
+    results = {}
+    for number, case in enumerate([*REFERENCES, *CASES] if ranks == 1 else CASES):
+        run_folder = f"run_folder={out.with_suffix('')}/{number}"
+        keys = [*FIXED, *case.overrides, f"train.sharding={sharding}", run_folder, *overrides]
+        results[tuple(case)] = train_one(recipe_file, keys)
+    if dist.get_global_rank() == 0:
+        torch.save(results, out)
+
+
+def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
+    """Losses of all steps and the weights after the last, on rank 0."""
+    from composer.core import Callback
+    from composer.utils import reproducibility
+
+    from itt_composer.config import load_recipe
+    from itt_composer.run_folder import RunFolder
+    from itt_composer.sharding import whole_model
+    from itt_composer.train import build_model, build_trainer
+
+    class Losses(Callback):
+        values: list[float]
+
+        def batch_end(self, state: Any, logger: Any) -> None:
+            self.values.append(state.total_loss_dict["loss/train/total"])
+
+    recipe = load_recipe(recipe_file, overrides)
+    reproducibility.seed_all(recipe.seed)
+    trainer = build_trainer(recipe, RunFolder(recipe), build_model(recipe), "cpu")
+    losses = Losses()
+    losses.values = []
+    trainer.state.callbacks.append(losses)
+    trainer.fit()
+    model = whole_model(trainer.state.model)
+    trainer.close()
+    if model is None:
+        return None
+    return {"losses": losses.values, "weights": dict(model.state_dict())}
+
+
+def compare(files: dict[str, Path]) -> dict[tuple[Case, str], tuple[float, float]]:
+    """Largest differences of losses (nats) and of weights, by case and world."""
+    results = {world: torch.load(file, weights_only=False) for world, file in files.items()}
+    differences = {}
+    for case in CASES:
+        reference = results["1 process"][Case(case.kind, "none", GLOBAL_BATCH_SIZE)]
+        for world in WORLDS:
+            got = results[world][case]
+            losses = zip(got["losses"], reference["losses"], strict=True)
+            weights = [
+                (got["weights"][name] - weight).abs().max().item()
+                for name, weight in reference["weights"].items()
+                if not name.endswith("score_quantiles")  # measured on other batches in each way
+            ]
+            differences[case, world] = (max(abs(a - b) for a, b in losses), max(weights))
+    return differences
+
+
+def table(differences: dict[tuple[Case, str], tuple[float, float]]) -> str:
+    """Markdown: a row per case, a column per world."""
+    lines = [
+        "| model | activation checkpointing | microbatch | " + " | ".join(WORLDS) + " |",
+        "| --- " * (3 + len(WORLDS)) + "|",
+    ]
+    for case in CASES:
+        cells = [case.kind, case.checkpointing, str(case.microbatch_size)]
+        cells += ["{:.0e}, {:.0e}".format(*differences[case, world]) for world in WORLDS]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(
+    recipe: Annotated[Path, typer.Argument(help="Names model and data.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    world: Annotated[str | None, typer.Option(hidden=True)] = None,
+    out: Annotated[Path, typer.Option(hidden=True)] = Path("equality.pt"),
+) -> None:
+    """Compare one process, DDP and FSDP2."""
+    if world is not None:
+        return train_all(recipe, overrides or [], world, out)
+    launcher = str(Path(sys.executable).with_name("composer"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(THINKING.parents[1])}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / f"{place}.pt" for place, name in enumerate(WORLDS)}
+        for name, (ranks, _) in WORLDS.items():
+            own = ["--world", name, "--out", str(files[name])]
+            command = [launcher, "-n", str(ranks), __file__, str(recipe), *(overrides or []), *own]
+            subprocess.run(command, check=True, env=environment)
+        print(table(compare(files)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
