@@ -7,15 +7,19 @@ pass, whatever its number of steps, so that it is gathered once.
 
 import copy
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itt_composer.config import TrainRecipe
 from itt_composer.errors import UserError
+from itt_composer.run_folder import LATEST, RunFolder
 
 if TYPE_CHECKING:
     from torch import nn
 
     from itt_composer.models import IttForCausalLM
+
+FILE_ENDING = "-rank0.pt"
 
 
 def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> None:
@@ -122,3 +126,48 @@ def whole_model(module: "nn.Module") -> "IttForCausalLM | None":
     whole.load_state_dict(weights, assign=True)
     whole.tie_weights()
     return whole
+
+
+def fit_checkpoint(checkpoint: Path, is_sharded: bool) -> Path:
+    """The same checkpoint in the form that this run reads: a folder if sharded, else a file.
+
+    Rank 0 converts it where it has the other form, as after a change of the number of ranks or of
+    `train.sharding`; it needs the memory of the whole state, and the disk for both. The other
+    ranks, which must ask, too, wait.
+
+    Args:
+        checkpoint: one that is whole, links followed.
+        is_sharded: whether ranks of this run keep parts of the weights.
+    """
+    from composer.utils import dist
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
+
+    if checkpoint.is_dir() == is_sharded:
+        return checkpoint
+    # As Composer names them: `ep0-ba100-rank0.pt`, `ep0-ba100`.
+    name = checkpoint.name.removesuffix(FILE_ENDING)
+    fitting = checkpoint.with_name(name if is_sharded else f"{name}{FILE_ENDING}")
+    if dist.get_global_rank() == 0 and not fitting.exists():
+        partial = fitting.with_name(f"{fitting.name}.partial")
+        convert = torch_save_to_dcp if is_sharded else dcp_to_torch_save
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about its own storages
+            convert(checkpoint, partial)
+        partial.replace(fitting)
+    dist.barrier()
+    return fitting
+
+
+def fit_latest(run: RunFolder, is_sharded: bool) -> None:
+    """Let the link to a run's latest checkpoint name one in the form that this run reads."""
+    from composer.utils import dist
+
+    link = run.checkpoints / LATEST
+    if link.exists():
+        checkpoint = fit_checkpoint(link.resolve(), is_sharded)
+        if dist.get_global_rank() == 0:
+            partial = link.with_name(f"{LATEST}.partial")
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(checkpoint.name)
+            partial.replace(link)
+    dist.barrier()

@@ -24,6 +24,7 @@ from itt_composer.initial_weights import check_initial_weights, load_initial_wei
 from itt_composer.run_folder import RunFolder
 from itt_composer.sharding import (
     check_sharding,
+    fit_latest,
     gather_for_loss,
     name_units,
     parallelism,
@@ -133,6 +134,9 @@ def build_trainer(
     if settings.compile:
         compile_layers(model)
     name_units(model)
+    sharding = parallelism(settings)
+    if settings.autoresume:
+        fit_latest(run, is_sharded=sharding is not None)
     composer_model = ComposerItt(model, settings.loss_chunk_tokens)
     algorithms = recipe.algorithms.build()
     if model.config.adaptive_routing:
@@ -160,7 +164,7 @@ def build_trainer(
         save_num_checkpoints_to_keep=settings.keep_checkpoints,
         autoresume=settings.autoresume,
         progress_bar=settings.progress_bar and sys.stderr.isatty(),
-        parallelism_config=parallelism(settings),
+        parallelism_config=sharding,
     )
     gather_for_loss(model)
     return trainer
