@@ -6,6 +6,7 @@ pass, whatever its number of steps, so that it is gathered once.
 """
 
 import copy
+import functools
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,15 @@ def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> No
         )
 
 
-def parallelism(settings: TrainRecipe) -> dict[str, Any] | None:
+def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
     """Composer's `parallelism_config`; None where every rank, or the only one, has it all.
 
     In mixed precision weights are gathered in bfloat16; gradients are summed over the ranks in
     float32, and each rank's part of the weights and of the optimizer stays float32.
+
+    Args:
+        settings: the recipe's.
+        device: "cpu" or "gpu".
     """
     from composer.utils import dist
     from composer.utils.parallelism import FSDP2Config
@@ -68,9 +73,29 @@ def parallelism(settings: TrainRecipe) -> dict[str, Any] | None:
         data_parallel_replicate_degree = ranks // ranks_per_node
 
     is_hybrid = settings.sharding == "hybrid" and ranks > ranks_per_node
+    if is_hybrid and device == "cpu":
+        _let_cpus_have_replicas(ranks)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "FSDP2 Config/APIs are experimental")
         return {"fsdp": HybridConfig() if is_hybrid else FSDP2Config()}
+
+
+@functools.cache
+def _let_cpus_have_replicas(ranks: int) -> None:
+    """Do without what torch 2.7 takes for granted here: reducing to an average, and events."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
+
+    reduce_on_gpu = _fsdp_param_group.foreach_reduce
+
+    def divide_factors(*groups: Any) -> tuple[float, float]:
+        return 1.0, float(ranks)  # before and after a sum
+
+    def reduce(*settings: Any) -> tuple[Any, ...]:
+        *results, event, partial_output = reduce_on_gpu(*settings)
+        return (*results, event or "done", partial_output)
+
+    vars(_fsdp_collectives)["_get_gradient_divide_factors"] = divide_factors
+    vars(_fsdp_param_group)["foreach_reduce"] = reduce
 
 
 def name_units(model: "IttForCausalLM") -> None:

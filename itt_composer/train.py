@@ -134,7 +134,7 @@ def build_trainer(
     if settings.compile:
         compile_layers(model)
     name_units(model)
-    sharding = parallelism(settings)
+    sharding = parallelism(settings, device)
     if settings.autoresume:
         fit_latest(run, is_sharded=sharding is not None)
     composer_model = ComposerItt(model, settings.loss_chunk_tokens)

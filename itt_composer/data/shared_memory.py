@@ -7,21 +7,29 @@ refused its cache folder, or find another run's place in the data.
 Every rank of ours holds a lock on `/dev/shm/NNNNNN_itt_composer` as long as it or a worker of it
 lives, in whatever container. Whether a segment is open tells less: streaming, looking for a free
 number, opens the segments of others and keeps them open.
+
+Two nodes of a run may be on one machine: each takes numbers of its own.
 """
 
 import atexit
 import fcntl
+import itertools
 import os
 import re
 import signal
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 from streaming.base.constant import SHM_TO_CLEAN
+from streaming.base.shared import prefix
 
 SHARED_MEMORY = Path("/dev/shm")
 OWNER = "itt_composer"
+NUMBERS_PER_NODE = 100_000
 SEGMENT = re.compile(rf"(\d{{6,}})_({'|'.join([*SHM_TO_CLEAN, OWNER])})")
 
 _held: list[int] = []  # descriptors, open until the process ends
@@ -45,15 +53,31 @@ def hold_segments(number: int, is_first: bool, folder: Path = SHARED_MEMORY) -> 
         atexit.register(path.unlink, missing_ok=True)
 
 
-def remove_stale_segments(folder: Path = SHARED_MEMORY) -> list[str]:
-    """Remove the segments of this user that no process uses, and give their names.
+@contextmanager
+def numbers_of_node(node_rank: int) -> Iterator[None]:
+    """Have streaming look for a free number among those of a node."""
+    first = node_rank * NUMBERS_PER_NODE
+    with mock.patch.object(prefix, "_each_prefix_int", partial(itertools.count, first)):
+        yield
+
+
+def nodes_with_segments(folder: Path = SHARED_MEMORY) -> set[int]:
+    """The nodes whose numbers are taken, be it by runs that are gone."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    matches = (SEGMENT.fullmatch(path.name) for path in paths)
+    return {int(match[1]) // NUMBERS_PER_NODE for match in matches if match}
+
+
+def remove_stale_segments(folder: Path = SHARED_MEMORY, node_rank: int = 0) -> list[str]:
+    """Remove a node's segments of this user that no process uses, and give their names.
 
     A dataset's segments live and die together: one that is in use keeps all of its number. Call
     it before streaming looks for a free number, and not while another process does.
     """
     segments = defaultdict(list)
     for path in folder.iterdir() if folder.is_dir() else ():
-        if match := SEGMENT.fullmatch(path.name):
+        match = SEGMENT.fullmatch(path.name)
+        if match and int(match[1]) // NUMBERS_PER_NODE == node_rank:
             segments[match[1]].append(path)
     removed = []
     for number, paths in segments.items():

@@ -14,12 +14,18 @@ import numpy as np
 import torch
 from composer.core import DataSpec
 from composer.utils import dist
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from streaming import StreamingDataLoader
 
 from itt_composer.config import DataRecipe
 from itt_composer.data.shards import LoaderError, domains_with_rows, read_manifest
-from itt_composer.data.shared_memory import SHARED_MEMORY, hold_segments, remove_stale_segments
+from itt_composer.data.shared_memory import (
+    SHARED_MEMORY,
+    hold_segments,
+    nodes_with_segments,
+    numbers_of_node,
+    remove_stale_segments,
+)
 from itt_composer.data.token_rows import ShardStream, TokenRows
 from itt_composer.errors import UserError
 
@@ -106,18 +112,31 @@ def open_dataset(**settings: Any) -> TokenRows:
 
     It looks for a free name for its shared memory and then takes it; two runs that start at the
     same moment would take the same one. A node's first rank holds the lock for the others, which
-    look only when it has it.
+    look only when it has it. Nodes on one machine have a lock each: they wait for one another.
     """
-    is_first = dist.get_local_rank() == 0
-    folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
-    lock = FileLock(folder / f"itt_composer_{os.getuid()}.lock")
-    with lock if is_first else contextlib.nullcontext():
+    is_first, node_rank = dist.get_local_rank() == 0, dist.get_node_rank()
+    with _lock(node_rank) if is_first else contextlib.nullcontext():
         if is_first:
-            remove_stale_segments()
+            _remove_what_runs_left(node_rank)
         dist.barrier()
-        dataset = TokenRows(**settings)
+        with numbers_of_node(node_rank):
+            dataset = TokenRows(**settings)
         hold_segments(dataset._shm_prefix_int, is_first)
         return dataset
+
+
+def _lock(node_rank: int, timeout: float = -1) -> FileLock:
+    folder = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    suffix = f"_{node_rank}" if node_rank else ""
+    return FileLock(folder / f"itt_composer_{os.getuid()}{suffix}.lock", timeout=timeout)
+
+
+def _remove_what_runs_left(node_rank: int) -> None:
+    """Stale memory of this node, whose lock is held, and of others, unless a run is opening."""
+    remove_stale_segments(node_rank=node_rank)
+    for other in nodes_with_segments() - {node_rank}:
+        with contextlib.suppress(Timeout), _lock(other, timeout=0):
+            remove_stale_segments(node_rank=other)
 
 
 class TokenLoader(StreamingDataLoader):
