@@ -19,7 +19,7 @@ import torch
 import typer
 
 STEPS = 20
-GLOBAL_BATCH_SIZE = 8
+GLOBAL_BATCH_SIZE = 4
 THINKING = Path(__file__).parents[1] / "yamls" / "thinking"
 KINDS = {
     "dense": [f"parts.thinking={THINKING}/dense.yaml"],
@@ -31,7 +31,7 @@ CHECKPOINTING = {
     "Loop×4": ["none", "thinking_steps", "all"],
     "ITT×4": ["none", "thinking_steps", "all"],
 }
-MICROBATCH_SIZES = [4, 1]
+MICROBATCH_SIZES = [2, 1]
 WORLDS = {"1 process": (1, "none"), "2 ranks DDP": (2, "ddp"), "2 ranks FSDP2": (2, "fsdp")}
 FIXED = [
     "parts.train=null",
@@ -41,7 +41,7 @@ FIXED = [
     "train.eval_batches=1",
     f"train.eval_interval={STEPS}ba",
     f"train.save_interval={STEPS}ba",
-    "train.calibration_rows=8",
+    "train.calibration_rows=4",
     "train.precision=fp32",
     "train.device=cpu",
     "optimizer.decoupled_adamw.lr=1.0e-3",
