@@ -20,16 +20,25 @@ import typer
 
 STEPS = 20
 GLOBAL_BATCH_SIZE = 4
-THINKING = Path(__file__).parents[1] / "yamls" / "thinking"
+REPOSITORY = Path(__file__).parents[1]
 KINDS = {
-    "dense": [f"parts.thinking={THINKING}/dense.yaml"],
-    "Loop×4": [f"parts.thinking={THINKING}/loop_x4.yaml"],
-    "ITT×4": [f"parts.thinking={THINKING}/itt_x4.yaml", "algorithms.capacity_annealing={}"],
+    "dense": [
+        "thinking={thinking: dense, thinking_steps: 1, select_ratios: null}",
+        "algorithms.capacity_annealing=null",
+    ],
+    "loop": [
+        "thinking={thinking: loop, thinking_steps: 4, select_ratios: null}",
+        "algorithms.capacity_annealing=null",
+    ],
+    "itt": [
+        "thinking={thinking: itt, thinking_steps: 4, select_ratios: [0.5, 0.5, 0.5]}",
+        "algorithms.capacity_annealing={}",
+    ],
 }
 CHECKPOINTING = {
     "dense": ["none", "all"],
-    "Loop×4": ["none", "thinking_steps", "all"],
-    "ITT×4": ["none", "thinking_steps", "all"],
+    "loop": ["none", "thinking_steps", "all"],
+    "itt": ["none", "thinking_steps", "all"],
 }
 MICROBATCH_SIZES = [2, 1]
 WORLDS = {"1 process": (1, "none"), "2 ranks DDP": (2, "ddp"), "2 ranks FSDP2": (2, "fsdp")}
@@ -120,7 +129,11 @@ def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
     trainer.close()
     if model is None:
         return None
-    return {"losses": losses.values, "weights": dict(model.state_dict())}
+    return {
+        "kind": model.config.thinking,
+        "losses": losses.values,
+        "weights": dict(model.state_dict()),
+    }
 
 
 def compare(files: dict[str, Path]) -> dict[tuple[Case, str], tuple[float, float]]:
@@ -131,6 +144,7 @@ def compare(files: dict[str, Path]) -> dict[tuple[Case, str], tuple[float, float
         reference = results["1 process"][Case(case.kind, "none", GLOBAL_BATCH_SIZE)]
         for world in WORLDS:
             got = results[world][case]
+            assert got["kind"] == reference["kind"] == case.kind
             losses = zip(got["losses"], reference["losses"], strict=True)
             weights = [
                 (got["weights"][name] - weight).abs().max().item()
@@ -164,7 +178,7 @@ def main(
     if world is not None:
         return train_all(recipe, overrides or [], world, out)
     launcher = str(Path(sys.executable).with_name("composer"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(THINKING.parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{place}.pt" for place, name in enumerate(WORLDS)}
         for name, (ranks, _) in WORLDS.items():

@@ -75,6 +75,7 @@ def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
     is_hybrid = settings.sharding == "hybrid" and ranks > ranks_per_node
     if is_hybrid and device == "cpu":
         _let_cpus_have_replicas(ranks)
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own, at each save
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "FSDP2 Config/APIs are experimental")
         return {"fsdp": HybridConfig() if is_hybrid else FSDP2Config()}

@@ -83,6 +83,8 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
     device = _device(recipe)
+    # Composer asks for the node by this name, torchrun gives it by the other.
+    os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     dist.initialize_dist(device)
     prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
     reproducibility.seed_all(recipe.seed)
