@@ -4,7 +4,8 @@
 
 Trains dense, Loop and ITT on the same global batches, with and without activation checkpointing,
 at two microbatch sizes, in each way of sharing the work. Prints a Markdown table: the largest
-difference of any step's loss, and of any weight after the last step, from one process that keeps
+differences of any step's loss, of any step's gradient norm (before clipping, relative), and of any
+weight after the last step, from one process that keeps
 all activations and takes each batch at once. Gradients are clipped and capacity is annealed.
 """
 
@@ -56,6 +57,7 @@ FIXED = [
     "optimizer.decoupled_adamw.lr=1.0e-3",
     "scheduler.cosine_with_warmup={}",
     "algorithms.gradient_clipping.clipping_threshold=0.1",
+    "callbacks.gradient_norms.interval=1ba",
     "data.num_workers=0",
 ]
 
@@ -77,16 +79,38 @@ class Case(NamedTuple):
         ]
 
 
+class Differences(NamedTuple):
+    """Largest differences from the reference.
+
+    Attributes:
+        loss: of any step, nats.
+        gradient_norm: of any step, before clipping, relative.
+        weight: of any weight after the last step.
+    """
+
+    loss: float
+    gradient_norm: float
+    weight: float
+
+
 CASES = [
     Case(kind, checkpointing, microbatch_size)
     for kind in KINDS
     for checkpointing in CHECKPOINTING[kind]
     for microbatch_size in MICROBATCH_SIZES
 ]
+# Each kind, each microbatch size, and each way to share the work, in a third of the time.
+FEW_CASES = [
+    Case(kind, which[recomputed], MICROBATCH_SIZES[recomputed])
+    for kind, which in CHECKPOINTING.items()
+    for recomputed in (0, 1)
+]
 REFERENCES = [Case(kind, "none", GLOBAL_BATCH_SIZE) for kind in KINDS]
 
 
-def train_all(recipe_file: Path, overrides: list[str], world: str, out: Path) -> None:
+def train_all(
+    recipe_file: Path, overrides: list[str], world: str, out: Path, cases: list[Case]
+) -> None:
     """Train every case as this rank; rank 0 saves losses and weights in `out`."""
     from composer.utils import dist
 
@@ -94,7 +118,7 @@ def train_all(recipe_file: Path, overrides: list[str], world: str, out: Path) ->
     ranks, sharding = WORLDS[world]
     assert dist.get_world_size() == ranks, f"{world} is for {ranks} ranks"
     results = {}
-    for number, case in enumerate([*REFERENCES, *CASES] if ranks == 1 else CASES):
+    for number, case in enumerate([*REFERENCES, *cases] if ranks == 1 else cases):
         run_folder = f"run_folder={out.with_suffix('')}/{number}"
         keys = [*FIXED, *case.overrides, f"train.sharding={sharding}", run_folder, *overrides]
         results[tuple(case)] = train_one(recipe_file, keys)
@@ -103,8 +127,8 @@ def train_all(recipe_file: Path, overrides: list[str], world: str, out: Path) ->
 
 
 def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
-    """Losses of all steps and the weights after the last, on rank 0."""
-    from composer.core import Callback
+    """Losses and gradient norms of all steps and the weights after the last, on rank 0."""
+    from composer.loggers import InMemoryLogger
     from composer.utils import reproducibility
 
     from itt_composer.config import load_recipe
@@ -112,18 +136,12 @@ def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
     from itt_composer.sharding import whole_model
     from itt_composer.train import build_model, build_trainer
 
-    class Losses(Callback):
-        values: list[float]
-
-        def batch_end(self, state: Any, logger: Any) -> None:
-            self.values.append(state.total_loss_dict["loss/train/total"])
-
     recipe = load_recipe(recipe_file, overrides)
     reproducibility.seed_all(recipe.seed)
     trainer = build_trainer(recipe, RunFolder(recipe), build_model(recipe), "cpu")
-    losses = Losses()
-    losses.values = []
-    trainer.state.callbacks.append(losses)
+    log = InMemoryLogger()
+    log.init(trainer.state, trainer.logger)
+    trainer.logger.destinations = (*trainer.logger.destinations, log)
     trainer.fit()
     model = whole_model(trainer.state.model)
     trainer.close()
@@ -131,39 +149,45 @@ def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
         return None
     return {
         "kind": model.config.thinking,
-        "losses": losses.values,
+        "losses": [float(loss) for _, loss in log.data["loss/train/total"]],
+        "norms": [float(norm) for _, norm in log.data["gradient_norm/global"]],
         "weights": dict(model.state_dict()),
     }
 
 
-def compare(files: dict[str, Path]) -> dict[tuple[Case, str], tuple[float, float]]:
-    """Largest differences of losses (nats) and of weights, by case and world."""
+def compare(files: dict[str, Path], cases: list[Case]) -> dict[tuple[Case, str], Differences]:
+    """The largest differences by case and world."""
     results = {world: torch.load(file, weights_only=False) for world, file in files.items()}
     differences = {}
-    for case in CASES:
+    for case in cases:
         reference = results["1 process"][Case(case.kind, "none", GLOBAL_BATCH_SIZE)]
         for world in WORLDS:
             got = results[world][case]
             assert got["kind"] == reference["kind"] == case.kind
             losses = zip(got["losses"], reference["losses"], strict=True)
+            norms = zip(got["norms"], reference["norms"], strict=True)
             weights = [
                 (got["weights"][name] - weight).abs().max().item()
                 for name, weight in reference["weights"].items()
                 if not name.endswith("score_quantiles")  # measured on other batches in each way
             ]
-            differences[case, world] = (max(abs(a - b) for a, b in losses), max(weights))
+            differences[case, world] = Differences(
+                loss=max(abs(a - b) for a, b in losses),
+                gradient_norm=max(abs(a / b - 1) for a, b in norms),
+                weight=max(weights),
+            )
     return differences
 
 
-def table(differences: dict[tuple[Case, str], tuple[float, float]]) -> str:
+def table(differences: dict[tuple[Case, str], Differences]) -> str:
     """Markdown: a row per case, a column per world."""
     lines = [
         "| model | activation checkpointing | microbatch | " + " | ".join(WORLDS) + " |",
         "| --- " * (3 + len(WORLDS)) + "|",
     ]
-    for case in CASES:
+    for case in dict.fromkeys(case for case, _ in differences):
         cells = [case.kind, case.checkpointing, str(case.microbatch_size)]
-        cells += ["{:.0e}, {:.0e}".format(*differences[case, world]) for world in WORLDS]
+        cells += [", ".join(f"{each:.0e}" for each in differences[case, world]) for world in WORLDS]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -173,19 +197,21 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     world: Annotated[str | None, typer.Option(hidden=True)] = None,
     out: Annotated[Path, typer.Option(hidden=True)] = Path("equality.pt"),
+    few: Annotated[bool, typer.Option("--few", help="A third of the cases.")] = False,
 ) -> None:
     """Compare one process, DDP and FSDP2."""
+    cases = FEW_CASES if few else CASES
     if world is not None:
-        return train_all(recipe, overrides or [], world, out)
+        return train_all(recipe, overrides or [], world, out, cases)
     launcher = str(Path(sys.executable).with_name("composer"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{place}.pt" for place, name in enumerate(WORLDS)}
         for name, (ranks, _) in WORLDS.items():
-            own = ["--world", name, "--out", str(files[name])]
+            own = ["--world", name, "--out", str(files[name]), *(["--few"] if few else [])]
             command = [launcher, "-n", str(ranks), __file__, str(recipe), *(overrides or []), *own]
             subprocess.run(command, check=True, env=environment)
-        print(table(compare(files)))
+        print(table(compare(files, cases)))
 
 
 if __name__ == "__main__":

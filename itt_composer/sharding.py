@@ -73,8 +73,8 @@ def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
         data_parallel_replicate_degree = ranks // ranks_per_node
 
     is_hybrid = settings.sharding == "hybrid" and ranks > ranks_per_node
-    if is_hybrid and device == "cpu":
-        _let_cpus_have_replicas(ranks)
+    if device == "cpu":
+        average_on_cpu(ranks)
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own, at each save
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "FSDP2 Config/APIs are experimental")
@@ -82,8 +82,12 @@ def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
 
 
 @functools.cache
-def _let_cpus_have_replicas(ranks: int) -> None:
-    """Do without what torch 2.7 takes for granted here: reducing to an average, and events."""
+def average_on_cpu(ranks: int) -> None:
+    """Average gradients over the ranks where gloo carries them, which NCCL does by itself.
+
+    Asked for an average, gloo gives a sum when it scatters, and an error when it reduces to all
+    (hybrid). It has no events either, which torch 2.7 takes for granted there.
+    """
     from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
 
     reduce_on_gpu = _fsdp_param_group.foreach_reduce

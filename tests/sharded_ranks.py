@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from itt_composer.config import Recipe, load_recipe
 from itt_composer.models.composer_model import ComposerItt, unwrap
 from itt_composer.models.wrapping import checkpoint_activations
-from itt_composer.sharding import gather_for_loss, name_units
+from itt_composer.sharding import average_on_cpu, gather_for_loss, name_units
 from itt_composer.train import build_model
 
 KINDS = {
@@ -74,16 +74,28 @@ def gathers(recipe: Recipe) -> list[int]:
 
 
 def clipping(recipe: Recipe) -> dict[str, float]:
-    """Norm of the clipped gradients, and their largest difference from those of one process."""
+    """Norm of the clipped gradients, and largest differences from those of one process."""
     sharded, plain = shard(recipe, Precision.FP32), build(recipe)
     for model, rows in ((sharded, own_rows()), (plain, slice(4))):
         model(batch_of(recipe, rows)).loss.backward()
+    before = largest_difference(sharded, plain)
+    for model in (sharded, plain):
         apply_gradient_clipping(model, "norm", THRESHOLD, fsdp_enabled=False)
+    gradients = [weight.grad.full_tensor().flatten() for weight in sharded.parameters()]
+    return {
+        "norm": torch.cat(gradients).norm().item(),
+        "difference_before": before,
+        "difference": largest_difference(sharded, plain),
+    }
+
+
+def largest_difference(sharded: ComposerItt, plain: ComposerItt) -> float:
+    """Of any gradient."""
     expected = {name: weight.grad for name, weight in plain.named_parameters()}
-    got = {name: weight.grad.full_tensor() for name, weight in sharded.named_parameters()}
-    norm = torch.cat([grad.flatten() for grad in got.values()]).norm().item()
-    largest = max((got[name] - grad).abs().max().item() for name, grad in expected.items())
-    return {"norm": norm, "difference": largest}
+    return max(
+        (weight.grad.full_tensor() - expected[name]).abs().max().item()
+        for name, weight in sharded.named_parameters()
+    )
 
 
 def mixed_precision(recipe: Recipe) -> dict[str, Any]:
@@ -108,6 +120,7 @@ def mixed_precision(recipe: Recipe) -> dict[str, Any]:
 def main() -> None:
     file, out, *overrides = sys.argv[1:]
     dist.initialize_dist("cpu")
+    average_on_cpu(dist.get_world_size())
     seen: dict[str, Any] = {"gathers": {}}
     for kind, keys in KINDS.items():
         for which in ("none", "all"):

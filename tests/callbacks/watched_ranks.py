@@ -14,18 +14,19 @@ import torch
 from composer import Trainer
 from composer.loggers import InMemoryLogger
 from composer.utils import dist
-from composer.utils.parallelism import FSDP2Config
-from torch.distributed.fsdp import FSDPModule
 
 from itt_composer.config import Recipe, load_recipe
 from itt_composer.data.streams import build_dataloader
 from itt_composer.models.composer_model import ComposerItt
+from itt_composer.sharding import gather_for_loss, name_units, parallelism
 from itt_composer.train import build_model
 
 
 def watch(recipe: Recipe, is_sharded: bool) -> dict[str, list[float]]:
     torch.manual_seed(recipe.seed)
-    model = ComposerItt(build_model(recipe))
+    own = build_model(recipe)
+    name_units(own)
+    model = ComposerItt(own)
     log = InMemoryLogger()
     trainer = Trainer(
         model=model,
@@ -39,12 +40,9 @@ def watch(recipe: Recipe, is_sharded: bool) -> dict[str, list[float]]:
         max_duration="2ba",
         device_train_microbatch_size=recipe.train.microbatch_size,
         progress_bar=False,
-        parallelism_config={"fsdp": FSDP2Config()} if is_sharded else None,
+        parallelism_config=parallelism(recipe.train, "cpu") if is_sharded else None,
     )
-    for module in trainer.state.model.modules():
-        if isinstance(module, FSDPModule):
-            # Over gloo it adds gradients up, in silence, where NCCL averages them.
-            module.set_all_reduce_hook(lambda gradients: gradients.div_(dist.get_world_size()))
+    gather_for_loss(own)
     trainer.fit()
     trainer.close()
     names = ("thinking/", "gradient_norm/", "loss/")
