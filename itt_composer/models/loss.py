@@ -106,15 +106,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 total += loss
                 if grad_hidden_ND is not None:
                     grad_hidden_ND[rows] = grad_NV @ cast_VD
-                if grad_weight_VD is not None:
+                if grad_weight_VD is not None and grad_weight_VD.dtype == dtype:
+                    grad_weight_VD.addmm_(grad_NV.T, chunk_ND)
+                elif grad_weight_VD is not None:
                     grad_weight_VD += grad_NV.T @ chunk_ND
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.gradients = grad_hidden_ND, grad_weight_VD
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grads = (
-            None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors
-        )
-        return (*grads, None, None, None)
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of a loss in chunks can be taken once only")
+        gradients, ctx.gradients = ctx.gradients, None
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(grad_loss)  # in place: they are large
+        return (*gradients, None, None, None)
