@@ -28,9 +28,8 @@ from torch.distributed.checkpoint.metadata import (
 from torch.torch_version import TorchVersion
 
 from itt_composer.errors import UserError
-from itt_composer.run_folder import LATEST
+from itt_composer.run_folder import LATEST, METADATA
 
-METADATA = ".metadata"
 ALLOW_CODE = "--allow-code-execution"
 # What a checkpoint holds beside tensors and plain values: times, random states, a version.
 RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
@@ -143,6 +142,20 @@ def load_checkpoint(path: Path, allow_code: bool = False) -> Checkpoint:
             f"{path} is no training checkpoint of a model ({type(error).__name__}: {error}); "
             "name one that itt_composer.train wrote"
         ) from None
+
+
+def stored_sizes(folder: Path) -> dict[str, int]:
+    """Bytes that each file of a sharded checkpoint must have, at the least, by its name.
+
+    Raises:
+        UserError: its metadata is missing or damaged.
+    """
+    sizes: dict[str, int] = {}
+    with _told(folder / METADATA):
+        for place in _read_metadata(folder / METADATA, allow_code=False).storage_data.values():
+            name = Path(place.relative_path).name
+            sizes[name] = max(sizes.get(name, 0), place.offset + place.length)
+    return sizes
 
 
 def _at(state: Any, location: tuple[str, ...]) -> Any:

@@ -152,6 +152,7 @@ class DataRecipe(_Group):
         cache_limit: most bytes of the cache, of each split ("200gb"), or null.
         download_retry: attempts to download a file.
         download_timeout: seconds for one file.
+        worker_timeout: seconds for a batch, after which a loader process is taken to hang.
     """
 
     local: str
@@ -169,6 +170,7 @@ class DataRecipe(_Group):
     cache_limit: Annotated[str, Field(pattern=r"^(?i:\d+(\.\d+)?[kmgt]b)$")] | None = None
     download_retry: Positive = 2
     download_timeout: float = Field(60.0, gt=0)
+    worker_timeout: float = Field(600.0, gt=0)
 
     @model_validator(mode="after")
     def _cache_has_an_origin(self) -> "DataRecipe":
@@ -194,7 +196,8 @@ class TrainRecipe(_Group):
         calibration_rows: validation sequences that the final thresholds are measured on.
         save_interval: how often a checkpoint is written; the last batch always is.
         keep_checkpoints: how many are kept; -1 keeps all.
-        autoresume: go on from the run's latest checkpoint, if there is one.
+        autoresume: go on from the run's latest checkpoint, if there is one; false refuses to.
+        rank_timeout: seconds without progress, after which a rank is taken to hang.
         progress_bar: on a terminal.
         device: null picks a GPU where there is one.
         sharding: how several ranks share the work: "fsdp" shards parameters, gradients and
@@ -218,6 +221,7 @@ class TrainRecipe(_Group):
     save_interval: Duration = "1000ba"
     keep_checkpoints: CountOrAll = 2
     autoresume: bool = True
+    rank_timeout: float = Field(1800.0, gt=0)
     progress_bar: bool = True
     device: Literal["cpu", "gpu"] | None = None
     sharding: Sharding = "fsdp"

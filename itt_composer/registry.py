@@ -156,6 +156,18 @@ class CapacityAnnealing(Settings):
     levels: Annotated[int, Field(ge=2)] | Literal["continuous"] = 8
 
 
+@ALGORITHMS.register("loss_guard", "itt_composer.algorithms.loss_guard:LossGuard")
+class LossGuard(Settings):
+    """Stops, or skips the step, when the loss or a gradient is not finite or the loss jumps."""
+
+    on_nan: Literal["stop", "skip"] = "stop"
+    on_spike: Literal["stop", "skip"] | None = None
+    spike_nats: float = Field(0.5, gt=0)
+    spike_deviations: float = Field(6.0, gt=0)
+    window: int = Field(100, ge=1)
+    max_skips: int = Field(10, ge=1)
+
+
 @CALLBACKS.register("console_lines", "itt_composer.callbacks.console_lines:ConsoleLines")
 class ConsoleLines(Settings):
     """One readable line per interval and one per evaluation."""
@@ -205,11 +217,6 @@ class LRMonitor(Settings):
 @CALLBACKS.register("memory_monitor", "composer.callbacks:MemoryMonitor")
 class MemoryMonitor(Settings):
     """Logs the device's memory; does nothing on a CPU."""
-
-
-@CALLBACKS.register("nan_monitor", "composer.callbacks:NaNMonitor")
-class NaNMonitor(Settings):
-    """Stops when the loss is not a number."""
 
 
 @LOGGERS.register("json_lines", "itt_composer.callbacks.json_lines:JsonLinesLogger")

@@ -1,22 +1,32 @@
 """The folder of one training run, and what its files say about going on."""
 
-import difflib
+import fcntl
 import json
 import os
+import re
+import socket
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from itt_composer.config import Recipe, recipe_as_yaml
 from itt_composer.errors import UserError
 from itt_composer.files import write_whole
+from itt_composer.recipe_changes import changes, describe, is_free
 
 LATEST = "latest-rank0.pt"
+# One file, or the folder of a sharded checkpoint.
+CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(-rank0\.pt)?")
+METADATA = ".metadata"
+ALLOW_CHANGES = "--allow-changes"
 
 
 class RunFolder:
     """`recipe.yaml`, `checkpoints/`, `model/` and `summary.json` of a run.
 
-    `summary.json` is written last: it marks a finished run.
+    `summary.json` is written last: it marks a finished run. `.lock` is held by the run's first
+    rank, and by the system's care given free when that process ends.
     """
 
     def __init__(self, recipe: Recipe):
@@ -26,32 +36,58 @@ class RunFolder:
         self.model = self.path / "model"
         self.summary = self.path / "summary.json"
         self._recipe_text = recipe_as_yaml(recipe)
+        self._autoresume = recipe.train.autoresume
+        self._lock: int | None = None
 
     def is_finished(self) -> bool:
-        """Whether this very recipe has been trained to its end here."""
-        return self.summary.is_file() and self._saved_recipe() == self._recipe_text
+        """Whether this recipe has been trained to its end here."""
+        saved = self._saved_recipe()
+        if saved is None or not self.summary.is_file():
+            return False
+        return all(is_free(key) for key in self._changes(saved))
+
+    def list_checkpoints(self) -> list[Path]:
+        """Checkpoints, the newest first; those of which a part was never written are left out."""
+        return [path for path in self._named_checkpoints() if is_complete(path)]
+
+    def list_partial(self) -> list[Path]:
+        """What runs left behind that ended while they saved."""
+        if not self.checkpoints.is_dir():
+            return []
+        partial = [path for path in self.checkpoints.iterdir() if path.suffix == ".partial"]
+        return partial + [path for path in self._named_checkpoints() if not is_complete(path)]
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        return (self.checkpoints / LATEST).exists()
+        """Whether there is a checkpoint to go on from, be it damaged."""
+        return bool(self.list_checkpoints())
 
-    def check_resumable(self) -> None:
+    def check_resumable(self, allow_changes: bool = False) -> dict[str, tuple[Any, Any]]:
         """Refuse to go on with, or write over, the run of another recipe.
 
+        Args:
+            allow_changes: go on with another recipe.
+
+        Returns:
+            Keys that differ, with their old and new values.
+
         Raises:
-            UserError: with the lines that differ.
+            UserError: naming the keys that differ; or there is a run and `train.autoresume` is off.
         """
+        if not self._autoresume and self.has_checkpoint():
+            raise UserError(
+                f"{self.checkpoints} holds the checkpoints of a run, and train.autoresume=false; "
+                "delete the folder to train anew, or choose another run_name or run_folder"
+            )
         saved = self._saved_recipe()
-        if saved is None or saved == self._recipe_text:
-            return
-        lines = difflib.unified_diff(
-            saved.splitlines(), self._recipe_text.splitlines(), n=0, lineterm=""
-        )
-        changes = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
-        raise UserError(
-            f"{self.recipe_file} is of another recipe ({'; '.join(changes)}); choose another "
-            "run_name or run_folder, or delete the folder to train anew"
-        )
+        differences = {} if saved is None else self._changes(saved)
+        refused = {key: pair for key, pair in differences.items() if not is_free(key)}
+        if refused and not allow_changes:
+            raise UserError(
+                f"{self.recipe_file} is of another recipe ({describe(refused)}); choose another "
+                "run_name or run_folder, delete the folder to train anew, or add "
+                f"{ALLOW_CHANGES} to go on with these changes"
+            )
+        return differences
 
     def check_writable(self) -> None:
         """Make the folder, before anything heavy starts.
@@ -68,18 +104,74 @@ class RunFolder:
         if not os.access(self.path, os.W_OK):
             raise UserError(f"run_folder={self.path} cannot be written to; choose another")
 
-    def write_recipe(self) -> None:
-        """Save the resolved recipe beside the checkpoints."""
+    def lock(self) -> None:
+        """Keep other runs out of the folder for the life of this process.
+
+        A lock of POSIX, not of BSD: loader processes do not inherit it, so that it goes with this
+        process however that ends.
+
+        Raises:
+            UserError: another process has it.
+        """
+        path = self.path / ".lock"
+        self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = path.read_text(encoding="utf-8").strip() or "unknown"
+            raise UserError(
+                f"run_folder={self.path} is in use by another run (process {owner}); wait for its "
+                "end, end it, or choose another run_name or run_folder"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def write_recipe(self, batch: int = 0) -> None:
+        """Save the resolved recipe beside the checkpoints.
+
+        Args:
+            batch: batches done; a recipe that is replaced is kept under this number.
+        """
+        saved = self._saved_recipe()
+        if saved is not None and any(not is_free(key) for key in self._changes(saved)):
+            # First: with the new recipe in its place, it would mark the longer run as finished.
+            self.summary.unlink(missing_ok=True)
+            write_whole(self.path / f"recipe_until_batch_{batch}.yaml", saved)
         write_whole(self.recipe_file, self._recipe_text)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished."""
         write_whole(self.summary, json.dumps(summary, indent=1) + "\n")
 
+    def _named_checkpoints(self) -> list[Path]:
+        if not self.checkpoints.is_dir():
+            return []
+        found = [path for path in self.checkpoints.iterdir() if CHECKPOINT.fullmatch(path.name)]
+        return sorted(found, key=batch_of, reverse=True)
+
+    def _changes(self, saved: str) -> dict[str, tuple[Any, Any]]:
+        return changes(yaml.safe_load(saved), yaml.safe_load(self._recipe_text))
+
     def _saved_recipe(self) -> str | None:
         try:
-            return self.recipe_file.read_text(encoding="utf-8")
+            text = self.recipe_file.read_text(encoding="utf-8")
+            is_recipe = isinstance(yaml.safe_load(text), dict)
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{self.recipe_file} cannot be read: {error}") from None
+        if not is_recipe:
+            raise UserError(f"{self.recipe_file} holds no recipe; delete the folder to train anew")
+        return text
+
+
+def batch_of(checkpoint: Path) -> tuple[int, int]:
+    """(batch, epoch) of a checkpoint, from its name."""
+    match = CHECKPOINT.fullmatch(checkpoint.name)
+    assert match, checkpoint
+    return int(match[2]), int(match[1])
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the last part of a checkpoint was written: of a sharded one, its metadata."""
+    return not checkpoint.is_dir() or (checkpoint / METADATA).is_file()

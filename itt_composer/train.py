@@ -6,8 +6,11 @@
 Writes into the recipe's `run_folder`: `recipe.yaml` (resolved), `checkpoints/`, the loggers'
 files and, at the end, `model/` (a transformers folder) and `summary.json`. The same command
 goes on where an interrupted run was, and does nothing where one has finished.
+
+Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 preempted by SIGTERM and saved.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -21,7 +24,9 @@ from itt_composer.config import Recipe, load_recipe, recipe_as_yaml
 from itt_composer.data.shards import LoaderError, check_shards, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
-from itt_composer.run_folder import RunFolder
+from itt_composer.launched import end_with_launcher, is_loss_of_a_rank
+from itt_composer.recipe_changes import describe
+from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
 from itt_composer.sharding import (
     check_sharding,
     fit_latest,
@@ -36,7 +41,12 @@ if TYPE_CHECKING:
     from composer.core import Evaluator
 
     from itt_composer.models import IttForCausalLM
+    from itt_composer.resume import Start
 
+
+# Added to what a rank may take: a hanging one is named before the others give up waiting.
+COLLECTIVE_MARGIN = 120.0
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -50,8 +60,12 @@ def main(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Show the resolved recipe and stop.")
     ] = False,
+    allow_changes: Annotated[
+        bool, typer.Option(ALLOW_CHANGES, help="Go on with a run whose recipe was another.")
+    ] = False,
 ) -> None:
     """Train a model from a recipe."""
+    end_with_launcher()
     try:
         recipe = load_recipe(recipe_file, overrides or ())
         if print_config:
@@ -62,11 +76,24 @@ def main(
             _say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
             return
         _check_before_start(recipe, run)
-        run.check_resumable()
+        changed = run.check_resumable(allow_changes)
         run.check_writable()
+        if _is_first_rank():
+            run.lock()
+        if changed:
+            _say(f"{run.path} goes on with another recipe: {describe(changed)}")
         train(recipe, run)
     except UserError as error:
         _fail(error)
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        place = error.filename or "a file of the run"
+        _fail(LoaderError(f"{place} cannot be written: {error.strerror}; make room, start again"))
+    except RuntimeError as error:
+        if not is_loss_of_a_rank(error):
+            raise
+        _fail(LoaderError(f"rank {os.environ['RANK']} ends: another rank is gone, see its message"))
 
 
 def train(recipe: Recipe, run: RunFolder) -> None:
@@ -78,28 +105,42 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     """
     from composer.utils import dist, reproducibility
 
+    from itt_composer.callbacks.preemption import EXIT_CODE, Preempted
     from itt_composer.data.prepare import prepare_shards
+    from itt_composer.resume import find_start
 
     # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
     device = _device(recipe)
     # Composer asks for the node by this name, torchrun gives it by the other.
     os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    dist.initialize_dist(device)
+    dist.initialize_dist(device, timeout=recipe.train.rank_timeout + COLLECTIVE_MARGIN)
+    start = find_start(run)
+    _tell_start(start)
     prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
     reproducibility.seed_all(recipe.seed)
     model = build_model(recipe)
-    if _starts_from_weights(recipe, run):
-        load_initial_weights(model, Path(str(recipe.init_from)))
-    trainer = build_trainer(recipe, run, model, device)
+    if recipe.init_from is not None and start.checkpoint is None:
+        load_initial_weights(model, Path(recipe.init_from))
+    trainer = build_trainer(recipe, run, model, device, start)
     if dist.get_global_rank() == 0:
-        run.write_recipe()
+        run.write_recipe(start.batch)
         _announce(recipe, run, model, dist.get_world_size())
+    if start.checkpoint is not None:
+        _say(
+            f"goes on after batch {start.batch:,} of {recipe.train.max_duration}, from "
+            f"{start.checkpoint}"
+        )
     elapsed = trainer.state.get_elapsed_duration()
     if elapsed is not None and elapsed >= 1:
         trainer.eval()  # was killed between its last checkpoint and its summary
     else:
-        trainer.fit()
+        try:
+            trainer.fit()
+        except Preempted as end:
+            trainer.close()
+            _say(f"ended by SIGTERM: {end}; the same command goes on from there")
+            raise SystemExit(EXIT_CODE) from None
     losses = validation_losses(trainer)
     trained = whole_model(trainer.state.model)
     if trained is not None:
@@ -116,16 +157,24 @@ def build_model(recipe: Recipe) -> "IttForCausalLM":
 
 
 def build_trainer(
-    recipe: Recipe, run: RunFolder, model: "IttForCausalLM", device: str
+    recipe: Recipe,
+    run: RunFolder,
+    model: "IttForCausalLM",
+    device: str,
+    start: "Start | None" = None,
 ) -> "Trainer":
-    """Everything the recipe names, put together."""
+    """Everything the recipe names, put together, at the place where the run starts."""
     from composer import Trainer
     from composer.utils import dist
 
     from itt_composer.algorithms.threshold_estimate import ThresholdEstimate
+    from itt_composer.callbacks.heartbeat import Heartbeat, Progress
+    from itt_composer.callbacks.preemption import Preemption
+    from itt_composer.callbacks.run_checkpoints import RunCheckpoints
     from itt_composer.data.streams import build_dataloader
     from itt_composer.models.composer_model import ComposerItt
     from itt_composer.models.wrapping import checkpoint_activations, compile_layers
+    from itt_composer.resume import ExactRandomState, find_start
 
     settings = recipe.train
     rows_per_rank = settings.global_batch_size // dist.get_world_size()
@@ -143,6 +192,12 @@ def build_trainer(
     algorithms = recipe.algorithms.build()
     if model.config.adaptive_routing:
         algorithms.append(ThresholdEstimate(calibration_rows=settings.calibration_rows))
+    start = start or find_start(run)
+    preemption, progress = Preemption(), Progress()
+    checkpoints = RunCheckpoints(
+        run, settings.save_interval, settings.keep_checkpoints, start, preemption, progress
+    )
+    heartbeat = Heartbeat(settings.rank_timeout, progress)
     trainer = Trainer(
         model=composer_model,
         train_dataloader=build_dataloader(recipe.data, "train", settings.global_batch_size),
@@ -150,7 +205,7 @@ def build_trainer(
         optimizers=recipe.optimizer.build(composer_model.parameters())[0],
         schedulers=recipe.scheduler.build()[0],
         algorithms=algorithms,
-        callbacks=recipe.callbacks.build(),
+        callbacks=[*recipe.callbacks.build(), heartbeat, preemption, checkpoints],
         loggers=recipe.loggers.build(),
         run_name=recipe.run_name,
         seed=recipe.seed,
@@ -160,15 +215,12 @@ def build_trainer(
         device_train_microbatch_size=microbatch_size,
         eval_interval=settings.eval_interval,
         eval_subset_num_batches=settings.eval_batches,
-        save_folder=str(run.checkpoints),
-        save_interval=settings.save_interval,
-        save_overwrite=True,  # a run killed while it saved writes that checkpoint again
-        save_num_checkpoints_to_keep=settings.keep_checkpoints,
-        autoresume=settings.autoresume,
+        load_path=str(start.checkpoint) if start.checkpoint else None,
         progress_bar=settings.progress_bar and sys.stderr.isatty(),
         parallelism_config=sharding,
     )
     gather_for_loss(model)
+    trainer.state.callbacks.append(ExactRandomState(trainer))
     return trainer
 
 
@@ -237,15 +289,9 @@ def save_results(
     _say(f"finished: model in {run.model}, summary in {run.summary}")
 
 
-def _starts_from_weights(recipe: Recipe, run: RunFolder) -> bool:
-    """Whether `init_from` counts: not where the run goes on from its own checkpoint."""
-    goes_on = recipe.train.autoresume and run.has_checkpoint()
-    return recipe.init_from is not None and not goes_on
-
-
 def _check_before_start(recipe: Recipe, run: RunFolder) -> None:
     """What can be told without torch: local files, and batches that split over the ranks."""
-    if _starts_from_weights(recipe, run):
+    if recipe.init_from is not None and not run.has_checkpoint():
         check_initial_weights(recipe)
     if recipe.data.remote is None:
         try:
@@ -309,14 +355,25 @@ def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: in
     )
 
 
+def _tell_start(start: "Start") -> None:
+    for path in start.removed:
+        _say(f"removed {path}: the run ended while it was saved")
+    for path, reason in start.damaged.items():
+        _say(f"warning: {path} is damaged ({reason}); taking the one before it")
+
+
+def _is_first_rank() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def _say(text: str) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _is_first_rank():
         print(text, flush=True)
 
 
 def _fail(error: UserError) -> None:
     """Tell the mistake once, not once per rank, and exit with code 1."""
-    if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, LoaderError):
+    if _is_first_rank() or isinstance(error, LoaderError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
         # The launcher prints the output of every rank that failed, but not of those it stops.

@@ -107,5 +107,6 @@ class ThresholdEstimate(Algorithm):
     def _update(self, model: IttForCausalLM) -> None:
         for (layer_idx, step), microbatches in self._measured.items():
             quantiles_Q = quantiles_of(from_all_ranks(torch.cat(microbatches)))
-            update_estimate(model.model.layers[layer_idx], step - 1, quantiles_Q, self.decay)
+            if quantiles_Q.isfinite().all():  # of a batch that `loss_guard` skips they may not be
+                update_estimate(model.model.layers[layer_idx], step - 1, quantiles_Q, self.decay)
         self._measured.clear()

@@ -5,6 +5,7 @@ Shapes: B batch, S sequence.
 
 import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from itt_composer.data.shared_memory import (
 from itt_composer.data.token_rows import ShardStream, TokenRows
 from itt_composer.errors import UserError
 
-DOMAIN = "domain"
+NUMBERS = ("domain", "row")
 
 
 def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -37,7 +38,7 @@ def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
     Labels are the ids themselves: the model shifts them. The mask is all ones; given one,
     transformers lets attention use its causal kernels instead of building a mask. Rows that carry
-    the number of their domain add `domain`, (B,); the model is not given it.
+    their numbers add `domain` and `row`, (B,) each; the model is not given them.
     """
     input_ids_BS = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
     batch = {
@@ -45,8 +46,9 @@ def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "labels": input_ids_BS.clone(),
         "attention_mask": torch.ones_like(input_ids_BS),
     }
-    if DOMAIN in rows[0]:
-        batch[DOMAIN] = torch.tensor([row[DOMAIN] for row in rows])
+    for name in NUMBERS:
+        if name in rows[0]:
+            batch[name] = torch.tensor([row[name] for row in rows])
     return batch
 
 
@@ -140,7 +142,10 @@ def _remove_what_runs_left(node_rank: int) -> None:
 
 
 class TokenLoader(StreamingDataLoader):
-    """A resumable loader whose worker processes tell a mistake as a sentence, too."""
+    """A resumable loader whose worker processes tell a mistake as a sentence, too.
+
+    One that gives no batch for `timeout` seconds, or has been killed, ends training.
+    """
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
         try:
@@ -149,6 +154,28 @@ class TokenLoader(StreamingDataLoader):
             # From a worker comes its traceback, with the sentence at its end.
             sentence = str(error).rstrip().rpartition(f"{LoaderError.__name__}: ")[2]
             raise LoaderError(sentence) from None
+        except RuntimeError as error:
+            workers = getattr(self._iterator, "_workers", None)
+            if not workers or "DataLoader" not in str(error):
+                raise
+            raise LoaderError(self._failure(str(error))) from None
+
+    def _failure(self, error: str) -> str:
+        """What has become of the workers, as a sentence; ends them, as they may not end alone."""
+        place = f"rank {dist.get_global_rank()} on {socket.gethostname()}"
+        workers = self._iterator._workers  # type: ignore[union-attr]
+        ended = [f"{worker.pid}: {worker.exitcode}" for worker in workers if worker.exitcode]
+        for worker in workers:
+            worker.kill()
+        if "timed out" in error:
+            return (
+                f"the loader of {place} gave no batch for {self.timeout:g} s "
+                "(data.worker_timeout); look at its storage, then start the same command again"
+            )
+        return (
+            f"a loader process of {place} was killed ({', '.join(ended) or error}); is its memory "
+            "too small? Start the same command again, with a smaller data.num_workers if need be"
+        )
 
 
 def build_dataloader(data: DataRecipe, split: str, global_batch_size: int) -> DataSpec:
@@ -161,6 +188,7 @@ def build_dataloader(data: DataRecipe, split: str, global_batch_size: int) -> Da
         num_workers=data.num_workers,
         drop_last=split == "train",
         persistent_workers=data.num_workers > 0,
+        timeout=data.worker_timeout if data.num_workers else 0,
         pin_memory=torch.cuda.is_available(),
     )
     return DataSpec(loader, get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel())

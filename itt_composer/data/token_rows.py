@@ -2,7 +2,7 @@
 
 - Every stretch of an epoch holds the domains in their shares; the library mixes whole shards, so
   that shares hold over an epoch only.
-- A row carries the number of its domain.
+- A row carries the number of its domain, and its own number in there.
 - A shard that cannot be had ends training with one sentence. The library logs a traceback from a
   thread and ends the epoch early.
 """
@@ -84,7 +84,7 @@ def _is_damage(error: Exception) -> bool:
 
 
 class TokenRows(StreamingDataset):
-    """Rows of token ids, each with the number of its domain.
+    """Rows of token ids, each with the number of its domain and its own in there.
 
     Attributes:
         domains: names, in the order of the streams.
@@ -99,10 +99,12 @@ class TokenRows(StreamingDataset):
         self.shuffle = False  # the library's own step: `resample_streams` has done it
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """A row as `{"input_ids": (S,), "domain": int}`."""
+        """A row as `{"input_ids": (S,), "domain": int, "row": its number in the stream}`."""
         row = super().get_item(sample_id, retry)
         shard, _ = self.spanner[sample_id]
-        return {**row, "domain": int(self.stream_per_shard[shard])}
+        domain = int(self.stream_per_shard[shard])
+        number = sample_id - int(self.sample_offset_per_stream[domain])
+        return {**row, "domain": domain, "row": number}
 
     def resample_streams(
         self, epoch: int, stream_id: int | None = None

@@ -1,0 +1,229 @@
+"""A rank that hangs ends the run with a message that names it."""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+from composer.core import Callback, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch.distributed import TCPStore
+
+# What a rank does one after the other, counted from a batch's end.
+PHASES = ("evaluating", "saving a checkpoint", "loading data", "training")
+LONGEST_INTERVAL = 10.0
+
+
+@dataclass
+class Report:
+    """What a rank says of itself.
+
+    Attributes:
+        beats: how often it has said so.
+        batch: batches done.
+        phase: one of `PHASES`.
+        seconds: since it last got ahead.
+        host: where it runs.
+    """
+
+    beats: int
+    batch: int
+    phase: str
+    seconds: float
+    host: str
+
+
+def blame(reports: dict[int, Report], silent: set[int]) -> str:
+    """Which ranks the others wait for, as a sentence without its end.
+
+    Args:
+        reports: the last one of each rank.
+        silent: ranks that have stopped to report.
+    """
+    if silent:
+        return (
+            f"{_ranks(silent)} {'hangs' if len(silent) == 1 else 'hang'}: no sign of life since "
+            f"{_work(reports, silent)}"
+        )
+    behind = min((report.batch, PHASES.index(report.phase)) for report in reports.values())
+    ranks = {
+        rank
+        for rank, report in reports.items()
+        if (report.batch, PHASES.index(report.phase)) == behind
+    }
+    seconds = max(reports[rank].seconds for rank in ranks)
+    told = f"{_ranks(ranks)} {'hangs' if len(ranks) == 1 else 'hang'}: for {seconds:.0f} s "
+    told += _work(reports, ranks)
+    if len(ranks) < len(reports):
+        told += ", while the others wait"
+    elif len(ranks) > 1:
+        told += ", none behind the others"
+    return told
+
+
+def _work(reports: dict[int, Report], ranks: set[int]) -> str:
+    known = [reports[rank] for rank in sorted(ranks) if rank in reports]
+    if not known:
+        return "the start"
+    report = known[0]
+    number = report.batch + (report.phase in ("loading data", "training"))
+    return f"{report.phase} at batch {number:,} (on {report.host})"
+
+
+def _ranks(ranks: set[int]) -> str:
+    shown = ", ".join(str(rank) for rank in sorted(ranks)[:8])
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}{' …' if len(ranks) > 8 else ''}"
+
+
+class Progress:
+    """What this rank is doing, and since when."""
+
+    def __init__(self) -> None:
+        self.batch = 0
+        self._phase = PHASES[2]
+        self._since = time.monotonic()
+        self._beats = 0
+
+    def enter(self, phase: str, batch: int | None = None) -> None:
+        """Note that something new begins."""
+        self.batch = self.batch if batch is None else batch
+        self._phase, self._since = phase, time.monotonic()
+
+    @contextmanager
+    def phase(self, phase: str) -> Iterator[None]:
+        """Note a phase, after which data is loaded."""
+        self.enter(phase)
+        yield
+        self.enter("loading data")
+
+    def report(self) -> Report:
+        """The next report."""
+        self._beats += 1
+        seconds = time.monotonic() - self._since
+        return Report(self._beats, self.batch, self._phase, seconds, socket.gethostname())
+
+
+class Heartbeat(Callback):
+    """Ends this rank when none gets ahead for too long, and says which one hangs.
+
+    A thread of every rank reports to the store in which the ranks met. When rank 0 has waited for
+    `timeout`, it looks who is silent or behind, and says so to the others before it ends.
+
+    Args:
+        timeout: seconds without progress; a phase of a batch, or a batch of evaluation, is one.
+        progress: of this rank.
+    """
+
+    def __init__(self, timeout: float, progress: Progress):
+        self._timeout = timeout
+        self._interval = min(LONGEST_INTERVAL, timeout / 4)
+        self._progress = progress
+        self._ended = threading.Event()
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._progress.enter("loading data", state.timestamp.batch.value)
+        threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        self._progress.enter("training", state.timestamp.batch.value)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._progress.enter("loading data", state.timestamp.batch.value)
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self._progress.enter("evaluating")
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        self._progress.enter("evaluating")
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        self._progress.enter("loading data")
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        self._ended.set()
+
+    def close(self, state: State, logger: Logger) -> None:
+        self._ended.set()
+
+    def _watch(self) -> None:
+        board = _Board(self._interval) if dist.get_world_size() > 1 else None
+        while not self._ended.wait(self._interval):
+            report = self._progress.report()
+            if board is not None:
+                board.post(report)
+            if report.seconds > self._timeout:
+                sentence = board.verdict() if board else blame({0: report}, set())
+                if not self._ended.is_set():
+                    self._end(sentence)
+
+    def _end(self, sentence: str | None) -> None:
+        if sentence is not None:
+            print(
+                f"error: {sentence} (train.rank_timeout={self._timeout:g}); the run ends here, the "
+                "same command goes on from its last checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(self._interval)  # the others still read in rank 0's store
+        os._exit(1)
+
+
+class _Board:
+    """The ranks' reports, in a store at rank 0 or its launcher."""
+
+    def __init__(self, interval: float):
+        self._interval = interval
+        self._rank, self._world_size = dist.get_global_rank(), dist.get_world_size()
+        self._patience = timedelta(seconds=max(2.0, interval))
+        # A connection of its own: the main thread may wait in the other one for ever.
+        self._store = TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=self._patience,
+            wait_for_workers=False,
+        )
+
+    def post(self, report: Report) -> None:
+        # Where rank 0 is gone, `verdict` tells, should that leave this rank hanging.
+        with contextlib.suppress(RuntimeError):
+            self._store.set(f"heartbeat/{self._rank}", json.dumps(asdict(report)))
+
+    def verdict(self) -> str | None:
+        """Who hangs; None where rank 0 tells it on this node."""
+        if self._rank == 0:
+            before = self._read()
+            time.sleep(2 * self._interval)
+            now = self._read()
+            silent = {
+                rank for rank in now if rank in before and now[rank].beats == before[rank].beats
+            }
+            silent -= {0}
+            sentence = blame(now, silent | (set(range(self._world_size)) - now.keys()))
+            self._store.set("heartbeat/verdict", sentence)
+            return sentence
+        try:
+            patience = timedelta(seconds=4 * self._interval) + self._patience
+            self._store.wait(["heartbeat/verdict"], patience)
+            sentence = self._store.get("heartbeat/verdict").decode()
+        except RuntimeError:
+            return "rank 0 hangs: it does not answer the other ranks"
+        return sentence if dist.get_local_rank() == 0 else None
+
+    def _read(self) -> dict[int, Report]:
+        reports: dict[int, Report] = {}
+        for rank in range(self._world_size):
+            key = f"heartbeat/{rank}"
+            if self._store.check([key]):  # type: ignore[attr-defined]
+                content: dict[str, Any] = json.loads(self._store.get(key))
+                reports[rank] = Report(**content)
+        return reports

@@ -1,0 +1,27 @@
+"""A process among others: started by a launcher, and left by other ranks."""
+
+import ctypes
+import os
+import signal
+import sys
+
+SIGNAL_AT_PARENTS_END = 1  # PR_SET_PDEATHSIG of prctl(2)
+SIGNS_OF_LOSS = ("connection closed by peer", "connection reset by peer", "ncclremoteerror")
+
+
+def end_with_launcher() -> None:
+    """Have this rank saved and ended (by SIGTERM) when its launcher ends, however that comes.
+
+    Composer's launcher ends at a SIGTERM without a word to its ranks. A process that no launcher
+    started may outlive its shell, and is left alone.
+    """
+    if "RANK" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_END, signal.SIGTERM)
+
+
+def is_loss_of_a_rank(error: RuntimeError) -> bool:
+    """Whether an operation of several ranks failed as one of them is gone."""
+    text = str(error).lower()
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(
+        sign in text for sign in SIGNS_OF_LOSS
+    )

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Runs a launcher, passes a SIGTERM on to the ranks it started, and ends with its exit code.
+#
+#     scripts/forward_sigterm.sh composer -n 8 -m itt_composer.train RECIPE [KEY=VALUE …]
+#
+# For Slurm and Kubernetes: Composer's launcher itself would end at a SIGTERM, and the ranks with it.
+set -uo pipefail
+"$@" &
+launcher=$!
+trap 'pkill -TERM -P "$launcher"' TERM
+wait "$launcher"
+code=$?
+while kill -0 "$launcher" 2>/dev/null; do # the signal has ended the wait, not the launcher
+    wait "$launcher"
+    code=$?
+done
+exit "$code"
