@@ -13,6 +13,7 @@ Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 preempted by 
 import errno
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -81,7 +82,7 @@ def main(
         if _is_first_rank():
             run.lock()
         if changed:
-            _say(f"{run.path} goes on with another recipe: {describe(changed)}")
+            _say(f"{run.path} goes on with changed settings: {describe(changed)}")
         train(recipe, run)
     except UserError as error:
         _fail(error)
@@ -114,6 +115,8 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     device = _device(recipe)
     # Composer asks for the node by this name, torchrun gives it by the other.
     os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    # Until there is something to save, at once: Composer's handler waits for Python's turn.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     dist.initialize_dist(device, timeout=recipe.train.rank_timeout + COLLECTIVE_MARGIN)
     start = find_start(run)
     _tell_start(start)

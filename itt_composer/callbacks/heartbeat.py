@@ -7,10 +7,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any
 
 from composer.core import Callback, State
@@ -131,7 +130,8 @@ class Heartbeat(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._progress.enter("loading data", state.timestamp.batch.value)
-        threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
+        self._ended.clear()
+        _in_thread(self._watch)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         self._progress.enter("training", state.timestamp.batch.value)
@@ -156,14 +156,15 @@ class Heartbeat(Callback):
 
     def _watch(self) -> None:
         board = _Board(self._interval) if dist.get_world_size() > 1 else None
+        if board is not None:
+            _in_thread(board.post, self._progress, self._ended)
         while not self._ended.wait(self._interval):
             report = self._progress.report()
-            if board is not None:
-                board.post(report)
-            if report.seconds > self._timeout:
-                sentence = board.verdict() if board else blame({0: report}, set())
-                if not self._ended.is_set():
-                    self._end(sentence)
+            if report.seconds <= self._timeout:
+                continue
+            sentence = board.verdict() if board else blame({0: report}, set())
+            if not self._ended.is_set():
+                self._end(sentence)
 
     def _end(self, sentence: str | None) -> None:
         if sentence is not None:
@@ -178,52 +179,65 @@ class Heartbeat(Callback):
 
 
 class _Board:
-    """The ranks' reports, in a store at rank 0 or its launcher."""
+    """The ranks' reports, in the store that rank 0, or its launcher, keeps.
+
+    A question to a store that does not answer never returns, whatever time-out it was given; so
+    each is asked in a thread of its own.
+    """
 
     def __init__(self, interval: float):
         self._interval = interval
         self._rank, self._world_size = dist.get_global_rank(), dist.get_world_size()
-        self._patience = timedelta(seconds=max(2.0, interval))
-        # A connection of its own: the main thread may wait in the other one for ever.
-        self._store = TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=self._patience,
-            wait_for_workers=False,
-        )
 
-    def post(self, report: Report) -> None:
-        # Where rank 0 is gone, `verdict` tells, should that leave this rank hanging.
-        with contextlib.suppress(RuntimeError):
-            self._store.set(f"heartbeat/{self._rank}", json.dumps(asdict(report)))
+    def post(self, progress: Progress, ended: threading.Event) -> None:
+        """Report every interval."""
+        store = _connect()
+        with contextlib.suppress(RuntimeError):  # rank 0 is gone: `verdict` tells, if need be
+            while not ended.wait(self._interval):
+                store.set(f"heartbeat/{self._rank}", json.dumps(asdict(progress.report())))
 
     def verdict(self) -> str | None:
         """Who hangs; None where rank 0 tells it on this node."""
-        if self._rank == 0:
-            before = self._read()
-            time.sleep(2 * self._interval)
-            now = self._read()
-            silent = {
-                rank for rank in now if rank in before and now[rank].beats == before[rank].beats
-            }
-            silent -= {0}
-            sentence = blame(now, silent | (set(range(self._world_size)) - now.keys()))
-            self._store.set("heartbeat/verdict", sentence)
-            return sentence
-        try:
-            patience = timedelta(seconds=4 * self._interval) + self._patience
-            self._store.wait(["heartbeat/verdict"], patience)
-            sentence = self._store.get("heartbeat/verdict").decode()
-        except RuntimeError:
+        found: list[str] = []
+        asking = _in_thread(self._judge if self._rank == 0 else self._ask, found)
+        asking.join(10 * self._interval)
+        if not found:
             return "rank 0 hangs: it does not answer the other ranks"
-        return sentence if dist.get_local_rank() == 0 else None
+        return found[0] if dist.get_local_rank() == 0 else None
 
-    def _read(self) -> dict[int, Report]:
+    def _judge(self, found: list[str]) -> None:
+        store = _connect()
+        before = self._read(store)
+        time.sleep(2 * self._interval)
+        now = self._read(store)
+        silent = {rank for rank in now if rank in before and now[rank].beats == before[rank].beats}
+        sentence = blame(now, silent | (set(range(self._world_size)) - now.keys()))
+        store.set("heartbeat/verdict", sentence)
+        found.append(sentence)
+
+    def _ask(self, found: list[str]) -> None:
+        store = _connect()
+        with contextlib.suppress(RuntimeError):
+            while not store.check(["heartbeat/verdict"]):  # type: ignore[attr-defined]
+                time.sleep(self._interval / 4)
+            found.append(store.get("heartbeat/verdict").decode())
+
+    def _read(self, store: TCPStore) -> dict[int, Report]:
         reports: dict[int, Report] = {}
         for rank in range(self._world_size):
             key = f"heartbeat/{rank}"
-            if self._store.check([key]):  # type: ignore[attr-defined]
-                content: dict[str, Any] = json.loads(self._store.get(key))
-                reports[rank] = Report(**content)
+            if store.check([key]):  # type: ignore[attr-defined]
+                reports[rank] = Report(**json.loads(store.get(key)))
         return reports
+
+
+def _connect() -> TCPStore:
+    """A connection of one's own: the main thread may wait in the other one for ever."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=False, wait_for_workers=False)
+
+
+def _in_thread(work: Callable[..., None], *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=work, args=arguments, name="heartbeat", daemon=True)
+    thread.start()
+    return thread

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,37 +145,62 @@ def _remove_what_runs_left(node_rank: int) -> None:
 class TokenLoader(StreamingDataLoader):
     """A resumable loader whose worker processes tell a mistake as a sentence, too.
 
-    One that gives no batch for `timeout` seconds, or has been killed, ends training.
+    Args:
+        settings: those of a `DataLoader`.
+        patience: seconds for a batch, after which the workers are taken to hang. The library's own
+            `timeout` does not see one that is frozen after it has announced a batch.
     """
 
+    def __init__(self, *settings: Any, patience: float, **named: Any):
+        super().__init__(*settings, **named)
+        self._patience = patience
+        self._is_late = False
+
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
+        batches = super().__iter__()
         try:
-            yield from super().__iter__()
+            while True:
+                with self._kept_waiting():
+                    batch = next(batches)
+                yield batch
+        except StopIteration:
+            return
         except LoaderError as error:
             # From a worker comes its traceback, with the sentence at its end.
             sentence = str(error).rstrip().rpartition(f"{LoaderError.__name__}: ")[2]
             raise LoaderError(sentence) from None
-        except RuntimeError as error:
-            workers = getattr(self._iterator, "_workers", None)
-            if not workers or "DataLoader" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if self._is_late:
+                raise LoaderError(self._told("gave no batch for", "look at its storage")) from None
+            if "DataLoader worker" not in str(error):
                 raise
-            raise LoaderError(self._failure(str(error))) from None
+            reason = f"lost a process ({error})"
+            raise LoaderError(self._told(reason, "did its memory run out?")) from None
 
-    def _failure(self, error: str) -> str:
-        """What has become of the workers, as a sentence; ends them, as they may not end alone."""
-        place = f"rank {dist.get_global_rank()} on {socket.gethostname()}"
-        workers = self._iterator._workers  # type: ignore[union-attr]
-        ended = [f"{worker.pid}: {worker.exitcode}" for worker in workers if worker.exitcode]
-        for worker in workers:
+    @contextlib.contextmanager
+    def _kept_waiting(self) -> Iterator[None]:
+        """Ends the workers when it takes too long, which ends the waiting for them."""
+        if not self.num_workers:
+            yield  # the rank itself loads: `train.rank_timeout` is for that
+            return
+        timer = threading.Timer(self._patience, self._end_workers)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end_workers(self) -> None:
+        self._is_late = True
+        for worker in getattr(self._iterator, "_workers", []):
             worker.kill()
-        if "timed out" in error:
-            return (
-                f"the loader of {place} gave no batch for {self.timeout:g} s "
-                "(data.worker_timeout); look at its storage, then start the same command again"
-            )
+
+    def _told(self, what: str, hint: str) -> str:
+        span = f" {self._patience:g} s (data.worker_timeout)" if self._is_late else ""
         return (
-            f"a loader process of {place} was killed ({', '.join(ended) or error}); is its memory "
-            "too small? Start the same command again, with a smaller data.num_workers if need be"
+            f"the loader of rank {dist.get_global_rank()} on {socket.gethostname()} {what}{span}; "
+            f"{hint}, then start the same command again"
         )
 
 
@@ -188,7 +214,7 @@ def build_dataloader(data: DataRecipe, split: str, global_batch_size: int) -> Da
         num_workers=data.num_workers,
         drop_last=split == "train",
         persistent_workers=data.num_workers > 0,
-        timeout=data.worker_timeout if data.num_workers else 0,
+        patience=data.worker_timeout,
         pin_memory=torch.cuda.is_available(),
     )
     return DataSpec(loader, get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel())
