@@ -25,3 +25,8 @@ def is_loss_of_a_rank(error: RuntimeError) -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(
         sign in text for sign in SIGNS_OF_LOSS
     )
+
+
+def is_loss_of_a_worker(error: Exception) -> bool:
+    """Whether a loader process was killed; torch says so wherever the rank is at the moment."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)

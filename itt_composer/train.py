@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -25,7 +25,7 @@ from itt_composer.config import Recipe, load_recipe, recipe_as_yaml
 from itt_composer.data.shards import LoaderError, check_shards, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
-from itt_composer.launched import end_with_launcher, is_loss_of_a_rank
+from itt_composer.launched import end_with_launcher, is_loss_of_a_rank, is_loss_of_a_worker
 from itt_composer.recipe_changes import describe
 from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
 from itt_composer.sharding import (
@@ -92,9 +92,12 @@ def main(
         place = error.filename or "a file of the run"
         _fail(LoaderError(f"{place} cannot be written: {error.strerror}; make room, start again"))
     except RuntimeError as error:
-        if not is_loss_of_a_rank(error):
-            raise
-        _fail(LoaderError(f"rank {os.environ['RANK']} ends: another rank is gone, see its message"))
+        rank = os.environ.get("RANK", "0")
+        if is_loss_of_a_rank(error):
+            _fail(LoaderError(f"rank {rank} ends: another rank is gone, see its message"))
+        if is_loss_of_a_worker(error):
+            _fail(LoaderError(f"rank {rank}: {error}Did its memory run out? Then start again"))
+        raise
 
 
 def train(recipe: Recipe, run: RunFolder) -> None:
@@ -374,11 +377,12 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _fail(error: UserError) -> None:
+def _fail(error: UserError) -> NoReturn:
     """Tell the mistake once, not once per rank, and exit with code 1."""
     if _is_first_rank() or isinstance(error, LoaderError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # The launcher prints the output of every rank that failed, but not of those it stops.
         time.sleep(30)
     raise SystemExit(1)

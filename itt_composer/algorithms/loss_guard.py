@@ -175,7 +175,7 @@ class LossGuard(Algorithm):
         self.in_a_row += 1
         if self.in_a_row >= self.max_skips:
             raise UserError(
-                f"{told}; stopped: it is the {self.in_a_row}th batch in a row to be skipped "
+                f"{told}; stopped after {self.in_a_row} skipped batches in a row "
                 "(algorithms.loss_guard.max_skips); lower the learning rate, or look at the data"
             )
         for optimizer in state.optimizers:

@@ -151,5 +151,8 @@ def _is_sharded(state: State) -> bool:
 def _reason(failure: BaseException | None) -> str | None:
     if failure is None:
         return None
-    text = getattr(failure, "strerror", None) or str(failure) or type(failure).__name__
+    cause = failure
+    while cause.__context__ is not None and not isinstance(cause, OSError):
+        cause = cause.__context__  # torch tells that a write failed, but not why
+    text = getattr(cause, "strerror", None) or str(failure) or type(failure).__name__
     return " ".join(text.split())[:200]

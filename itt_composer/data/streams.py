@@ -30,6 +30,7 @@ from itt_composer.data.shared_memory import (
 )
 from itt_composer.data.token_rows import ShardStream, TokenRows
 from itt_composer.errors import UserError
+from itt_composer.launched import is_loss_of_a_worker
 
 NUMBERS = ("domain", "row")
 
@@ -172,9 +173,9 @@ class TokenLoader(StreamingDataLoader):
         except (RuntimeError, OSError, EOFError) as error:
             if self._is_late:
                 raise LoaderError(self._told("gave no batch for", "look at its storage")) from None
-            if "DataLoader worker" not in str(error):
+            if not is_loss_of_a_worker(error):
                 raise
-            reason = f"lost a process ({error})"
+            reason = f"lost a process ({str(error).strip()})"
             raise LoaderError(self._told(reason, "did its memory run out?")) from None
 
     @contextlib.contextmanager
