@@ -12,6 +12,7 @@ Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 preempted by 
 
 import errno
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -379,6 +380,8 @@ def _say(text: str) -> None:
 
 def _fail(error: UserError) -> NoReturn:
     """Tell the mistake once, not once per rank, and exit with code 1."""
+    for loader in multiprocessing.active_children():
+        loader.kill()  # a frozen one would be waited for at the exit
     if _is_first_rank() or isinstance(error, LoaderError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:

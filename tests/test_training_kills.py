@@ -128,3 +128,41 @@ def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(train, undistur
         except AssertionError:
             pytest.fail(told)
         shutil.rmtree(run)
+
+
+def test_sigterm_to_one_rank_saves_the_same_batch_on_all_and_the_run_goes_on(train, undisturbed):
+    run, processes = train("preempted", ranks=2)
+    assert wait_for_batch(run, processes, 4)
+    os.kill(processes.pids[1], signal.SIGTERM)
+    result = processes.wait(alone=True)
+    assert result.returncodes == [75, 75], result.stderr
+    batch = read_metrics(run)[-1]["batch"]
+    told = result.stdout.splitlines()[-1]
+    assert told.startswith("ended by SIGTERM: batch ")
+    latest = (run / "checkpoints" / "latest-rank0.pt").resolve()
+    assert str(latest) in told
+    assert f"-ba{batch + 1}-" in latest.name
+    run, printed = finish(train, "preempted", ranks=2)
+    assert f"goes on after batch {batch + 1} of {BATCHES}ba, from {latest}" in printed
+    assert_same(run, undisturbed[2])
+
+
+def test_a_checkpoint_that_was_cut_gives_way_to_the_one_before_it(train, undisturbed):
+    run = undisturbed[1].with_name("damaged")
+    shutil.copytree(undisturbed[1], run, symlinks=True)
+    (run / "summary.json").unlink()
+    checkpoints = run / "checkpoints"
+    newest, before = checkpoints / f"ep0-ba{BATCHES}-rank0.pt", checkpoints / "ep0-ba21-rank0.pt"
+    with newest.open("r+b") as file:
+        file.truncate(newest.stat().st_size // 2)
+    (checkpoints / "ep0-ba24-rank0.pt.partial").write_bytes(b"half")
+    _, printed = finish(train, "damaged", ranks=1)
+    assert f"warning: {newest} is damaged (cut short, or no checkpoint)" in printed
+    assert f"removed {newest}.partial" in printed
+    assert f"goes on after batch 21 of {BATCHES}ba, from {before}" in printed
+    assert_same(run, undisturbed[1])
+    assert {path.name for path in checkpoints.iterdir()} == {
+        newest.name,
+        before.name,
+        "latest-rank0.pt",
+    }
