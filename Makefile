@@ -23,11 +23,13 @@ quickstart: setup ## train a tiny ITT and the dense model on a CPU and compare t
 test: setup ## run the tests (ARGS="-k name" goes to pytest)
 	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(RUN) pytest $(ARGS)
 
-# How often of each of the two kinds, with and without budgets; SEED=… repeats a failure.
+# How often of each kind: conversions with and without budgets, training on one and two ranks;
+# SEED=… repeats a failure.
 KILLS ?= 150
 
-stress: setup ## kill conversions at random moments, hundreds of times (about 6 s each)
-	@KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(RUN) pytest tests/data_prep/test_kills.py -s $(ARGS)
+stress: setup ## kill conversions and training at random moments, hundreds of times (about 5 s each)
+	@KILLS=$(KILLS) HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(RUN) pytest -s \
+		tests/data_prep/test_kills.py tests/test_training_kills.py $(ARGS)
 
 check: setup ## lint, formatting and types
 	$(RUN) ruff check

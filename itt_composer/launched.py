@@ -12,8 +12,8 @@ SIGNS_OF_LOSS = ("connection closed by peer", "connection reset by peer", "ncclr
 def end_with_launcher() -> None:
     """Have this rank saved and ended (by SIGTERM) when its launcher ends, however that comes.
 
-    Composer's launcher ends at a SIGTERM without a word to its ranks. A process that no launcher
-    started may outlive its shell, and is left alone.
+    A launcher that is killed would leave its ranks training. A process that no launcher started
+    may outlive its shell, and is left alone.
     """
     if "RANK" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_END, signal.SIGTERM)

@@ -6,6 +6,7 @@ from typing import Any
 # Keys that change nothing that is computed, or (the last line) its rounding only, as the number
 # of ranks does.
 FREE = (
+    "run_folder",  # a run may be moved
     *("train.autoresume", "train.keep_checkpoints", "train.progress_bar", "train.save_interval"),
     *("train.rank_timeout", "train.device"),
     *("data.num_workers", "data.predownload", "data.cache_limit", "data.validate_hash"),
@@ -42,7 +43,7 @@ def describe(differences: dict[str, tuple[Any, Any]]) -> str:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and (value or not prefix):  # a section may be empty
             flat.update(_flat(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value

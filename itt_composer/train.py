@@ -380,6 +380,7 @@ def _say(text: str) -> None:
 
 def _fail(error: UserError) -> NoReturn:
     """Tell the mistake once, not once per rank, and exit with code 1."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each
     for loader in multiprocessing.active_children():
         loader.kill()  # a frozen one would be waited for at the exit
     if _is_first_rank() or isinstance(error, LoaderError):

@@ -3,7 +3,7 @@
 #
 #     scripts/forward_sigterm.sh composer -n 8 -m itt_composer.train RECIPE [KEY=VALUE …]
 #
-# For Slurm and Kubernetes: Composer's launcher itself would end at a SIGTERM, and the ranks with it.
+# Composer's launcher passes it on as well, but kills ranks that take more than 30 seconds to save.
 set -uo pipefail
 "$@" &
 launcher=$!

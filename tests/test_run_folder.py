@@ -39,10 +39,40 @@ def test_another_recipe_is_not_finished_here_and_is_refused_with_what_differs(
         other.check_resumable()
     sentence = str(caught.value)
     assert sentence.startswith(f"{started.recipe_file} is of another recipe (")
-    for change in ("-seed: 17", "+seed: 3", "-  hidden_size: 32", "+  hidden_size: 64"):
-        assert change in sentence
+    assert "(seed 17 → 3, model.hidden_size 32 → 64)" in sentence
     assert "vocab_size" not in sentence
     assert "choose another run_name or run_folder" in sentence
+
+
+def test_what_changes_no_result_may_differ(small_recipe, started):
+    free = ("train.microbatch_size=2", "train.keep_checkpoints=5", "data.num_workers=1")
+    other = RunFolder(small_recipe(*free, "callbacks.lr_monitor={}"))
+    assert other.check_resumable() == {
+        "data.num_workers": (0, 1),
+        "train.microbatch_size": (4, 2),
+        "train.keep_checkpoints": (2, 5),
+        "callbacks.lr_monitor": ("unset", {}),
+    }
+    started.write_summary({})
+    assert other.is_finished()
+
+
+def test_an_allowed_change_keeps_the_recipe_of_before_and_unmarks_the_run(small_recipe, started):
+    before = started.recipe_file.read_text()
+    started.write_summary({})
+    longer = RunFolder(small_recipe("train.max_duration=20ba"))
+    assert longer.check_resumable(allow_changes=True) == {"train.max_duration": ("10ba", "20ba")}
+    longer.write_recipe(batch=10)
+    assert (started.path / "recipe_until_batch_10.yaml").read_text() == before
+    assert not longer.is_finished()
+
+
+def test_a_run_is_not_begun_anew_over_its_checkpoints(small_recipe, started):
+    started.checkpoints.mkdir()
+    (started.checkpoints / "ep0-ba5-rank0.pt").touch()
+    anew = RunFolder(small_recipe("train.autoresume=false"))
+    with pytest.raises(UserError, match=r"train.autoresume=false; delete the folder"):
+        anew.check_resumable()
 
 
 def test_an_interrupted_write_leaves_what_was_there(started, monkeypatch):

@@ -1,0 +1,95 @@
+"""Which checkpoint a run goes on from, with real files that were damaged."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from itt_composer.callbacks.run_checkpoints import write_file
+from itt_composer.errors import UserError
+from itt_composer.resume import damage, find_start, point_latest_to
+from itt_composer.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(small_recipe):
+    """A run folder with the checkpoints of batches 5 and 10."""
+    run = RunFolder(small_recipe())
+    for batch in (5, 10):
+        write_file({"weight": torch.randn(1000)}, run.checkpoints / f"ep0-ba{batch}-rank0.pt")
+    return run
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """The folder of a sharded checkpoint, as torch writes it."""
+    folder = tmp_path / "ep0-ba5"
+    dcp.save({"weight": torch.randn(1000)}, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+def flip_a_bit(file, at):
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file, left):
+    os.truncate(file, int(file.stat().st_size * left))
+
+
+def test_the_newest_whole_checkpoint_is_taken_whatever_the_link_says(run):
+    newest = run.checkpoints / "ep0-ba10-rank0.pt"
+    point_latest_to(run.checkpoints / "ep0-ba5-rank0.pt")
+    start = find_start(run)
+    assert (start.checkpoint, start.batch, start.damaged) == (newest, 10, {})
+    assert (run.checkpoints / "latest-rank0.pt").resolve() == newest.resolve()
+
+
+@pytest.mark.parametrize("left", [0.0, 0.1, 0.5, 0.99])
+def test_a_cut_checkpoint_gives_way_to_the_one_before_it(run, left):
+    newest, before = run.list_checkpoints()
+    cut(newest, left)
+    (run.checkpoints / "latest-rank0.pt").symlink_to("ep0-ba7-rank0.pt")  # dangling
+    start = find_start(run)
+    assert start.checkpoint == before
+    assert list(start.damaged) == [newest]
+    assert (run.checkpoints / "latest-rank0.pt").resolve() == before.resolve()
+
+
+def test_one_flipped_bit_is_seen(run):
+    newest, before = run.list_checkpoints()
+    flip_a_bit(newest, newest.stat().st_size // 2)
+    assert "checksum" in (damage(newest) or "")
+    assert damage(before) is None
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(run):
+    for checkpoint in run.list_checkpoints():
+        cut(checkpoint, 0.5)
+    with pytest.raises(UserError, match=r"holds no whole checkpoint .ep0-ba10-rank0.pt: cut short"):
+        find_start(run)
+
+
+def test_what_was_never_finished_is_removed_and_counts_for_nothing(run, sharded):
+    partial = run.checkpoints / "ep0-ba15-rank0.pt.partial"
+    partial.write_bytes(b"half")
+    (sharded / ".metadata").unlink()
+    unfinished = sharded.rename(run.checkpoints / "ep0-ba15")
+    start = find_start(run)
+    assert start.batch == 10
+    assert sorted(start.removed) == sorted([partial, unfinished])
+    assert not partial.exists()
+    assert not unfinished.exists()
+
+
+def test_sharded_checkpoints_are_whole_or_told(sharded):
+    assert damage(sharded) is None
+    part = next(sharded.glob("*.distcp"))
+    cut(part, 0.9)
+    assert damage(sharded) == f"{part.name} is cut short"
+    part.unlink()
+    assert damage(sharded) == f"{part.name} is missing"
+    cut(sharded / ".metadata", 0.5)
+    assert ".metadata" in (damage(sharded) or "")
