@@ -1,16 +1,14 @@
 """Training through its command line: real shards, real processes, real checkpoints."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from fork_server import Result
 from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).parents[1]
@@ -42,22 +40,14 @@ def tiny(shards) -> list[str]:
     ]
 
 
-def command(*arguments: str, ranks: int | None = None) -> list[str]:
-    if ranks is None:
-        return [sys.executable, "-m", "itt_composer.train", *arguments]
-    return [str(LAUNCHER), "-n", str(ranks), "-m", "itt_composer.train", *arguments]
+@pytest.fixture(scope="module")
+def call(fork_server):
+    """Run the command line: arguments → what it returned and printed."""
 
+    def run(*arguments: str, ranks: int = 1) -> Result:
+        return fork_server.run("itt_composer.train", *arguments, ranks=ranks)
 
-def call(*arguments: str, ranks: int | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*arguments, ranks=ranks),
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    return run
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -65,7 +55,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory) -> tuple[Path, str]:
+def finished(call, tiny, tmp_path_factory) -> tuple[Path, str]:
     """The folder of an undisturbed run, and what it printed."""
     run = tmp_path_factory.mktemp("train") / "run"
     result = call(RECIPE, *tiny, f"run_folder={run}")
@@ -90,7 +80,7 @@ def test_a_run_leaves_recipe_checkpoints_metrics_model_and_summary(finished):
     assert "batch 8 · validation loss" in printed
 
 
-def test_the_same_command_again_does_nothing(finished, tiny):
+def test_the_same_command_again_does_nothing(call, finished, tiny):
     run, _ = finished
     before = (run / "model" / "model.safetensors").stat().st_mtime_ns
     result = call(RECIPE, *tiny, f"run_folder={run}")
@@ -99,28 +89,7 @@ def test_the_same_command_again_does_nothing(finished, tiny):
     assert (run / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(finished, tiny, tmp_path):
-    run = tmp_path / "run"
-    arguments = [RECIPE, *tiny, f"run_folder={run}"]
-    process = subprocess.Popen(
-        command(*arguments), cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    deadline = time.monotonic() + 240
-    while not (run / "checkpoints" / "ep0-ba4-rank0.pt").exists():
-        assert process.poll() is None, "the run ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (run / "summary.json").exists()
-    result = call(*arguments)
-    assert result.returncode == 0, result.stderr
-    undisturbed, resumed = weights(finished[0]), weights(run)
-    for name, weight in undisturbed.items():
-        assert torch.equal(weight, resumed[name]), name
-
-
-def test_a_run_killed_after_its_last_checkpoint_still_gets_its_model(finished, tiny):
+def test_a_run_killed_after_its_last_checkpoint_still_gets_its_model(call, finished, tiny):
     run, _ = finished
     before, summary = weights(run), json.loads((run / "summary.json").read_bytes())
     shutil.rmtree(run / "model")
@@ -140,7 +109,7 @@ def shares(run):
     return [line for line in logged if line][-1]
 
 
-def test_two_ranks_train_to_the_weights_of_one(finished, tiny, tmp_path):
+def test_two_ranks_train_to_the_weights_of_one(call, finished, tiny, tmp_path):
     run = tmp_path / "run"
     result = call(RECIPE, *tiny, f"run_folder={run}", ranks=2)
     assert result.returncode == 0, result.stderr
@@ -152,7 +121,11 @@ def test_two_ranks_train_to_the_weights_of_one(finished, tiny, tmp_path):
 
 
 def test_a_mistake_is_one_sentence_for_all_ranks():
-    result = call(RECIPE, "model.hiden_size=64", ranks=2)
+    """Under Composer's own launcher, as users start it."""
+    command = [LAUNCHER, "-n", "2", "-m", "itt_composer.train", RECIPE, "model.hiden_size=64"]
+    result = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300
+    )
     sentence = "command line: unknown key model.hiden_size; did you mean model.hidden_size?"
     assert result.returncode != 0
     assert (result.stdout + result.stderr).count(sentence) == 1
@@ -167,14 +140,14 @@ def test_a_mistake_is_one_sentence_for_all_ranks():
         ([RECIPE, "train.global_batch_size=abc"], "train.global_batch_size="),
     ],
 )
-def test_other_mistakes_end_without_a_traceback(arguments, sentence):
+def test_other_mistakes_end_without_a_traceback(call, arguments, sentence):
     result = call(*arguments)
     assert result.returncode == 1
     assert sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_print_config_shows_the_resolved_recipe(tiny):
+def test_print_config_shows_the_resolved_recipe(call, tiny):
     result = call(RECIPE, *tiny, "--print-config")
     assert result.returncode == 0
     assert "hidden_size: 32" in result.stdout
