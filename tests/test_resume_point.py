@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from composer.core import Callback
 
 from itt_composer.callbacks.run_checkpoints import write_file
 from itt_composer.errors import UserError
@@ -93,3 +94,24 @@ def test_sharded_checkpoints_are_whole_or_told(sharded):
     assert damage(sharded) == f"{part.name} is missing"
     cut(sharded / ".metadata", 0.5)
     assert ".metadata" in (damage(sharded) or "")
+
+
+class Draws(Callback):
+    """Draws a random number at every batch, as dropout would."""
+
+    def __init__(self):
+        self.drawn = {}
+
+    def batch_start(self, state, logger):
+        self.drawn[state.timestamp.batch.value] = torch.rand(1).item()
+
+
+def test_random_numbers_go_on_where_they_were(small_recipe, make_trainer):
+    recipe = small_recipe("train.eval_interval=100ba")
+    whole, resumed = Draws(), Draws()
+    make_trainer(recipe, whole)[0].fit()
+    newest, _ = RunFolder(recipe).list_checkpoints()
+    newest.unlink()
+    trainer, _ = make_trainer(recipe, resumed)
+    trainer.fit()
+    assert resumed.drawn == {n: number for n, number in whole.drawn.items() if n >= 5}

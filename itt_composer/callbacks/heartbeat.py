@@ -114,8 +114,8 @@ class Progress:
 class Heartbeat(Callback):
     """Ends this rank when none gets ahead for too long, and says which one hangs.
 
-    A thread of every rank reports to the store in which the ranks met. When rank 0 has waited for
-    `timeout`, it looks who is silent or behind, and says so to the others before it ends.
+    A thread of every rank reports to the store in which the ranks met. When any has waited for
+    `timeout`, rank 0 looks who is silent or behind, and says so to the others before it ends.
 
     Args:
         timeout: seconds without progress; a phase of a batch, or a batch of evaluation, is one.
@@ -160,7 +160,7 @@ class Heartbeat(Callback):
             _in_thread(board.post, self._progress, self._ended)
         while not self._ended.wait(self._interval):
             report = self._progress.report()
-            if report.seconds <= self._timeout:
+            if report.seconds <= self._timeout and not (board and board.is_asked.is_set()):
                 continue
             sentence = board.verdict() if board else blame({0: report}, set())
             if not self._ended.is_set():
@@ -188,6 +188,7 @@ class _Board:
     def __init__(self, interval: float):
         self._interval = interval
         self._rank, self._world_size = dist.get_global_rank(), dist.get_world_size()
+        self.is_asked = threading.Event()  # at rank 0: another rank has waited for too long
 
     def post(self, progress: Progress, ended: threading.Event) -> None:
         """Report every interval."""
@@ -195,12 +196,14 @@ class _Board:
         with contextlib.suppress(RuntimeError):  # rank 0 is gone: `verdict` tells, if need be
             while not ended.wait(self._interval):
                 store.set(f"heartbeat/{self._rank}", json.dumps(asdict(progress.report())))
+                if self._rank == 0 and store.check(["heartbeat/due"]):  # type: ignore[attr-defined]
+                    self.is_asked.set()
 
     def verdict(self) -> str | None:
         """Who hangs; None where rank 0 tells it on this node."""
         found: list[str] = []
         asking = _in_thread(self._judge if self._rank == 0 else self._ask, found)
-        asking.join(10 * self._interval)
+        asking.join(6 * self._interval)
         if not found:
             return "rank 0 hangs: it does not answer the other ranks"
         return found[0] if dist.get_local_rank() == 0 else None
@@ -218,6 +221,7 @@ class _Board:
     def _ask(self, found: list[str]) -> None:
         store = _connect()
         with contextlib.suppress(RuntimeError):
+            store.set("heartbeat/due", "")
             while not store.check(["heartbeat/verdict"]):  # type: ignore[attr-defined]
                 time.sleep(self._interval / 4)
             found.append(store.get("heartbeat/verdict").decode())
