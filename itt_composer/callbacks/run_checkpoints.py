@@ -1,6 +1,7 @@
 """Checkpoints that are either whole or not there, and how many of them are kept."""
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -92,7 +93,9 @@ class RunCheckpoints(CheckpointSaver):
             remove(path)  # its metadata would vouch for the new parts, too
         dist.barrier()
         try:
-            composer_checkpoint.save_checkpoint(state, name)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own
+                composer_checkpoint.save_checkpoint(state, name)
         except CheckpointException as error:
             self._check([_reason(failure) for failure, _ in error.failures.values()], path)
         return path
