@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 import torch
 from composer.core import Callback, State
@@ -26,10 +27,16 @@ class Preemption(Callback):
     def __init__(self) -> None:
         self.is_due = False
         self._is_asked = False
+        self._former: Any = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        # Stays to the end: a launcher whose first rank has left sends the others another one.
-        signal.signal(signal.SIGTERM, self._ask)
+        self._former = signal.signal(signal.SIGTERM, self._ask)
+
+    def close(self, state: State, logger: Logger) -> None:
+        # Not once it has come: a launcher whose first rank has left sends the others another one.
+        if self._former is not None and not self.is_due:
+            signal.signal(signal.SIGTERM, self._former)
+            self._former = None
 
     def batch_end(self, state: State, logger: Logger) -> None:
         asked = state.device.tensor_to_device(torch.tensor([int(self._is_asked)]))
