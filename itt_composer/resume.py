@@ -14,7 +14,8 @@ from composer.utils import dist, reproducibility
 
 from itt_composer.checkpoints import stored_sizes
 from itt_composer.errors import UserError
-from itt_composer.run_folder import LATEST, RunFolder, batch_of
+from itt_composer.run_folder import CHECKPOINT, LATEST, RunFolder, batch_of
+from itt_composer.sharding import fit_checkpoint
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -77,6 +78,23 @@ def _find_start(run: RunFolder) -> Start:
             f"or delete {run.path} to train anew"
         )
     return start
+
+
+def fitting_checkpoint(start: Start, is_sharded: bool) -> Path | None:
+    """The checkpoint to go on from, in the form that this run reads; every rank must ask."""
+    if start.checkpoint is None:
+        return None
+    if dist.get_global_rank() == 0:
+        for path in start.checkpoint.parent.iterdir():
+            is_other = CHECKPOINT.fullmatch(path.name) and path.name != start.checkpoint.name
+            if is_other and batch_of(path) == batch_of(start.checkpoint) and damage(path):
+                remove(path)  # or it would be taken for the converted one
+    dist.barrier()
+    fitting = fit_checkpoint(start.checkpoint, is_sharded)
+    if dist.get_global_rank() == 0:
+        point_latest_to(fitting)
+    dist.barrier()
+    return fitting
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from itt_composer.config import TrainRecipe
 from itt_composer.errors import UserError
-from itt_composer.run_folder import LATEST, RunFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -186,18 +185,3 @@ def fit_checkpoint(checkpoint: Path, is_sharded: bool) -> Path:
         partial.replace(fitting)
     dist.barrier()
     return fitting
-
-
-def fit_latest(run: RunFolder, is_sharded: bool) -> None:
-    """Let the link to a run's latest checkpoint name one in the form that this run reads."""
-    from composer.utils import dist
-
-    link = run.checkpoints / LATEST
-    if link.exists():
-        checkpoint = fit_checkpoint(link.resolve(), is_sharded)
-        if dist.get_global_rank() == 0:
-            partial = link.with_name(f"{LATEST}.partial")
-            partial.unlink(missing_ok=True)
-            partial.symlink_to(checkpoint.name)
-            partial.replace(link)
-    dist.barrier()

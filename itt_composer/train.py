@@ -31,7 +31,6 @@ from itt_composer.recipe_changes import describe
 from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
 from itt_composer.sharding import (
     check_sharding,
-    fit_latest,
     gather_for_loss,
     name_units,
     parallelism,
@@ -181,7 +180,7 @@ def build_trainer(
     from itt_composer.data.streams import build_dataloader
     from itt_composer.models.composer_model import ComposerItt
     from itt_composer.models.wrapping import checkpoint_activations, compile_layers
-    from itt_composer.resume import ExactRandomState, find_start
+    from itt_composer.resume import ExactRandomState, find_start, fitting_checkpoint
 
     settings = recipe.train
     rows_per_rank = settings.global_batch_size // dist.get_world_size()
@@ -193,13 +192,12 @@ def build_trainer(
         compile_layers(model)
     name_units(model)
     sharding = parallelism(settings, device)
-    if settings.autoresume:
-        fit_latest(run, is_sharded=sharding is not None)
     composer_model = ComposerItt(model, settings.loss_chunk_tokens)
     algorithms = recipe.algorithms.build()
     if model.config.adaptive_routing:
         algorithms.append(ThresholdEstimate(calibration_rows=settings.calibration_rows))
     start = start or find_start(run)
+    checkpoint = fitting_checkpoint(start, is_sharded=sharding is not None)
     preemption, progress = Preemption(), Progress()
     checkpoints = RunCheckpoints(
         run, settings.save_interval, settings.keep_checkpoints, start, preemption, progress
@@ -222,7 +220,7 @@ def build_trainer(
         device_train_microbatch_size=microbatch_size,
         eval_interval=settings.eval_interval,
         eval_subset_num_batches=settings.eval_batches,
-        load_path=str(start.checkpoint) if start.checkpoint else None,
+        load_path=str(checkpoint) if checkpoint else None,
         progress_bar=settings.progress_bar and sys.stderr.isatty(),
         parallelism_config=sharding,
     )

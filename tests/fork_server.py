@@ -137,7 +137,11 @@ class Ranks:
 
     def _result(self) -> Result:
         texts = [
-            "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+            "".join(
+                file.read_text(encoding="utf-8", errors="replace")
+                for file in files
+                if file.exists()  # or it was killed before it had one
+            )
             for files in zip(*self.outputs, strict=True)
         ]
         return Result([-1 if code is None else code for code in self._codes], *texts)
