@@ -1,7 +1,6 @@
 """Thresholds in training: a running estimate, and evaluation under them beside top-k's."""
 
 import contextlib
-from collections import defaultdict
 
 import torch
 from composer.core import Algorithm, Event, State
@@ -29,10 +28,10 @@ def from_all_ranks(scores: Tensor) -> Tensor:
 class ThresholdEstimate(Algorithm):
     """Follows the distribution of the routers' scores, so that every checkpoint has thresholds.
 
-    Every `interval` batches the quantiles of that batch's scores, on all ranks, move the estimate.
-    Which batches depends on the batch number alone, and the estimate is part of the model's
-    state: a resumed run goes on exactly. After the last batch, before it is saved, a calibration
-    on validation rows takes the estimate's place. Under the evaluator `eval_threshold` the model
+    Every `interval` batches the quantiles of the scores in each rank's first microbatch move the
+    estimate. Which batches depends on the batch number alone, and the estimate is part of the
+    model's state: a resumed run goes on exactly. After the last batch, before it is saved, a
+    calibration on validation rows takes the estimate's place. Under the evaluator `eval_threshold` the model
     routes by thresholds, under any other by its own rule.
 
     Args:
@@ -53,7 +52,7 @@ class ThresholdEstimate(Algorithm):
         self.decay = decay
         self.calibration_rows = calibration_rows
         self._watching = contextlib.ExitStack()
-        self._measured: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self._measured: dict[tuple[int, int], Tensor] = {}
         self._rule = ""
 
     def match(self, event: Event, state: State) -> bool:
@@ -62,13 +61,11 @@ class ThresholdEstimate(Algorithm):
         if event == Event.BATCH_END:
             elapsed = state.get_elapsed_duration()
             return elapsed is not None and elapsed >= 1
-        is_due = state.timestamp.batch.value % self.interval == 0
-        return is_due and event in (
-            Event.BEFORE_TRAIN_BATCH,
-            Event.BEFORE_FORWARD,
-            Event.AFTER_FORWARD,
-            Event.AFTER_TRAIN_BATCH,
-        )
+        if state.timestamp.batch.value % self.interval:
+            return False
+        if event == Event.BEFORE_FORWARD:
+            return not self._measured
+        return event in (Event.BEFORE_TRAIN_BATCH, Event.AFTER_FORWARD, Event.AFTER_TRAIN_BATCH)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         model = unwrap(state.model)
@@ -102,11 +99,11 @@ class ThresholdEstimate(Algorithm):
 
     def _measure(self, done: ThinkingStep) -> None:
         assert done.scores_BS is not None
-        self._measured[done.layer_idx, done.step].append(done.scores_BS.detach())
+        self._measured[done.layer_idx, done.step] = done.scores_BS.detach()
 
     def _update(self, model: IttForCausalLM) -> None:
-        for (layer_idx, step), microbatches in self._measured.items():
-            quantiles_Q = quantiles_of(from_all_ranks(torch.cat(microbatches)))
+        for (layer_idx, step), scores_BS in self._measured.items():
+            quantiles_Q = quantiles_of(from_all_ranks(scores_BS))
             if quantiles_Q.isfinite().all():  # of a batch that `loss_guard` skips they may not be
                 update_estimate(model.model.layers[layer_idx], step - 1, quantiles_Q, self.decay)
         self._measured.clear()
