@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import RECIPE
 from fork_server import REPOSITORY, free_port
 from safetensors.torch import load_file
+from small_recipe import RECIPE
 
 from benchmarks import equality
 from itt_composer.config import load_recipe

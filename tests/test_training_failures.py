@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import RECIPE
 from safetensors.torch import load_file
+from small_recipe import RECIPE
 
 from itt_composer.checkpoints import load_checkpoint
 from itt_composer.config import load_recipe

@@ -11,7 +11,7 @@ import signal
 import time
 
 import pytest
-from conftest import RECIPE
+from small_recipe import RECIPE
 
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics

@@ -31,8 +31,8 @@ class ThresholdEstimate(Algorithm):
     Every `interval` batches the quantiles of the scores in each rank's first microbatch move the
     estimate. Which batches depends on the batch number alone, and the estimate is part of the
     model's state: a resumed run goes on exactly. After the last batch, before it is saved, a
-    calibration on validation rows takes the estimate's place. Under the evaluator `eval_threshold` the model
-    routes by thresholds, under any other by its own rule.
+    calibration on validation rows takes the estimate's place. Under the evaluator
+    `eval_threshold` the model routes by thresholds, under any other by its own rule.
 
     Args:
         interval: batches from one look to the next.
