@@ -83,6 +83,7 @@ def compile_layers(model: IttForCausalLM, backend: str = "inductor") -> None:
     """
     settings = torch._dynamo.config
     settings.specialize_float = True  # ratios are constants: shapes follow from them
+    settings.optimize_ddp = False  # layers are small enough; it cannot split recomputed parts
     settings.recompile_limit = MOST_VARIANTS
     settings.accumulated_recompile_limit = MOST_VARIANTS * len(model.model.layers)
     config = model.config

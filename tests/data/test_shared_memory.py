@@ -119,7 +119,7 @@ def test_a_run_starts_after_a_killed_one_and_leaves_a_live_one_alone(
     )
     try:
         assert int(next_line(live)) > 0
-        checkpoint = tmp_path / "run/checkpoints/ep0-ba5-rank0.pt"
+        checkpoint = tmp_path / "run/checkpoints/latest-rank0.pt"
         wait_for(checkpoint.exists, killed)
         kill(killed)
         stale, of_live = segments_of(cache), segments_of(shards)
