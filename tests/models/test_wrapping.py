@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.parallel import DistributedDataParallel
 
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.wrapping import checkpoint_activations, compile_layers
@@ -109,6 +111,21 @@ def test_layers_compile_whole_once_for_each_level_of_the_ratios(which):
         counts.append(backend.frame_count)
     # One for the plain layers, and for the thinking ones one for each of two levels.
     assert counts == [2, 3, 3]
+
+
+def test_recomputed_steps_compile_whole_under_ddp():
+    torch._dynamo.reset()
+    backend = CompileCounterWithBackend("aot_eager")
+    model = build("itt")
+    checkpoint_activations(model, "thinking_steps")
+    compile_layers(model, backend)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(model, bucket_cap_mb=0.001)  # smaller than a layer
+        parallel(ids(), labels=ids(), use_cache=False).loss.backward()
+    finally:
+        dist.destroy_process_group()
+    assert backend.frame_count == 2
 
 
 def test_what_is_evaluated_or_watched_is_not_compiled():
