@@ -96,7 +96,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scale_N = is_counted_N.double() / is_counted_N.sum()
         total = hidden_ND.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD) if wants_weight else None
+        # Summed over the chunks in float32, also where sharding has gathered a bfloat16 weight.
+        exact = torch.promote_types(weight_VD.dtype, torch.float32)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
         with torch.autocast(device, enabled=False):
             for start in range(0, len(hidden_ND), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
@@ -110,6 +112,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_weight_VD.addmm_(grad_NV.T, chunk_ND)
                 elif grad_weight_VD is not None:
                     grad_weight_VD += grad_NV.T @ chunk_ND
+        if grad_weight_VD is not None:
+            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
         ctx.gradients = grad_hidden_ND, grad_weight_VD
         return total
 

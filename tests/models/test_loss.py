@@ -50,6 +50,15 @@ def test_under_autocast_the_loss_is_float32_and_gradients_those_of_whole_logits(
         assert (one - other).norm() / other.norm() < 5e-3  # bfloat16 keeps 8 bits
 
 
+def test_the_gradient_of_a_bfloat16_weight_is_not_summed_over_chunks_in_bfloat16():
+    # Sharding gathers such weights. A sum of equal parts would end at 256 of them.
+    weight_VD = torch.zeros(4, 2, dtype=torch.bfloat16, requires_grad=True)
+    hidden_BSD = torch.ones(1, 1025, 2, dtype=torch.bfloat16)
+    next_token_loss(hidden_BSD, weight_VD, torch.zeros(1, 1025, dtype=torch.long), 1).backward()
+    expected = torch.tensor([-0.75, 0.25, 0.25, 0.25])
+    torch.testing.assert_close(weight_VD.grad[:, 0].float(), expected, rtol=1e-2, atol=0)
+
+
 def test_gradients_are_given_once():
     # They are scaled in place: a second time would scale them again.
     loss = next_token_loss(*inputs(), 7)
