@@ -33,9 +33,15 @@ class ComposerItt(HuggingFaceModel):
         self.loss_chunk_tokens = loss_chunk_tokens
 
     def forward(self, batch: dict[str, Any]) -> Any:
-        """Without a key/value cache, which only decoding needs; in training without logits."""
-        chunk_tokens = self.loss_chunk_tokens if self.training else None
-        return super().forward({**batch, "use_cache": False, "loss_chunk_tokens": chunk_tokens})
+        """Without a key/value cache, which only decoding needs; in training without logits.
+
+        Rows of training are whole, and their masks all ones: to find that out, transformers would
+        wait for the GPU in every microbatch.
+        """
+        inputs = {**batch, "use_cache": False}
+        if self.training:
+            inputs |= {"attention_mask": None, "loss_chunk_tokens": self.loss_chunk_tokens}
+        return super().forward(inputs)
 
     def flops_per_batch(self, batch: dict[str, Any]) -> int:
         """Executed FLOPs of forward and backward (twice the forward's) at the ratios in force."""

@@ -121,16 +121,17 @@ class IttModel(IttPreTrainedModel, LlamaModel):
         seq_len = inputs_embeds.shape[1]
         if cache_position is None:
             cache_position = torch.arange(past, past + seq_len, device=inputs_embeds.device)
-        if position_ids is None:
-            position_ids = cache_position.unsqueeze(0)
         mask = create_causal_mask(
             config=config,
             input_embeds=inputs_embeds,
             attention_mask=attention_mask,
             cache_position=cache_position,
             past_key_values=past_key_values,
+            # Looked at for packed sequences alone: without any, the mask can be left to the kernel.
             position_ids=position_ids,
         )
+        if position_ids is None:
+            position_ids = cache_position.unsqueeze(0)
         thinking = replace(
             thinking,
             first_column=past,
