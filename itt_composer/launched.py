@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 
 SIGNAL_AT_PARENTS_END = 1  # PR_SET_PDEATHSIG of prctl(2)
 SIGNS_OF_LOSS = ("connection closed by peer", "connection reset by peer", "ncclremoteerror")
@@ -17,6 +18,23 @@ def end_with_launcher() -> None:
     """
     if "RANK" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_END, signal.SIGTERM)
+
+
+def heed_parent_only(worker: int) -> None:
+    """Have this loader process end by SIGTERM only where its rank sends it.
+
+    A scheduler sends SIGTERM to every process of a job, and the rank needs its loaders for the
+    batch under way. They end with the rank in any case.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if sys.platform == "linux":
+        threading.Thread(target=_end_with_parents_signal, daemon=True).start()
+
+
+def _end_with_parents_signal() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def is_loss_of_a_rank(error: RuntimeError) -> bool:

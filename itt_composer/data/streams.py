@@ -30,7 +30,7 @@ from itt_composer.data.shared_memory import (
 )
 from itt_composer.data.token_rows import ShardStream, TokenRows
 from itt_composer.errors import UserError
-from itt_composer.launched import is_loss_of_a_worker
+from itt_composer.launched import heed_parent_only, is_loss_of_a_worker
 
 NUMBERS = ("domain", "row")
 
@@ -176,7 +176,7 @@ class TokenLoader(StreamingDataLoader):
             if not is_loss_of_a_worker(error):
                 raise
             reason = f"lost a process ({str(error).strip()})"
-            raise LoaderError(self._told(reason, "did its memory run out?")) from None
+            raise LoaderError(self._told(reason, "its memory may have run out")) from None
 
     @contextlib.contextmanager
     def _kept_waiting(self) -> Iterator[None]:
@@ -215,6 +215,7 @@ def build_dataloader(data: DataRecipe, split: str, global_batch_size: int) -> Da
         num_workers=data.num_workers,
         drop_last=split == "train",
         persistent_workers=data.num_workers > 0,
+        worker_init_fn=heed_parent_only,
         patience=data.worker_timeout,
         pin_memory=torch.cuda.is_available(),
     )
