@@ -133,6 +133,10 @@ def find_recipes(folder: Path, pattern: str = "*") -> Iterator[tuple[str, Recipe
     Raises:
         UserError: there is none, or one is broken.
     """
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}; start in the project's folder, or name one with --folder"
+        )
     files = sorted(file for file in folder.glob("*.yaml") if fnmatch(file.stem, f"*{pattern}*"))
     if not files:
         raise UserError(
