@@ -405,6 +405,13 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
                 f"{sources.of(key)}: {key}=continuous: with train.compile every level is a "
                 "compilation; give a number, such as 8"
             )
+    warmup = getattr(recipe.scheduler.named().get("cosine_with_warmup"), "t_warmup", "0.03dur")
+    if _outlasts(warmup, recipe.train.max_duration):
+        key = "scheduler.cosine_with_warmup.t_warmup"
+        raise UserError(
+            f"{sources.of(key)}: {key}={warmup} is longer than training, so the learning rate "
+            "would never reach its peak; shorten it"
+        )
     if recipe.data.seq_len > recipe.model.max_position_embeddings:
         raise UserError(
             f"{sources.of('data.seq_len')}: data.seq_len={recipe.data.seq_len} is longer than "

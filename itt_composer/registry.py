@@ -164,7 +164,7 @@ class LossGuard(Settings):
     on_spike: Literal["stop", "skip"] | None = None
     spike_nats: float = Field(0.5, gt=0)
     spike_deviations: float = Field(6.0, gt=0)
-    window: int = Field(100, ge=1)
+    window: int = Field(100, ge=2)
     max_skips: int = Field(10, ge=1)
 
 

@@ -83,7 +83,7 @@ def main(
             run.lock()
         if changed:
             _say(f"{run.path} goes on with changed settings: {describe(changed)}")
-        train(recipe, run)
+        train(recipe, run, is_longer="train.max_duration" in changed)
     except UserError as error:
         _fail(error)
     except OSError as error:
@@ -100,8 +100,13 @@ def main(
         raise
 
 
-def train(recipe: Recipe, run: RunFolder) -> None:
+def train(recipe: Recipe, run: RunFolder, is_longer: bool = False) -> None:
     """Run a recipe to its end.
+
+    Args:
+        recipe: what to do.
+        run: where.
+        is_longer: whether its end is another than that of the run so far; not an earlier one.
 
     Raises:
         UserError: the device the recipe asks for is not there, or cannot do what it asks; shards
@@ -129,6 +134,12 @@ def train(recipe: Recipe, run: RunFolder) -> None:
     if recipe.init_from is not None and start.checkpoint is None:
         load_initial_weights(model, Path(recipe.init_from))
     trainer = build_trainer(recipe, run, model, device, start)
+    elapsed = trainer.state.get_elapsed_duration()
+    if is_longer and elapsed is not None and elapsed > 1:
+        raise UserError(
+            f"train.max_duration={recipe.train.max_duration} is over after fewer batches than the "
+            f"{start.batch:,} that {run.path} has gone through; give a longer one"
+        )
     if dist.get_global_rank() == 0:
         run.write_recipe(start.batch)
         _announce(recipe, run, model, dist.get_world_size())
@@ -137,7 +148,6 @@ def train(recipe: Recipe, run: RunFolder) -> None:
             f"goes on after batch {start.batch:,} of {recipe.train.max_duration}, from "
             f"{start.checkpoint}"
         )
-    elapsed = trainer.state.get_elapsed_duration()
     if elapsed is not None and elapsed >= 1:
         trainer.eval()  # was killed between its last checkpoint and its summary
     else:
@@ -353,6 +363,8 @@ def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: in
         config.thinking, f"ITT×{config.thinking_steps}"
     )
     flops_per_token = paper_tflops(config, recipe.data.seq_len) * 1e6 / recipe.data.seq_len
+    if recipe.train.compile:
+        _say("layers are compiled at their first batch, and at each level of annealing: minutes")
     _say(
         f"{recipe.run_name}: {kind}, {dense_parameters(config):,} parameters "
         f"+ {thinking_parameters(config):,} for thinking, {flops_per_token:.2f} MFLOPs per token "

@@ -121,6 +121,7 @@ MISTAKES = {
     "seed=9999999999": "should be less than 2147483648",
     "train.eval_batches=0": "0 would leave nothing to go by",
     "algorithms.capacity_annealing.duration=2dur": "is longer than training",
+    "scheduler.cosine_with_warmup.t_warmup=2dur": "is longer than training",
     "data.domains={foo-bar: 0}": "data.domains.foo-bar=0: input should be greater than 0",
     "train.max_duration=0ba": "should be a positive time",
     "train.max_duration=0.5dur": "is itself what shares of training refer to",

@@ -80,6 +80,10 @@ def test_a_changed_recipe_goes_on_where_it_is_allowed_and_other_ranks_do_anyway(
     assert checkpoints(run) == ["ep0-ba8-rank0.pt", "latest-rank0.pt"]
     assert "max_duration: 4ba" in (run / "recipe_until_batch_4.yaml").read_text()
     assert "nothing to do" in fork_server.run("itt_composer.train", *longer).stdout
+    shorter = fork_server.run("itt_composer.train", *short, "--allow-changes")
+    assert shorter.returncode == 1
+    assert "train.max_duration=4ba is over after fewer batches than the 8" in shorter.stderr
+    assert "max_duration: 8ba" in (run / "recipe.yaml").read_text()
 
 
 def test_a_full_disk_is_told_and_leaves_the_checkpoints_that_were_there(

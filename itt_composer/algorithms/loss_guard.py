@@ -149,27 +149,28 @@ class LossGuard(Algorithm):
         loss = total / count
         limit = self.running.limit(self.spike_nats, self.spike_deviations)
         if not math.isfinite(loss):
-            self._act(self.on_nan, f"the loss is {loss}", ~losses.isfinite(), state, logger)
+            told = f"the loss is {loss}"
+            self._act("on_nan", told, ~losses.isfinite(), state, logger)
         elif broken_on:
             every = torch.ones_like(losses, dtype=torch.bool)
-            self._act(self.on_nan, "a gradient is not finite", every, state, logger)
+            self._act("on_nan", "a gradient is not finite", every, state, logger)
         elif self.on_spike and self.running.count >= self.window and loss > limit:
             told = f"the loss is {loss:.3f}, its running mean {self.running.mean:.3f}"
-            self._act(self.on_spike, told, losses > limit, state, logger)
+            self._act("on_spike", told, losses > limit, state, logger)
         else:
             self.in_a_row = 0
             self.running.add(loss, self.window)
         self._parts.clear()
 
-    def _act(self, act: Act, what: str, suspects: Tensor, state: State, logger: Logger) -> None:
-        """Stop or skip. `suspects` (microbatches) tells which of them made it happen."""
+    def _act(self, key: str, what: str, suspects: Tensor, state: State, logger: Logger) -> None:
+        """Stop or skip, as `key` says. `suspects` (microbatches) tells which made it happen."""
         batch = state.timestamp.batch.value + 1
         domains: list[str] = state.dataloader.dataset.domains  # type: ignore[union-attr]
         told = f"batch {batch:,}: {what} ({name_rows(self._rows(suspects), domains)})"
-        if act == "stop":
+        if getattr(self, key) == "stop":
             raise UserError(
-                f"{told}; stopped before the weights changed. To go on without such batches, set "
-                "algorithms.loss_guard.on_nan or on_spike to skip and add --allow-changes"
+                f"{told}; stopped before the weights changed. To go on without such batches, add "
+                f"algorithms.loss_guard.{key}=skip --allow-changes"
             )
         self.skipped += 1
         self.in_a_row += 1
