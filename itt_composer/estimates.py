@@ -133,15 +133,15 @@ def _parameters(config: IttConfig) -> tuple[int, int]:
 def _loss_bytes(config: IttConfig, step: TrainingStep) -> int:
     """The loss's gradients, taken in the forward pass, and a chunk's logits.
 
-    A logit stands there as the product's output, as log-probability and probability in float32,
-    and as gradient, that of the chunk before included.
+    A logit stands there as the product's output, as log-probability in float32, twice while it is
+    computed, and as the gradient of the chunk before.
     """
     embedding = config.vocab_size * config.hidden_size
     states = config.hidden_size * step.tokens
     gradients = FLOAT32 * (embedding + states)
     is_mixed = step.compute != FLOAT32
     chunk = min(step.loss_chunk_tokens, step.tokens)
-    logits = ((3 if is_mixed else 2) * step.compute + 2 * FLOAT32) * config.vocab_size * chunk
+    logits = (2 * step.compute + 2 * FLOAT32) * config.vocab_size * chunk
     cast = step.compute * embedding if is_mixed else 0
     return gradients + max(gradients, logits + cast + FLOAT32 * states)
 

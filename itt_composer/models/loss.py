@@ -19,21 +19,22 @@ from torch.autograd.function import once_differentiable
 IGNORED = -100
 
 
-# Logits (N, V), targets (N,) and what each target counts (N,) → the sum of the losses, and its
-# gradient (N, V), in the type of the logits.
+# Logits (N, V), targets (N,) and what each target counts (N,) → the weighted sum of the losses, and
+# the gradient (N, V) of each token's own loss, in the type of the logits.
 ChunkLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def loss_and_gradient(
     logits_NV: Tensor, targets_N: Tensor, scale_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross entropy of a chunk, and its gradient with respect to the logits."""
+    """Weighted cross entropy of a chunk, and the gradient of each loss before its weight."""
     exact = torch.promote_types(logits_NV.dtype, torch.float32)
     log_probabilities_NV = logits_NV.log_softmax(dim=-1, dtype=exact)
     index_N1, scale_N1 = targets_N.clamp(min=0).unsqueeze(-1), scale_N.unsqueeze(-1).to(exact)
     loss = -(log_probabilities_NV.gather(-1, index_N1) * scale_N1).sum()
-    grad_NV = log_probabilities_NV.exp().mul_(scale_N1)
-    return loss, grad_NV.scatter_add_(-1, index_N1, -scale_N1).to(logits_NV.dtype)
+    grad_NV = log_probabilities_NV.exp_()
+    minus_one_N1 = torch.full_like(scale_N1, -1)
+    return loss, grad_NV.scatter_add_(-1, index_N1, minus_one_N1).to(logits_NV.dtype)
 
 
 def next_token_loss(
@@ -103,15 +104,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for start in range(0, len(hidden_ND), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
                 chunk_ND = hidden_ND[rows].to(dtype)
+                scale_N1 = scale_N[rows].unsqueeze(-1).to(dtype)
                 logits_NV = F.linear(chunk_ND, cast_VD)
                 loss, grad_NV = chunk_loss(logits_NV, targets_N[rows], scale_N[rows])
                 total += loss
                 if grad_hidden_ND is not None:
-                    grad_hidden_ND[rows] = grad_NV @ cast_VD
+                    grad_hidden_ND[rows] = (grad_NV @ cast_VD).mul_(scale_N1)
                 if grad_weight_VD is not None and grad_weight_VD.dtype == dtype:
-                    grad_weight_VD.addmm_(grad_NV.T, chunk_ND)
+                    grad_weight_VD.addmm_(grad_NV.T, chunk_ND * scale_N1)
                 elif grad_weight_VD is not None:
-                    grad_weight_VD += grad_NV.T @ chunk_ND
+                    grad_weight_VD += grad_NV.T @ (chunk_ND * scale_N1)
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
         ctx.gradients = grad_hidden_ND, grad_weight_VD
