@@ -44,13 +44,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 
 from benchmarks.loader import machine, make_shards  # noqa: E402
+from itt_composer import estimates  # noqa: E402
 from itt_composer.flops import executed_flops  # noqa: E402
 from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
 from itt_composer.models import modeling as itt_modeling  # noqa: E402
 from itt_composer.models.wrapping import checkpoint_activations, compile_layers  # noqa: E402
 
 RAW, DENSE = "transformers LLaMA", "dense"
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # bfloat16, dense
+PEAK_FLOPS = {**estimates.PEAK_FLOPS, "H200": estimates.PEAK_FLOPS["H100"]}
 IS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if IS_GPU else "cpu"
 

@@ -83,7 +83,7 @@ def main(
             run.lock()
         if changed:
             _say(f"{run.path} goes on with changed settings: {describe(changed)}")
-        train(recipe, run, is_longer="train.max_duration" in changed)
+        train(recipe, run, has_new_end="train.max_duration" in changed)
     except UserError as error:
         _fail(error)
     except OSError as error:
@@ -100,17 +100,17 @@ def main(
         raise
 
 
-def train(recipe: Recipe, run: RunFolder, is_longer: bool = False) -> None:
+def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
     """Run a recipe to its end.
 
     Args:
         recipe: what to do.
         run: where.
-        is_longer: whether its end is another than that of the run so far; not an earlier one.
+        has_new_end: whether the run so far had another `train.max_duration`.
 
     Raises:
         UserError: the device the recipe asks for is not there, or cannot do what it asks; shards
-            that cannot be had, do not fit or are damaged.
+            that cannot be had, do not fit or are damaged; an end that the run is past.
     """
     from composer.utils import dist, reproducibility
 
@@ -135,7 +135,7 @@ def train(recipe: Recipe, run: RunFolder, is_longer: bool = False) -> None:
         load_initial_weights(model, Path(recipe.init_from))
     trainer = build_trainer(recipe, run, model, device, start)
     elapsed = trainer.state.get_elapsed_duration()
-    if is_longer and elapsed is not None and elapsed > 1:
+    if has_new_end and elapsed is not None and elapsed > 1:
         raise UserError(
             f"train.max_duration={recipe.train.max_duration} is over after fewer batches than the "
             f"{start.batch:,} that {run.path} has gone through; give a longer one"

@@ -97,23 +97,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scale_N = is_counted_N.double() / is_counted_N.sum()
         total = hidden_ND.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
-        # Summed over the chunks in float32, also where sharding has gathered a bfloat16 weight.
+        # Scaled and summed in float32, whatever type the weight was gathered in: 1/N rounded to
+        # eight bits would scale every gradient.
         exact = torch.promote_types(weight_VD.dtype, torch.float32)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
         with torch.autocast(device, enabled=False):
             for start in range(0, len(hidden_ND), chunk_tokens):
                 rows = slice(start, start + chunk_tokens)
                 chunk_ND = hidden_ND[rows].to(dtype)
-                scale_N1 = scale_N[rows].unsqueeze(-1).to(dtype)
+                scale_N1 = scale_N[rows].unsqueeze(-1).to(exact)
                 logits_NV = F.linear(chunk_ND, cast_VD)
                 loss, grad_NV = chunk_loss(logits_NV, targets_N[rows], scale_N[rows])
                 total += loss
                 if grad_hidden_ND is not None:
-                    grad_hidden_ND[rows] = (grad_NV @ cast_VD).mul_(scale_N1)
+                    grad_hidden_ND[rows] = (grad_NV @ cast_VD) * scale_N1
+                scaled_ND = (chunk_ND * scale_N1).to(dtype)
                 if grad_weight_VD is not None and grad_weight_VD.dtype == dtype:
-                    grad_weight_VD.addmm_(grad_NV.T, chunk_ND * scale_N1)
+                    grad_weight_VD.addmm_(grad_NV.T, scaled_ND)
                 elif grad_weight_VD is not None:
-                    grad_weight_VD += grad_NV.T @ (chunk_ND * scale_N1)
+                    grad_weight_VD += grad_NV.T @ scaled_ND
         if grad_weight_VD is not None:
             grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
         ctx.gradients = grad_hidden_ND, grad_weight_VD
