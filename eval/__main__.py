@@ -9,24 +9,48 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from typer.core import TyperGroup
 
-from eval.suite import load_suite
-from itt_composer.errors import errors_as_sentences
+from eval.suite import TaskSuite, load_suite
+from itt_composer.errors import UserError, errors_as_sentences
 from itt_composer.files import write_whole
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+class SuiteByDefault(TyperGroup):
+    """A group whose arguments mean `run` unless they begin with a command's name."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=SuiteByDefault,
+    help="Evaluate models: `python -m eval SUITE.yaml model=PATH [KEY=VALUE]…`.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+
+
+@app.callback()
+def main() -> None:
+    """Keeps `run` a command among others."""
 
 
 @app.command()
-def main(
+def run(
     suite_file: Annotated[Path, typer.Argument(metavar="SUITE", help="A YAML of eval/suites.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Suite keys to set.")
     ] = None,
 ) -> None:
-    """Measure a model's perplexity on shards, at one or several elastic settings."""
+    """Run a suite on a model; the word `run` may be left out."""
     with errors_as_sentences():
         suite = load_suite(suite_file, overrides or [])
+        if isinstance(suite, TaskSuite):
+            raise UserError("not yet")
         # After the checks, because it imports torch.
         from eval import perplexity
 
@@ -44,7 +68,7 @@ def main(
 def print_results(results: dict[str, Any]) -> None:
     """Print how each setting thought, what that took and its perplexity; then that per domain."""
     suite, settings = results["suite"], results["settings"]
-    title = f"{suite['model']}: {suite['split']} perplexity"
+    title = f"{results['model']['name']}: {suite['split']} perplexity"
     routed = any(setting["router_selection"] for setting in settings)
     exits = any(setting["early_exit"] for setting in settings)
     ours = "executed_flops_per_token" in settings[0]

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from eval import ranks
+from eval.models import THINKING_KEYS, load_evaluated, think_as
 from eval.suite import PerplexitySuite
 from itt_composer.calibration import RealisedShares
 from itt_composer.data.shards import domains_with_rows, read_manifest
@@ -22,7 +24,6 @@ from itt_composer.data.stored_rows import StoredRows, batches_of
 from itt_composer.errors import UserError
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
-from itt_composer.models.loading import load_model
 
 
 def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
         on_progress: called after each batch with the rows done and in all.
 
     Returns:
-        `{"suite", "seq_len", "parameters", "settings": [...]}`. Each setting has `select_ratios`,
+        `{"suite", "seq_len", "model", "settings": [...]}`. Each setting has `select_ratios`,
         `router_selection`, `early_exit`, `tokens` (predicted), `loss` (nats per token),
         `perplexity`, `domains` (the same three per domain), `tokens_per_second`, and for our
         models `realised_shares` (of the tokens that took each step, a list over the thinking
@@ -45,26 +46,28 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
     """
     manifest = read_manifest(suite.data)
     domains = domains_with_rows(manifest, suite.split)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(suite.model)
-    model.to(torch.device(device))  # type: ignore[arg-type]
+    device = ranks.device()
+    evaluated = load_evaluated(suite.model, suite.model.path[0], device)
+    model = evaluated.model
     if manifest["vocab_size"] > model.config.vocab_size:
         raise UserError(
             f"data={suite.data} was made with a tokenizer of {manifest['vocab_size']} ids, but "
-            f"model={suite.model} has {model.config.vocab_size}"
+            f"model={evaluated.path} has {model.config.vocab_size}"
         )
     asked = list(itertools.product(suite.select_ratios, suite.router_selection, suite.early_exit))
     total = sum(domains.values()) * len(asked)
     done = 0
     settings = []
-    own = {
-        name: getattr(model.config, name, None)
-        for name in ("select_ratios", "router_selection", "early_exit")
-    }
+    own = {name: getattr(model.config, name, None) for name in THINKING_KEYS}
+
+    def put_in_force(setting: tuple[Any, ...]) -> None:
+        given = dict(zip(THINKING_KEYS, setting, strict=True))
+        think_as(model, own | {name: value for name, value in given.items() if value is not None})
+
     for setting in asked:  # a mistake is told before hours of measuring
-        _set_thinking(model, dict(zip(own, setting, strict=True)), own)
+        put_in_force(setting)
     for setting in asked:
-        _set_thinking(model, dict(zip(own, setting, strict=True)), own)
+        put_in_force(setting)
         shares = RealisedShares()
         started = time.monotonic()
         measured = {}
@@ -85,7 +88,7 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
     return {
         "suite": suite.model_dump(),
         "seq_len": manifest["seq_len"],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "model": evaluated.description(),
         "settings": settings,
     }
 
@@ -106,25 +109,6 @@ def token_losses(
     ).logits
     predicted_BVS = logits_BSV[:, :-1].float().transpose(1, 2)
     return F.cross_entropy(predicted_BVS, batch["labels"][:, 1:], reduction="none")
-
-
-def _set_thinking(model: PreTrainedModel, asked: dict[str, Any], own: dict[str, Any]) -> None:
-    """Put a setting in force; None stands for the model's own.
-
-    Raises:
-        UserError: the model cannot think that way; names the key.
-    """
-    for name, value in asked.items():
-        if isinstance(model, IttForCausalLM):
-            in_force = own[name] if value is None else value
-            if in_force == getattr(model.config, name):
-                continue
-            try:
-                getattr(model, f"set_{name}")(in_force)
-            except ValueError as error:
-                raise UserError(f"{name}={in_force}: {error}") from None
-        elif value is not None:
-            raise UserError(f"{name}={value} needs an ITT model, not {type(model).__name__}")
 
 
 def _setting(

@@ -1,10 +1,16 @@
-"""An evaluation suite: a YAML file and `key=value` overrides, checked before torch is loaded."""
+"""An evaluation suite: a YAML file and `key=value` overrides, checked before torch is loaded.
 
+A suite with `tasks` runs them through lm-eval; one without measures perplexity on shards.
+`model=PATH` is short for `model.path=PATH`.
+"""
+
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.errors import UserError
@@ -12,13 +18,50 @@ from itt_composer.settings import COMMAND_LINE, parse_overrides, read_yaml, vali
 from itt_composer.thinking import RouterSelection
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
+Epsilon = Annotated[float, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+BatchSize = Positive | Literal["auto"]
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+NO_MODEL = "name a run folder, a checkpoint, a transformers folder or a model on the hub"
+FORMS = {"batch_size": 'should be a positive integer or "auto"'}
 
 
-class PerplexitySuite(BaseModel):
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelSettings(_Group):
+    """Which model, and how it thinks.
+
+    Attributes:
+        path: a run folder, a checkpoint of training, a transformers folder, or a name on the hub;
+            or a list of them, the repeats of one experiment (seeds, checkpoints).
+        tokenizer: folder of the tokenizer, or null for the model's own.
+        revision: branch, tag or commit of a model on the hub, or null.
+        dtype: of the weights; "auto" is as they were saved.
+        select_ratios: ρ_t of an ITT's steps, or null for its own.
+        router_selection: how an ITT picks tokens, or null for what the suite takes by default.
+        early_exit: ε of an ITT, or null for its own.
+    """
+
+    path: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    tokenizer: str | None = None
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    select_ratios: list[Ratio] | None = None
+    router_selection: RouterSelection | None = None
+    early_exit: Epsilon | None = None
+
+
+class PerplexitySuite(_Group):
     """Perplexity of one model on the rows of a split.
 
     Attributes:
-        model: a transformers folder, such as a run's `model/`.
+        model: what is measured; its `router_selection` and so on stand for null below.
         data: a folder of shards with its manifest.
         split: "validation", or "train".
         batch_size: rows that go through the model at once.
@@ -30,33 +73,131 @@ class PerplexitySuite(BaseModel):
         output: JSON file for the results, or null.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    model: str
+    model: ModelSettings
     data: str
     split: str = "validation"
-    batch_size: int = Field(16, ge=1)
+    batch_size: Positive = 16
     select_ratios: list[list[Ratio] | None] = Field([None], min_length=1)
     router_selection: list[RouterSelection | None] = Field([None], min_length=1)
-    early_exit: list[Annotated[float, Field(ge=0)] | None] = Field([None], min_length=1)
+    early_exit: list[Epsilon | None] = Field([None], min_length=1)
     output: str | None = None
 
 
-def load_suite(path: Path, overrides: Sequence[str]) -> PerplexitySuite:
-    """Read a suite and see that its model and data are there.
+class TaskSettings(_Group):
+    """One task (or group of tasks) of lm-eval.
+
+    Attributes:
+        shots: examples before each question; null is the harness's default for the task.
+        metric: the one that is reported, or null for the task's first.
+        batch_size: requests that go through the model at once; "auto" fits it to their length and
+            the memory; null takes the suite's.
+        limit: documents of the task, its first ones; null takes the suite's.
+    """
+
+    shots: Annotated[int, Field(ge=0)] | None = None
+    metric: str | None = None
+    batch_size: BatchSize | None = None
+    limit: Positive | None = None
+
+
+class TaskSuite(_Group):
+    """Tasks of lm-eval on one model, or on several that repeat one experiment.
+
+    Attributes:
+        model: what is evaluated. An ITT picks tokens by thresholds unless another rule is asked
+            for: a likelihood must not depend on what comes later.
+        tasks: by their names in lm-eval, groups included; one set to null is left out.
+        only: names of those that are run, or null for all of them.
+        data_dir: folder that `python -m eval fetch` filled; null loads from the hub.
+        fewshot_seeds: each draws other examples; tasks that draw none run once.
+        limit: documents of each task, or null for all.
+        batch_size: see `TaskSettings`.
+        bootstrap_iters: resamples for the error of metrics that are no means.
+        log_samples: keep every prompt and answer, in lm-eval's format.
+        compare_with: row of the paper's Table 1, like "ITT×4-162M"; null takes the one whose
+            geometry and thinking the model has.
+        output: folder for the results; tasks found finished there are not run again.
+    """
+
+    model: ModelSettings
+    tasks: Annotated[dict[str, TaskSettings | None], Field(min_length=1)]
+    only: list[str] | None = None
+    data_dir: str | None = None
+    fewshot_seeds: Annotated[list[int], Field(min_length=1)] = [1234]
+    limit: Positive | None = None
+    batch_size: BatchSize = "auto"
+    bootstrap_iters: Annotated[int, Field(ge=0)] = 100_000
+    log_samples: bool = False
+    compare_with: str | None = None
+    output: str
+
+    @model_validator(mode="after")
+    def _has_what_it_names(self) -> "TaskSuite":
+        for name in self.only or []:
+            if self.tasks.get(name) is None:
+                raise ValueError(
+                    f"only names {name!r}, which is none of the tasks; add tasks.{name}={{}}"
+                )
+        if not self.selected_tasks():
+            raise ValueError("no task is left; give tasks, or names in only")
+        return self
+
+    def selected_tasks(self) -> dict[str, TaskSettings]:
+        """The tasks to run, in the suite's order."""
+        return {
+            name: settings
+            for name, settings in self.tasks.items()
+            if settings is not None and (self.only is None or name in self.only)
+        }
+
+
+Suite = PerplexitySuite | TaskSuite
+
+
+def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
+    """Read a suite and see that the files it names are there.
 
     Raises:
         UserError: one sentence per mistake.
     """
-    layers = [(str(path), read_yaml(path)), (COMMAND_LINE, parse_overrides(overrides))]
+    layers = [
+        (str(path), read_yaml(path)),
+        (COMMAND_LINE, parse_overrides(_spelled_out(overrides))),
+    ]
+    for _, content in layers:
+        _name_model_path(content)
+    if "tasks" in layers[0][1]:
+        default = OmegaConf.create({"output": f"results/{path.stem}"})
+        tasks = validate(TaskSuite, [("default", default), *layers], FORMS)
+        _check_model(tasks.model)
+        return tasks
     suite = validate(PerplexitySuite, layers)
-    if not (Path(suite.model) / "config.json").is_file():
-        raise UserError(
-            f"model={suite.model} is not a transformers folder (it has no config.json); a finished "
-            "training run has one in its folder model/"
-        )
+    _check_model(suite.model)
+    if len(suite.model.path) > 1:
+        raise UserError("model.path: perplexity is measured of one model at a time; name one")
     if suite.output is not None and Path(suite.output).is_dir():
         raise UserError(f"output={suite.output} is a folder; name a file for the results")
     if not domains_with_rows(read_manifest(suite.data), suite.split):
         raise UserError(f"data={suite.data} has no rows in its split {suite.split!r}")
     return suite
+
+
+def _check_model(model: ModelSettings) -> None:
+    for path in model.path:
+        if not Path(path).exists() and not HUB_NAME.fullmatch(path):
+            raise UserError(f"model={path} is not there; {NO_MODEL}")
+
+
+def _spelled_out(overrides: Sequence[str]) -> list[str]:
+    """`model=PATH` as `model.path=PATH`, so that it can stand beside `model.dtype=…`."""
+    return [
+        f"model.path={override.partition('=')[2]}" if override.startswith("model=") else override
+        for override in overrides
+    ]
+
+
+def _name_model_path(content: DictConfig) -> None:
+    """The same in a file."""
+    model = content.get("model")
+    if model is not None and not isinstance(model, DictConfig):
+        content["model"] = {"path": model}

@@ -36,7 +36,31 @@ def export_checkpoint(
             no tokenizer.
     """
     check_new_folder(out)
-    checkpoint = load_checkpoint(find_checkpoint(path), allow_code)
+    model, checkpoint, tokenizer = load_model_of(find_checkpoint(path), tokenizer, allow_code)
+    training = Training(
+        run_name=checkpoint.run_name,
+        batches=checkpoint.batches,
+        tokens=checkpoint.tokens,
+        validation_loss=validation_loss(checkpoint.run_folder, checkpoint.batches),
+        recipe=read_recipe(checkpoint.run_folder / "recipe.yaml"),
+    )
+    write_model_folder(out, model, training.card(model), tokenizer)
+
+
+def load_model_of(
+    path: Path, tokenizer: Path | None, allow_code: bool = False
+) -> tuple[IttForCausalLM, Checkpoint, Path]:
+    """The model of a checkpoint, the checkpoint, and the folder of its tokenizer.
+
+    Args:
+        path: of the checkpoint; see `find_checkpoint`.
+        tokenizer: its folder, or None for that of the shards the recipe names.
+        allow_code: run code that the checkpoint may hold.
+
+    Raises:
+        UserError: a damaged checkpoint, or one that would run code; no tokenizer.
+    """
+    checkpoint = load_checkpoint(path, allow_code)
     recipe_text = read_recipe(checkpoint.run_folder / "recipe.yaml")
     model = build_model(checkpoint)
     manifest, tokenizer = _documents(recipe_text, tokenizer)
@@ -44,14 +68,7 @@ def export_checkpoint(
         set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
     else:
         _set_ends_of(model, tokenizer)
-    training = Training(
-        run_name=checkpoint.run_name,
-        batches=checkpoint.batches,
-        tokens=checkpoint.tokens,
-        validation_loss=validation_loss(checkpoint.run_folder, checkpoint.batches),
-        recipe=recipe_text,
-    )
-    write_model_folder(out, model, training.card(model), tokenizer)
+    return model, checkpoint, tokenizer
 
 
 def build_model(checkpoint: Checkpoint) -> IttForCausalLM:

@@ -52,7 +52,7 @@ def llama(itt, tmp_path_factory):
 def measure(shards):
     def measure(model, ratios=(None,), **options):
         suite = PerplexitySuite(
-            model=str(model), data=str(shards), select_ratios=list(ratios), **options
+            model={"path": str(model)}, data=str(shards), select_ratios=list(ratios), **options
         )
         return run(suite, lambda done, total: None)
 
@@ -93,7 +93,9 @@ def test_perplexity_is_that_of_every_token_of_every_row(measure, itt, shards):
 
 
 def test_progress_goes_up_to_every_row_of_every_setting(itt, shards):
-    suite = PerplexitySuite(model=str(itt), data=str(shards), select_ratios=[None, [1, 1, 1]])
+    suite = PerplexitySuite(
+        model={"path": str(itt)}, data=str(shards), select_ratios=[None, [1, 1, 1]]
+    )
     reports = []
     results = run(suite, lambda done, total: reports.append((done, total)))
     rows = results["settings"][0]["tokens"] // 31
@@ -137,7 +139,7 @@ def test_without_steps_an_itt_is_its_llama_which_is_measured_too(measure, itt, l
         for domain, figures in without_steps["domains"].items()
     }
     assert dense["select_ratios"] == []
-    assert results["parameters"] == sum(
+    assert results["model"]["parameters"] == sum(
         p.numel() for p in LlamaForCausalLM(LlamaConfig(**LLAMA)).parameters()
     )
 

@@ -33,7 +33,7 @@ def load(model, shards):
 @pytest.mark.parametrize("file", sorted(SUITES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_suite_loads(load, model, shards, file):
     suite = load("batch_size=3", file=file.name)
-    assert (suite.model, suite.data, suite.batch_size) == (str(model), str(shards), 3)
+    assert (suite.model.path, suite.batch_size) == ([str(model)], 3)
 
 
 MISTAKES = {
@@ -43,7 +43,7 @@ MISTAKES = {
     "select_ratios=[]": "command line: select_ratios=[]: ",
     "split=test": "has no rows in its split 'test'",
     "data=nowhere": "data folder nowhere is not there; make shards with",
-    "model=nowhere": "model=nowhere is not a transformers folder (it has no config.json)",
+    "model=no/such/folder": "model=no/such/folder is not there; name a run folder, a checkpoint, a",
     "model": "command line: 'model' is not of the form key=value",
 }
 
@@ -85,9 +85,9 @@ def test_the_command_writes_and_prints_what_it_measured(small_recipe, shards, tm
 
 
 def test_the_command_tells_a_mistake_and_fails(shards):
-    result = invoke(SUITES / "perplexity.yaml", "model=nowhere", f"data={shards}")
+    result = invoke(SUITES / "perplexity.yaml", "model=no/where/here", f"data={shards}")
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: model=nowhere is not a transformers folder")
+    assert result.stderr.startswith("error: model=no/where/here is not there; name a run folder")
     assert "Traceback" not in result.output
 
 

@@ -1,0 +1,190 @@
+"""Any model that can be evaluated, with its tokenizer: from training, a folder, or the hub."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.suite import HUB_NAME, NO_MODEL, ModelSettings
+from itt_composer.checkpoints import ALLOW_CODE, find_checkpoint
+from itt_composer.errors import UserError
+from itt_composer.exporting import load_model_of
+from itt_composer.flops import dense_parameters, thinking_parameters
+from itt_composer.models import IttForCausalLM
+from itt_composer.models.loading import load_model
+
+THINKING_KEYS = ("select_ratios", "router_selection", "early_exit")
+# Of a configuration: what is no part of the model itself.
+INCIDENTAL = ("_name_or_path", "transformers_version", "use_cache", "architectures")
+GEOMETRY = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+THINKING = (
+    "thinking",
+    "thinking_steps",
+    "thinking_layers",
+    "adaptive_routing",
+    "residual_thinking",
+    "step_encoding",
+    "router_norm",
+    "reweighting",
+    *THINKING_KEYS,
+)
+
+
+@dataclass
+class EvaluatedModel:
+    """A model on its device, ready to be asked.
+
+    Attributes:
+        path: as the user named it.
+        model: in evaluation mode.
+        tokenizer_source: folder or hub name of its tokenizer.
+    """
+
+    path: str
+    model: PreTrainedModel
+    tokenizer_source: str
+
+    @property
+    def name(self) -> str:
+        """Short, for tables: the run's, where a folder is only called `model`."""
+        parts = Path(self.path).parts
+        own = [part for part in parts if part not in ("model", "checkpoints", "latest")]
+        return own[-1] if own else self.path
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer.
+
+        Raises:
+            UserError: there is none.
+        """
+        try:
+            return AutoTokenizer.from_pretrained(self.tokenizer_source, trust_remote_code=False)
+        except Exception as error:  # broken files raise all kinds
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the tokenizer in {self.tokenizer_source} cannot be loaded ({reason}); name its "
+                "folder with model.tokenizer=…"
+            ) from None
+
+    def description(self) -> dict[str, Any]:
+        """What results say of the model: parameters, geometry, and how it thinks."""
+        config: Any = self.model.config
+        described = {"path": self.path, "name": self.name, "model_type": config.model_type}
+        if isinstance(self.model, IttForCausalLM):
+            parameters = dense_parameters(config) + thinking_parameters(config)
+        else:
+            parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        fields = (*GEOMETRY, *THINKING)
+        values = {name: getattr(config, name) for name in fields if hasattr(config, name)}
+        return {**described, "parameters": parameters, **values}
+
+    def sha256(self) -> str:
+        """Of the weights and the configuration, thinking settings included: a few seconds."""
+        digest = hashlib.sha256()
+        config = self.model.config.to_dict()
+        known = {name: value for name, value in config.items() if name not in INCIDENTAL}
+        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> EvaluatedModel:
+    """Load one of the suite's models and let it think as asked.
+
+    Raises:
+        UserError: no model, a damaged one, or one that cannot think that way.
+    """
+    place, source = Path(path), path
+    finished = place / "model"
+    if not place.exists() and not place.is_symlink() and HUB_NAME.fullmatch(path):
+        model = _load_from_hub(path, settings.revision)
+    elif (place / "config.json").is_file():
+        model = load_model(place)
+    elif (place / "summary.json").is_file() and (finished / "config.json").is_file():
+        model, source = load_model(finished), str(finished)
+    elif place.suffix == ".pt" or place.is_dir() or place.is_symlink():
+        model, source = _load_from_training(place, settings.tokenizer)
+    else:
+        raise UserError(f"model={path} is no model; {NO_MODEL}")
+    if settings.dtype != "auto":
+        model.to(getattr(torch, settings.dtype))
+    model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    think_as(model, {name: getattr(settings, name) for name in THINKING_KEYS})
+    return EvaluatedModel(path, model, settings.tokenizer or source)
+
+
+def think_as(model: PreTrainedModel, asked: Mapping[str, Any]) -> None:
+    """Put thinking settings in force; None leaves one as it is.
+
+    Raises:
+        UserError: the model cannot think that way; names the key.
+    """
+    for name, value in asked.items():
+        if value is None:
+            continue
+        if not isinstance(model, IttForCausalLM):
+            raise UserError(f"{name}={value} needs an ITT model, not {type(model).__name__}")
+        if value == getattr(model.config, name):
+            continue
+        try:
+            getattr(model, f"set_{name}")(value)
+        except ValueError as error:
+            raise UserError(f"{name}={value}: {error}") from None
+
+
+def think_causally(model: PreTrainedModel) -> None:
+    """Have an ITT that looks ahead pick its tokens by thresholds.
+
+    Raises:
+        UserError: it has none.
+    """
+    if isinstance(model, IttForCausalLM) and not model.config.is_causal(model.config.select_ratios):
+        if not model.has_thresholds:
+            raise UserError(
+                "the model has no thresholds, and under "
+                f"router_selection={model.config.router_selection} a likelihood would depend on "
+                "later tokens; estimate them with `python -m itt_composer.calibrate`, or ask for "
+                f"model.router_selection={model.config.router_selection} all the same"
+            )
+        model.set_router_selection("threshold")
+
+
+def _load_from_hub(name: str, revision: str | None) -> PreTrainedModel:
+    try:
+        return load_model(name, revision)
+    except UserError as error:
+        reason = str(error).partition(": ")[2]
+        raise UserError(
+            f"model={name} is neither a folder or checkpoint here nor a model that the hub gives: "
+            f"{reason}"
+        ) from None
+
+
+def _load_from_training(path: Path, tokenizer: str | None) -> tuple[PreTrainedModel, str]:
+    try:
+        model, _, folder = load_model_of(
+            find_checkpoint(path), Path(tokenizer) if tokenizer else None
+        )
+    except UserError as error:
+        if ALLOW_CODE in str(error):
+            raise UserError(
+                f"{error} to `itt_composer.export` and evaluate what it writes"
+            ) from None
+        raise UserError(f"model={path}: {error}") from None
+    return model, str(folder)

@@ -1,0 +1,53 @@
+"""Evaluation on several ranks: each measures a part, and all know the results of all.
+
+Only small results travel, on the CPU, so the processes talk over gloo whatever the device.
+"""
+
+import datetime
+import os
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+# A rank may wait for another one's share of a task as long as this.
+PATIENCE = datetime.timedelta(hours=24)
+Result = TypeVar("Result")
+
+
+def rank() -> int:
+    """This process's number among all."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes a launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device() -> torch.device:
+    """Where this rank's model lives."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def join() -> None:
+    """Meet the other ranks, if there are any."""
+    if world_size() > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=PATIENCE)
+
+
+def leave() -> None:
+    """The end of `join`."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def gather(result: Result) -> list[Result]:
+    """Every rank's result, in the order of ranks, on every rank."""
+    if world_size() == 1:
+        return [result]
+    gathered: list[Any] = [None] * world_size()
+    distributed.all_gather_object(gathered, result)
+    return gathered
