@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from eval.paper import recipe_tflops
 from itt_composer.config import Recipe, load_recipe
 from itt_composer.errors import UserError, errors_as_sentences
 from itt_composer.registry import DURATION
@@ -25,29 +26,7 @@ if TYPE_CHECKING:
     from itt_composer.models import IttConfig
 
 FOLDER = Path("yamls/pretrain")
-# What the paper prints for a forward pass over 4,096 tokens: Table 1, the elastic table, Table 3.
-PAPER_TFLOPS = {
-    "llama_162m": 1.88,
-    "loop_x3_162m": 3.76,
-    "loop_x4_162m": 4.70,
-    "itt_x2_162m": 2.72,
-    "itt_x3_162m": 3.19,
-    "itt_x4_162m": 3.29,
-    "llama_230m": 2.87,
-    "loop_x3_230m_one_layer": 3.59,
-    "loop_x4_230m_one_layer": 3.95,
-    "itt_x2_230m_one_layer": 3.19,
-    "itt_x3_230m_one_layer": 3.37,
-    "itt_x4_230m_one_layer": 3.41,
-    "llama_466m": 4.92,
-    "loop_x3_466m_one_layer": 6.15,
-    "loop_x4_466m_one_layer": 6.77,
-    "itt_x2_466m_one_layer": 5.47,
-    "itt_x3_466m_one_layer": 5.78,
-    "itt_x4_466m_one_layer": 5.84,
-    "itt_x4_162m_elastic": 3.85,
-    "itt_x4_162m_no_routing": 4.70,
-}
+PAPER_TFLOPS = recipe_tflops()
 PAPER_TOKENS = 4096  # of the forward pass that the TFLOPs columns count
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
