@@ -5,11 +5,10 @@ share of the batches and learns the results of the others, so that few-shot exam
 them the results, are the same on any number of ranks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from eval import ranks
 from eval.likelihoods import TOKENS_PER_BATCH, Likelihood, Scorer, plan, share_out
 
-# Requests done and in all.
+# Work done and in all, in any unit.
 OnProgress = Callable[[int, int], None]
 
 
@@ -31,6 +30,9 @@ class EvaluatedLM(HFLM):
         model: on its device, in evaluation mode.
         tokenizer: its own.
         on_progress: called after each batch.
+
+    Attributes:
+        requests_per_batch: None goes by the number of tokens and the memory.
     """
 
     def __init__(
@@ -48,24 +50,26 @@ class EvaluatedLM(HFLM):
 
     @property
     def max_gen_toks(self) -> int:
-        """The harness's, where the model is long enough for a prompt beside it."""
+        """The harness's, but half of what the model takes at most."""
         return min(super().max_gen_toks, self.max_length // 2)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[Likelihood]:
-        """Likelihoods of (context, continuation) texts; tokenizes all texts at once."""
-        pairs = [self._with_spaces_moved(*request.args) for request in requests]
-        texts = {text for pair in pairs for text in (pair[0], pair[0] + pair[1]) if pair[0]}
-        encoded = self._encode_all(sorted(texts))
-        tokenized = []
-        for request, (context, continuation) in zip(requests, pairs, strict=True):
+        """Likelihoods of (context, continuation) texts."""
+        pairs = [_with_spaces_behind(*request.args) for request in requests]
+        texts = {text for context, rest in pairs if context for text in (context, context + rest)}
+        ids = self._encode_all(texts)
+        tokenized: list[Any] = []
+        for context, rest in pairs:
             if context:
-                own = encoded[context]
-                tokens = (own, encoded[context + continuation][len(own) :])
+                own = ids[context]
+                tokenized.append((("", ""), own, ids[context + rest][len(own) :]))
             else:
-                tokens = self._after_nothing(continuation)
-            tokenized.append((request.args, *tokens))
+                own = self.tok_encode(rest, add_special_tokens=False)
+                start = [] if own[0] == self.prefix_token_id else [self.prefix_token_id]
+                tokens = [*start, *own]
+                tokenized.append((("", ""), tokens[:1], tokens[1:]))
         return self._loglikelihood_tokens(tokenized)
 
     def _loglikelihood_tokens(
@@ -81,19 +85,106 @@ class EvaluatedLM(HFLM):
             self._tokens_per_batch,
             self._can_share,
         )
-        own = share_out(batches, ranks.world_size())[ranks.rank()]
-        mine: dict[int, Likelihood] = {}
-        total = sum(batches[place].cost for place in own)
-        done = 0
-        for place in own:
-            mine.update(self._scorer.score(batches[place]))
-            done += batches[place].cost
-            self.on_progress(done, total)
-        known = {index: value for part in ranks.gather(mine) for index, value in part.items()}
+        own = share_out([batch.cost for batch in batches], ranks.world_size())[ranks.rank()]
+        likelihoods: dict[int, Likelihood] = {}
+        for place in self._told(own, [batches[place].cost for place in own]):
+            likelihoods.update(self._scorer.score(batches[place]))
+        known = _joined(likelihoods)
         return [known[index] for index in range(len(requests))]
 
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Log-likelihoods of whole texts, window by window."""
+        self.batch_size_per_gpu = self.requests_per_batch or len(requests)
+        return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continuations of prompts, in batches of similar length."""
-        lengths = [len(ids) for ids in self._encode_all([request.args[0] for request in requests], cut=True)]
-        ...
-        raise NotImplementedError
+        """Greedy continuations of prompts (or as the task samples them)."""
+        ids = self._encode_all({request.args[0] for request in requests})
+        longest_prompt = self.max_length - self.max_gen_toks
+        lengths = [min(len(ids[request.args[0]]), longest_prompt) for request in requests]
+        batches = list(self._batches_to_generate(lengths))
+        costs = [len(batch) * lengths[batch[0]] for batch in batches]
+        own = share_out(costs, ranks.world_size())[ranks.rank()]
+        texts: dict[int, str] = {}
+        for place in self._told(own, [costs[place] for place in own]):
+            texts.update(self._generate(batches[place], requests))
+        known = _joined(texts)
+        return [known[index] for index in range(len(requests))]
+
+    def _batches_to_generate(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Requests by their places, the longest first."""
+        places = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
+        while places:
+            size = self.requests_per_batch or max(
+                1, self._tokens_per_batch // (lengths[places[0]] + self.max_gen_toks)
+            )
+            yield places[:size]
+            places = places[size:]
+
+    def _generate(self, places: list[int], requests: Sequence[Instance]) -> dict[int, str]:
+        """One batch; halved where it does not fit the memory."""
+        self.batch_size_per_gpu = len(places)
+        try:
+            texts = super().generate_until(
+                [requests[place] for place in places], disable_tqdm=True
+            )
+            return dict(zip(places, texts, strict=True))
+        except RuntimeError as error:
+            if len(places) == 1 or not should_reduce_batch_size(error):
+                raise
+        clear_device_cache(garbage_collection=True)
+        middle = len(places) // 2
+        first, second = places[:middle], places[middle:]
+        return {**self._generate(first, requests), **self._generate(second, requests)}
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
+        """As the harness's, but without a cache where the model looks ahead."""
+        if not self._scorer.looks_ahead:
+            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+        criteria = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0])
+        if not generation_kwargs.get("temperature") or not generation_kwargs.get("do_sample"):
+            generation_kwargs["do_sample"] = False
+            generation_kwargs.pop("temperature", None)
+        return self.model.generate(
+            input_ids=context,
+            max_length=max_length,
+            stopping_criteria=criteria,
+            pad_token_id=self.tokenizer.pad_token_id,
+            use_cache=False,
+            **generation_kwargs,
+        )
+
+    def _encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """The ids of each text, as `tok_encode` gives them; many at once take several cores."""
+        bos = self.tokenizer.decode(self.prefix_token_id)
+        own = {text: self.tok_encode(text) for text in texts if has_bos_prefix(text, bos)}
+        others = [text for text in texts if text not in own]
+        if others:
+            options = (
+                {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+            )
+            own.update(zip(others, self.tokenizer(others, **options)["input_ids"], strict=True))
+        return own
+
+    def _told(self, places: Sequence[int], costs: Sequence[int]) -> Iterator[int]:
+        """Each place in turn, progress told after it."""
+        done, total = 0, sum(costs)
+        for place, cost in zip(places, costs, strict=True):
+            yield place
+            done += cost
+            self.on_progress(done, total)
+
+
+def _with_spaces_behind(context: str, continuation: str) -> tuple[str, str]:
+    """Spaces at the end of a context belong to the continuation's first token."""
+    stripped = context.rstrip()
+    return stripped, context[len(stripped) :] + continuation
+
+
+def _joined(own: dict[int, Any]) -> dict[int, Any]:
+    """What all ranks know together."""
+    return {index: value for part in ranks.gather(own) for index, value in part.items()}

@@ -12,10 +12,8 @@ continuation but its last, V vocabulary.
 
 import copy
 import inspect
-import itertools
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +30,7 @@ TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65_536}
 # A prefix or a context is shared where that saves this share of the tokens.
 WORTHWHILE = 0.2
 SHORTEST_PREFIX = 32
+SMALLEST_FAMILY = 8  # questions; with fewer the batches would be too small
 # Nats that a likelihood may move by when tokens come in several passes.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 TOLERANCE_IN_HALF_PRECISION = 0.25
@@ -124,14 +123,14 @@ def plan(
     return sorted(batches, key=lambda batch: -batch.cost)
 
 
-def share_out(batches: Sequence[Batch], ranks: int) -> list[list[int]]:
+def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
     """Which batches each rank computes, by their places: each next one goes to the least busy."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
     busy = [0] * ranks
-    for place, batch in enumerate(batches):
+    for place, cost in enumerate(costs):
         rank = busy.index(min(busy))
         shares[rank].append(place)
-        busy[rank] += batch.cost
+        busy[rank] += cost
     return shares
 
 
@@ -141,6 +140,9 @@ class Scorer:
     Args:
         model: any causal language model, on its device and in evaluation mode.
         pad_id: any token, which stands where there is none.
+
+    Attributes:
+        looks_ahead: whether tokens depend on later ones, padding included.
     """
 
     def __init__(self, model: PreTrainedModel, pad_id: int = 0):
@@ -149,8 +151,7 @@ class Scorer:
         parameters = inspect.signature(model.forward).parameters
         self._keeps_some_logits = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters
-        # Under a rule that looks ahead, tokens depend on the padding behind them.
-        self._looks_ahead = isinstance(model, IttForCausalLM) and not model.config.is_causal(
+        self.looks_ahead = isinstance(model, IttForCausalLM) and not model.config.is_causal(
             model.config.select_ratios
         )
         self._prefix: tuple[Tokens, Any] = ((), None)
@@ -215,7 +216,7 @@ class Scorer:
                 inputs = question.context + continuation[:-1]
                 by_inputs[inputs].append((start, continuation, requests))
         ids_BS, mask_BS = self._padded(by_inputs, on_left=False)
-        if not self._looks_ahead:
+        if not self.looks_ahead:
             mask_BS = torch.ones_like(mask_BS)  # the causal kernels take no other mask
         first = min(start for asked in by_inputs.values() for start, _, _ in asked)
         logits_BSV = self._logits(ids_BS, mask_BS, torch.arange(first, ids_BS.shape[1]))
@@ -342,12 +343,12 @@ def _families(
             family.append(question)
             common = narrower
             continue
-        if len(family) > 1:
+        if len(family) >= SMALLEST_FAMILY:
             yield common, family
         else:
             alone += family
         family, common = [question], question.context[:-1]
-    if len(family) > 1:
+    if len(family) >= SMALLEST_FAMILY:
         yield common, family
     else:
         alone += family
@@ -356,7 +357,8 @@ def _families(
 
 
 def _common(first: Tokens, second: Tokens) -> Tokens:
-    return tuple(os.path.commonprefix([first, second]))
+    differing = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return first[: next(differing, min(len(first), len(second)))]
 
 
 def _chunks(

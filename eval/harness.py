@@ -1,0 +1,334 @@
+"""Runs a suite of lm-eval's tasks; what is finished is kept and never run again.
+
+Each task's result is a file of its own, named by the hash of everything that it depends on: the
+model's weights and thinking settings, the task's prompts and data, shots, seed and limit. So an
+interrupted suite goes on with the next task, and a changed model or setting is measured anew.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lm_eval import evaluate
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.utils import handle_non_serializable, sanitize_list
+
+from eval import ranks
+from eval.language_model import EvaluatedLM
+from eval.models import EvaluatedModel, load_evaluated, think_causally
+from eval.suite import TaskSettings, TaskSuite
+from eval.task_data import OpenTasks, open_tasks
+from itt_composer.errors import UserError
+from itt_composer.files import write_whole
+
+FORMAT = 1
+
+
+class Progress(Protocol):
+    """Told how far a suite is."""
+
+    def start(self, measurement: "Measurement", number: int, total: int) -> None:
+        """A task begins."""
+
+    def go_on(self, done: float, total: float) -> None:
+        """So much of the task's work is done, in any unit."""
+
+    def end(self, measurement: "Measurement", result: dict[str, Any], seconds: float) -> None:
+        """It is measured; in no time where its result was there."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One task on one model with one seed.
+
+    Attributes:
+        task: its name in lm-eval.
+        settings: of the suite.
+        model: path as the user named it.
+        fewshot_seed: None where the task draws no examples.
+        file: where its result is, or will be.
+    """
+
+    task: str
+    settings: TaskSettings
+    model: str
+    fewshot_seed: int | None
+    file: Path
+
+    @property
+    def samples(self) -> Path:
+        """Where its prompts and answers are, or would be."""
+        return self.file.with_suffix(".samples.jsonl")
+
+
+def run(suite: TaskSuite, progress: Progress) -> dict[str, Any]:
+    """Measure what is not measured yet.
+
+    Returns:
+        `{"kind": "tasks", "suite", "models", "tasks"}`. Each model is described as by
+        `EvaluatedModel.description`, with its `sha256`. Each task has `shots`, `metric`,
+        `documents`, `value` (mean over the runs), `stderr` (the harness's, mean over the runs),
+        `standard_error` (over the runs, None for one) and `runs`; all fractions of 1 where the
+        metric is.
+
+    Raises:
+        UserError: no such task, data that is missing or malformed, a model that cannot be loaded.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    ranks.join()
+    models, finished = [], []
+    with open_tasks(suite.selected_tasks(), suite.data_dir) as source:
+        tasks = dict(_reported(suite, source))
+        _check(tasks, source)
+        for path in suite.model.path:
+            evaluated = load_evaluated(suite.model, path, ranks.device())
+            if suite.model.router_selection is None:
+                think_causally(evaluated.model)
+            sha256 = _of_first_rank(evaluated.sha256)
+            models.append({**evaluated.description(), "sha256": sha256})
+            finished += _measure_all(suite, tasks, source, evaluated, models[-1], progress)
+    return {
+        "kind": "tasks",
+        "format": FORMAT,
+        "suite": suite.model_dump(),
+        "models": models,
+        "tasks": {name: _summary(name, tasks[name], finished) for name in tasks},
+    }
+
+
+def _measure_all(
+    suite: TaskSuite,
+    tasks: dict[str, TaskSettings],
+    source: OpenTasks,
+    evaluated: EvaluatedModel,
+    described: dict[str, Any],
+    progress: Progress,
+) -> list[tuple[Measurement, dict[str, Any]]]:
+    """Every task on one model, with what was found or measured."""
+    wanted = list(_measurements(suite, tasks, source, evaluated.path, described["sha256"]))
+    lm: EvaluatedLM | None = None
+    finished = []
+    for number, measurement in enumerate(wanted, start=1):
+        progress.start(measurement, len(suite.model.path), len(wanted))
+        started = time.monotonic()
+        result = _of_first_rank(lambda of=measurement: _read(of, suite.log_samples))
+        if result is None:
+            lm = lm or EvaluatedLM(evaluated.model, evaluated.tokenizer(), progress.go_on)
+            result, samples = _measure(suite, measurement, source, lm)
+            result |= {"model": described, "seconds": time.monotonic() - started}
+            if ranks.rank() == 0:
+                _write(measurement, result, samples)
+        progress.end(measurement, result, time.monotonic() - started)
+        finished.append((measurement, result))
+    return finished
+
+
+def _measurements(
+    suite: TaskSuite, tasks: dict[str, TaskSettings], source: OpenTasks, model: str, sha256: str
+) -> Iterator[Measurement]:
+    """What is to be measured of one model."""
+    for name, settings in tasks.items():
+        seeds: Sequence[int | None] = suite.fewshot_seeds
+        if not _draws_examples(source, name, settings):
+            seeds = [None]
+        for seed in seeds:
+            depends_on = {
+                "format": FORMAT,
+                "lm_eval": version("lm_eval"),
+                "model": sha256,
+                "task": source.fingerprint(name),
+                "shots": settings.shots,
+                "fewshot_seed": seed,
+                "limit": settings.limit or suite.limit,
+            }
+            digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+            file = Path(suite.output) / "tasks" / f"{name}-{digest[:16]}.json"
+            yield Measurement(name, settings, model, seed, file)
+
+
+def _measure(
+    suite: TaskSuite, measurement: Measurement, source: OpenTasks, lm: EvaluatedLM
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """One task through lm-eval: its results, and its samples by leaf task."""
+    settings = measurement.settings
+    size = settings.batch_size or suite.batch_size
+    lm.requests_per_batch = None if size == "auto" else size
+    # As `lm_eval` does by default.
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    loaded = source.manager.load(measurement.task)
+    for task in loaded["tasks"].values():
+        if settings.shots is not None:
+            task.set_config("num_fewshot", settings.shots)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(measurement.fewshot_seed or DEFAULT_OTHER_SEED)
+    with contextlib.redirect_stdout(io.StringIO()):
+        results: Any = evaluate(
+            lm,
+            loaded,
+            limit=settings.limit or suite.limit,
+            bootstrap_iters=suite.bootstrap_iters if ranks.rank() == 0 else 0,
+            log_samples=suite.log_samples,
+        )
+    samples = results.pop("samples", {})
+    results["configs"] = {
+        name: {key: value for key, value in config.items() if key != "dataset_kwargs"}
+        for name, config in results["configs"].items()
+    }
+    return {"format": FORMAT, "harness": results}, samples
+
+
+def _read(measurement: Measurement, with_samples: bool) -> dict[str, Any] | None:
+    """The result of an earlier run, None where there is none."""
+    if with_samples and not measurement.samples.is_file():
+        return None
+    try:
+        return json.loads(measurement.file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"{measurement.file} is damaged ({error}); delete it to measure the task again"
+        ) from None
+
+
+def _write(
+    measurement: Measurement, result: dict[str, Any], samples: dict[str, list[dict[str, Any]]]
+) -> None:
+    if samples:
+        lines = [
+            json.dumps({"task": task, **_as_logged(sample)}, default=handle_non_serializable)
+            for task, logged in samples.items()
+            for sample in logged
+        ]
+        write_whole(measurement.samples, "\n".join(lines) + "\n")
+    text = json.dumps(result, indent=1, default=handle_non_serializable, ensure_ascii=False)
+    write_whole(measurement.file, text + "\n")
+
+
+def _as_logged(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample as `lm_eval --log_samples` writes it."""
+    return {
+        **sample,
+        "resps": sanitize_list(sample["resps"]),
+        "filtered_resps": sanitize_list(sample["filtered_resps"]),
+        "arguments": {
+            f"gen_args_{number}": {f"arg_{place}": part for place, part in enumerate(arguments)}
+            for number, arguments in enumerate(sample["arguments"])
+        },
+        "target": str(sample["target"]),
+    }
+
+
+def _summary(
+    name: str,
+    settings: TaskSettings,
+    finished: Sequence[tuple[Measurement, dict[str, Any]]],
+) -> dict[str, Any]:
+    """A task over all runs."""
+    runs = []
+    for measurement, result in finished:
+        if measurement.task != name:
+            continue
+        value, stderr = _figures(result["harness"], name, settings.metric)
+        runs.append(
+            {
+                "model": measurement.model,
+                "fewshot_seed": measurement.fewshot_seed,
+                "value": value,
+                "stderr": stderr,
+                "seconds": result["seconds"],
+                "file": measurement.file.name,
+            }
+        )
+        harness = result["harness"]
+    values = [run["value"] for run in runs]
+    errors = [run["stderr"] for run in runs if run["stderr"] is not None]
+    return {
+        "shots": max(shots for shots in harness["n-shot"].values() if shots is not None),
+        "metric": _metric_key(harness, name, settings.metric).partition(",")[0],
+        "documents": sum(counts["effective"] for counts in harness["n-samples"].values()),
+        "value": statistics.fmean(values),
+        "stderr": statistics.fmean(errors) if errors else None,
+        "standard_error": (
+            statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+        ),
+        "runs": runs,
+    }
+
+
+def _figures(
+    harness: dict[str, Any], name: str, metric: str | None
+) -> tuple[float, float | None]:
+    """A task's value and the harness's standard error of it."""
+    key = _metric_key(harness, name, metric)
+    figures = harness["results"][name]
+    stderr = figures.get(key.replace(",", "_stderr,", 1))
+    return figures[key], stderr if isinstance(stderr, float) else None
+
+
+def _metric_key(harness: dict[str, Any], name: str, metric: str | None) -> str:
+    """Where the results have a metric, like `acc,none`; the first one where none is named."""
+    figures = harness["results"][name]
+    keys = [key for key in figures if "," in key and "_stderr," not in key]
+    return next(key for key in keys if metric is None or key.partition(",")[0] == metric)
+
+
+def _reported(suite: TaskSuite, source: OpenTasks) -> Iterator[tuple[str, TaskSettings]]:
+    """The rows of the table: groups that lm-eval gives no figure for by their tasks."""
+    for name, settings in suite.selected_tasks().items():
+        entry = source.manager.task_index[name]
+        has_figure = name in source.leaves(name) or (entry.cfg or {}).get("aggregate_metric_list")
+        for part in [name] if has_figure else source.leaves(name):
+            yield part, settings
+
+
+def _check(tasks: dict[str, TaskSettings], source: OpenTasks) -> None:
+    """What can be told before a model is loaded.
+
+    Raises:
+        UserError: names the key.
+    """
+    for name, settings in tasks.items():
+        configs = [leaf.config for leaf in source.leaf_tasks(name)]
+        metrics = {
+            str(entry["metric"]) for config in configs for entry in config.get("metric_list") or []
+        }
+        if settings.metric is not None and metrics and settings.metric not in metrics:
+            raise UserError(
+                f"tasks.{name}.metric={settings.metric} is none of the task's: "
+                f"{', '.join(sorted(metrics))}"
+            )
+        if settings.shots and any(config.get("num_fewshot") == 0 for config in configs):
+            raise UserError(
+                f"tasks.{name}.shots={settings.shots}: lm-eval asks this task without examples; "
+                "set it to 0 or null"
+            )
+
+
+def _draws_examples(source: OpenTasks, name: str, settings: TaskSettings) -> bool:
+    """Whether the seed decides which examples stand before the questions."""
+    return any(
+        leaf.shots(settings)
+        and (leaf.config.get("fewshot_config") or {}).get("sampler", "default") == "default"
+        for leaf in source.leaf_tasks(name)
+    )
+
+
+def _of_first_rank(ask: Any) -> Any:
+    """What rank 0 answers, on every rank."""
+    return ranks.gather(ask() if ranks.rank() == 0 else None)[0]

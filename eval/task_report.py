@@ -1,0 +1,207 @@
+"""The table of a task suite: for the terminal, and as markdown, CSV, JSON and lm-eval's JSON."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from eval import paper
+from itt_composer.files import write_whole
+
+AVERAGE = "average of the ten"
+# Metrics that are no shares of 1, of which a percentage would say nothing.
+NO_SHARES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+
+
+@dataclass
+class Line:
+    """A task's row; figures in percent, of `NO_SHARES` as they are.
+
+    Attributes:
+        task: its name in lm-eval.
+        shots: None for the average.
+        metric: as lm-eval names it.
+        documents: questions asked; None for the average.
+        value: mean over the runs.
+        harness_error: lm-eval's standard error of one run, mean over the runs.
+        runs: how many.
+        run_error: standard error over the runs; None for a single one.
+        paper: what the paper reports for the row it is compared with.
+    """
+
+    task: str
+    shots: int | None
+    metric: str
+    documents: int | None
+    value: float
+    harness_error: float | None
+    runs: int
+    run_error: float | None
+    paper: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """Points above the paper."""
+        return None if self.paper is None else self.value - self.paper
+
+
+def lines_of(results: dict[str, Any], row: str | None) -> list[Line]:
+    """The table's rows, with an average where all ten tasks of Table 1 are there.
+
+    Args:
+        results: of `harness.run`.
+        row: of the paper's Table 1, or None.
+    """
+    lines = []
+    for name, figures in results["tasks"].items():
+        scale = 1 if figures["metric"] in NO_SHARES else 100
+        error, run_error = figures["stderr"], figures["standard_error"]
+        lines.append(
+            Line(
+                task=name,
+                shots=figures["shots"],
+                metric=figures["metric"],
+                documents=figures["documents"],
+                value=scale * figures["value"],
+                harness_error=None if error is None else scale * error,
+                runs=len(figures["runs"]),
+                run_error=None if run_error is None else scale * run_error,
+                paper=paper.accuracy(row, name) if row else None,
+            )
+        )
+    by_task = {line.task: line for line in lines}
+    if by_task.keys() >= set(paper.tasks()):
+        mean = sum(by_task[task].value for task in paper.tasks()) / len(paper.tasks())
+        reported = paper.row(row).average if row else None
+        lines.append(Line(AVERAGE, None, "", None, mean, None, 1, None, reported))
+    return lines
+
+
+def compared_row(results: dict[str, Any]) -> str | None:
+    """The row of Table 1 that the results are compared with.
+
+    Raises:
+        UserError: the suite names a row that there is not.
+    """
+    named = results["suite"]["compare_with"]
+    if named is not None:
+        return paper.row(named).name
+    rows = {paper.row_of(model) for model in results["models"]}
+    return rows.pop() if len(rows) == 1 else None
+
+
+def cells(lines: list[Line], row: str | None) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells; columns that would be empty are left out."""
+    several = any(line.run_error is not None for line in lines)
+    headers = ["task", "shots", "metric", "questions", "value", "± (lm-eval)"]
+    headers += ["± (runs)", "runs"] if several else []
+    headers += [f"paper, {row}", "difference"] if row else []
+    table = []
+    for line in lines:
+        own = [
+            line.task,
+            _number(line.shots, 0),
+            line.metric,
+            _number(line.documents, 0),
+            _number(line.value, 1),
+            _number(line.harness_error, 1),
+        ]
+        own += [_number(line.run_error, 1), str(line.runs)] if several else []
+        own += [_number(line.paper, 1), _number(line.difference, 1, "+")] if row else []
+        table.append(own)
+    return headers, table
+
+
+def print_table(results: dict[str, Any], console: Console) -> None:
+    """For a terminal."""
+    row = compared_row(results)
+    headers, rows = cells(lines_of(results, row), row)
+    table = Table(title=_title(results), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in headers:
+        table.add_column(header, justify="left" if header in ("task", "metric") else "right")
+    for line in rows:
+        table.add_row(*line, end_section=line is rows[-2] and rows[-1][0] == AVERAGE)
+    console.print(table)
+
+
+def write_results(results: dict[str, Any], folder: Path) -> None:
+    """`results.json`, `results.md`, `results.csv`."""
+    row = compared_row(results)
+    lines = lines_of(results, row)
+    headers, rows = cells(lines, row)
+    rules = [":---" if header in ("task", "metric") else "---:" for header in headers]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in [headers, rules, *rows])
+    write_whole(folder / "results.md", f"{_title(results)}\n\n{table}\n")
+    text = io.StringIO()
+    fields = [name for name in Line.__dataclass_fields__] + ["difference"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(fields)
+    writer.writerows([getattr(line, name) for name in fields] for line in lines)
+    write_whole(folder / "results.csv", text.getvalue())
+    write_whole(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_harness_results(results: dict[str, Any], folder: Path) -> None:
+    """`lm_eval/<model>/results.json` as `lm_eval --output_path` writes it, and its samples.
+
+    Runs with other few-shot seeds get folders of their own.
+    """
+    for name, parts in _by_run(results, folder).items():
+        merged: dict[str, Any] = {}
+        samples: dict[str, list[str]] = {}
+        for file in parts:
+            part = json.loads(file.read_bytes())
+            for key, value in part["harness"].items():
+                merged.setdefault(key, {}).update(value)
+            merged["config"] = {
+                "model": "itt_composer",
+                "model_args": {"pretrained": part["model"]["path"]},
+                "model_num_parameters": part["model"]["parameters"],
+                "model_sha": part["model"]["sha256"],
+            }
+            logged = file.with_suffix(".samples.jsonl")
+            if results["suite"]["log_samples"]:
+                for line in logged.read_text(encoding="utf-8").splitlines():
+                    samples.setdefault(json.loads(line)["task"], []).append(line)
+        place = folder / "lm_eval" / name
+        write_whole(place / "results.json", json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
+        for task, lines in samples.items():
+            write_whole(place / f"samples_{task}.jsonl", "\n".join(lines) + "\n")
+
+
+def _by_run(results: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
+    """The files of each model and seed; a task without drawn examples belongs to every seed."""
+    seeds = results["suite"]["fewshot_seeds"]
+    runs: dict[str, list[Path]] = {}
+    for model in results["models"]:
+        for seed in seeds:
+            name = model["path"].strip("/").replace("/", "__")
+            files = runs.setdefault(f"{name}_seed{seed}" if len(seeds) > 1 else name, [])
+            files += [
+                folder / "tasks" / run["file"]
+                for figures in results["tasks"].values()
+                for run in figures["runs"]
+                if run["model"] == model["path"] and run["fewshot_seed"] in (None, seed)
+            ]
+    return runs
+
+
+def _title(results: dict[str, Any]) -> str:
+    names = ", ".join(model["name"] for model in results["models"])
+    model = results["models"][0]
+    kind = f"{paper.kind_label(model)}, {model['parameters'] / 1e6:,.1f} M parameters"
+    if model.get("router_selection"):
+        ratios = "/".join(f"{100 * ratio:.0f}" for ratio in model["select_ratios"])
+        kind += f", {ratios} by {model['router_selection']}"
+    limit = results["suite"]["limit"]
+    return f"{names} ({kind})" + (f", first {limit} questions of each task" if limit else "")
+
+
+def _number(value: float | None, digits: int, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign},.{digits}f}"
