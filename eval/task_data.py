@@ -1,0 +1,425 @@
+"""Where the data of lm-eval's tasks comes from: the hub, or a plain folder without network.
+
+A folder holds `<leaf task>/<split>.parquet` or `.jsonl`, as `python -m eval fetch` writes it.
+Tasks stay the harness's own: small files that include theirs replace nothing but the data.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from eval.suite import TaskSettings
+from eval.task_columns import FORMATS, check_file, columns_of, read_rows
+from itt_composer.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from lm_eval.tasks import TaskManager
+
+OWN_TASKS = Path(__file__).parent / "tasks"
+SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
+DATA_KEYS = {
+    "custom_dataset",
+    "dataset_path",
+    "dataset_name",
+    "dataset_kwargs",
+    "fewshot_config",
+    *SPLIT_KEYS,
+}
+NAMED = 3  # of many missing files
+
+
+@dataclass(frozen=True)
+class LeafTask:
+    """One task of the harness that is no group of others.
+
+    Attributes:
+        name: its name, which is also that of its data folder.
+        config: its YAML, functions by their names, with what groups around it set.
+        set_by_groups: the keys that groups set.
+        file: the YAML; None for tasks that are defined within a group.
+        in_python: whether it is a Python class, which may load what it likes.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    set_by_groups: frozenset[str]
+    file: Path | None
+    in_python: bool
+
+    def shots(self, settings: TaskSettings) -> int:
+        """How many examples stand before each question."""
+        return self.config.get("num_fewshot") or 0 if settings.shots is None else settings.shots
+
+    @property
+    def evaluated_split(self) -> str | None:
+        """The split that questions come from."""
+        return self.config.get("test_split") or self.config.get("validation_split")
+
+    @property
+    def fewshot_split(self) -> str | None:
+        """The split that examples come from; None if they stand in the task's definition."""
+        fewshot = self.config.get("fewshot_config") or {}
+        named = fewshot.get("split") or self.config.get("fewshot_split")
+        if named or fewshot.get("samples") is not None:
+            return named
+        splits = (self.config.get(key) for key in SPLIT_KEYS)
+        return next((split for split in splits if split), None)
+
+    @property
+    def examples_leave_out_the_question(self) -> bool:
+        """Whether the harness draws one example more, to drop the question itself."""
+        fewshot = self.config.get("fewshot_config") or {}
+        named = fewshot.get("split") or self.config.get("fewshot_split")
+        return named == self.config.get("test_split")
+
+    def needed_splits(self, shots: int) -> list[str]:
+        """Splits without which the task cannot be run; the one that is evaluated comes first."""
+        fewshot = self.config.get("fewshot_config") or {}
+        # The harness looks into a split that `fewshot_config` names even without shots.
+        examples = self.fewshot_split if shots else fewshot.get("split")
+        return [split for split in dict.fromkeys((self.evaluated_split, examples)) if split]
+
+
+class OpenTasks:
+    """The harness's tasks with their data at hand.
+
+    Attributes:
+        manager: what lm-eval loads tasks from.
+    """
+
+    def __init__(
+        self,
+        manager: "TaskManager",
+        leaves: Mapping[str, list[LeafTask]],
+        files: Mapping[str, Mapping[str, Path]],
+    ):
+        self.manager = manager
+        self._leaves = leaves
+        self._files = files
+
+    def leaves(self, name: str) -> list[str]:
+        """The leaf tasks of one of the tasks that were opened."""
+        return [leaf.name for leaf in self._leaves[name]]
+
+    def fingerprint(self, name: str) -> str:
+        """A hash of what decides the documents and prompts of one of the tasks.
+
+        That is lm-eval's version, the definitions of the leaf tasks, and with a data folder the
+        content of every file used.
+        """
+        leaves = self._leaves[name]
+        own = sorted(OWN_TASKS.glob("*.*")) if any(map(_is_own, leaves)) else []
+        described = {
+            "lm_eval": version("lm_eval"),
+            "tasks": {leaf.name: leaf.config for leaf in leaves},
+            "own": {file.name: _sha256(file) for file in own},
+            "data": {
+                f"{leaf.name}/{split}": _sha256(file)
+                for leaf in leaves
+                for split, file in self._files.get(leaf.name, {}).items()
+            },
+        }
+        text = json.dumps(described, sort_keys=True, default=str, ensure_ascii=False)
+        for folder in (_harness_tasks(), OWN_TASKS):  # functions are named by where they stand
+            text = text.replace(str(folder), "")
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def open_tasks(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> Iterator[OpenTasks]:
+    """The harness's tasks, with the data of `tasks` taken from a folder if one is named.
+
+    Args:
+        tasks: names in lm-eval (tasks, groups, tags), with their shots.
+        data_dir: folder of `<leaf task>/<split>.parquet` or `.jsonl`; None leaves the hub.
+
+    Raises:
+        UserError: an unknown task; a missing or malformed file; too few examples for the shots; a
+            task whose data cannot come from a folder.
+    """
+    manager = task_manager()
+    check_names(manager, tasks)
+    leaves = {name: leaf_tasks(manager, name) for name in tasks}
+    with _without_advice():
+        if data_dir is None:
+            yield OpenTasks(manager, leaves, {})
+            return
+        files = _find_files(leaves, tasks, Path(data_dir))
+        with (
+            TemporaryDirectory(prefix="tasks-") as folder,
+            _redirected(manager, Path(folder), leaves, files),
+        ):
+            yield OpenTasks(manager, leaves, files)
+
+
+@cache
+def task_manager() -> "TaskManager":
+    """The harness's tasks and ours; made once, because it reads 14,000 files in five seconds."""
+    from lm_eval.tasks import TaskManager
+
+    with _silent("lm_eval.tasks._index"):
+        return TaskManager(include_path=str(OWN_TASKS))
+
+
+def check_names(manager: "TaskManager", names: Mapping[str, Any] | list[str]) -> None:
+    """Refuse tasks that there are not.
+
+    Raises:
+        UserError: one sentence for each, with the nearest names.
+    """
+    sentences = []
+    for name in names:
+        if name not in manager.task_index:
+            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "see `lm_eval ls tasks`"
+            sentences.append(f"{name}: lm-eval has no such task; {hint}")
+    if sentences:
+        raise UserError("\n".join(sentences))
+
+
+def leaf_tasks(manager: "TaskManager", name: str) -> list[LeafTask]:
+    """What a task, group or tag consists of, as the harness would load it."""
+    leaves = _walk(manager, name, {}, "")
+    return list({leaf.name: leaf for leaf in leaves}.values())
+
+
+def load_files(data_files: Mapping[str, str], **_: Any) -> "DatasetDict":
+    """What redirected tasks load instead of a dataset of the hub, as `custom_dataset`.
+
+    Args:
+        data_files: checked file of each split.
+
+    Raises:
+        UserError: a column holds values of several types.
+    """
+    import pyarrow as pa
+    from datasets import Dataset, DatasetDict
+
+    splits = DatasetDict()
+    for split, file in data_files.items():
+        rows = read_rows(Path(file))
+        try:
+            splits[split] = Dataset(rows) if isinstance(rows, pa.Table) else Dataset.from_dict(rows)
+        except pa.ArrowException as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{file}: a column holds values of several types: {reason}") from None
+    return splits
+
+
+def _walk(
+    manager: "TaskManager", name: str, overrides: Mapping[str, Any], group: str
+) -> Iterator[LeafTask]:
+    """Leaf tasks of a name, in the harness's order."""
+    entry = manager.task_index.get(name)
+    if entry is None:
+        yield LeafTask(f"{group}::{name}", overrides, frozenset(overrides), None, False)
+    elif entry.kind.name == "GROUP":
+        yield from _walk_group(manager, name, entry.cfg or {}, overrides)
+    elif entry.kind.name == "TAG":
+        for task in sorted(entry.tags & manager.task_index.keys()):
+            yield from _walk(manager, task, overrides, group)
+    else:
+        config = {**(entry.cfg or {}), **overrides}
+        in_python = entry.kind.name == "PY_TASK"
+        yield LeafTask(name, config, frozenset(overrides), entry.yaml_path, in_python)
+
+
+def _walk_group(
+    manager: "TaskManager", name: str, config: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Iterator[LeafTask]:
+    """Leaf tasks of a group; what it sets beside its members holds for all of them."""
+    from dataclasses import fields
+
+    from lm_eval.config.group import GroupConfig
+
+    of_groups = {field.name for field in fields(GroupConfig)}
+    shared = {key: value for key, value in config.items() if key not in of_groups}
+    overrides = {**shared, **overrides}
+    members = config.get("task")
+    for member in members if isinstance(members, list) else []:
+        if isinstance(member, str):
+            yield from _walk(manager, member, overrides, name)
+        elif "group" not in member:
+            yield from _walk(manager, member["task"], {**overrides, **member}, name)
+        elif member["group"] in manager.task_index:
+            rest = {key: value for key, value in member.items() if key != "group"}
+            yield from _walk(manager, member["group"], {**overrides, **rest}, name)
+        else:
+            yield from _walk_group(manager, f"{name}::{member['group']}", member, overrides)
+
+
+def _find_files(
+    leaves: Mapping[str, list[LeafTask]], tasks: Mapping[str, TaskSettings], data_dir: Path
+) -> dict[str, dict[str, Path]]:
+    """By leaf task and split: every file that is needed, checked.
+
+    Raises:
+        UserError: see `open_tasks`.
+    """
+    if not data_dir.is_dir():
+        raise UserError(
+            f"data_dir={data_dir} is no folder; fill one with `python -m eval fetch {data_dir}`"
+        )
+    files: dict[str, dict[str, Path]] = {}
+    sentences: list[str] = []
+    for name, settings in tasks.items():
+        missing: dict[str, list[str]] = {"questions": [], "examples": []}
+        for leaf in leaves[name]:
+            check_redirectable(leaf)
+            found = files.setdefault(leaf.name, {})
+            for number, split in enumerate(leaf.needed_splits(leaf.shots(settings))):
+                file = find_file(data_dir, leaf.name, split)
+                if file is None:
+                    missing["examples" if number else "questions"].append(f"{leaf.name}/{split}")
+                else:
+                    found[split] = file
+        sentences += _missing_files(name, missing, data_dir)
+    if sentences:
+        raise UserError("\n".join(sentences))
+    for name, settings in tasks.items():
+        for leaf in leaves[name]:
+            _check_files(name, leaf, leaf.shots(settings), files[leaf.name])
+    return files
+
+
+def find_file(data_dir: Path, task: str, split: str) -> Path | None:
+    """The file of a leaf task's split, if there is one."""
+    candidates = (data_dir / task / f"{split}{suffix}" for suffix in FORMATS)
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def check_redirectable(leaf: LeafTask) -> None:
+    """Refuse a task whose data cannot come from a folder.
+
+    Raises:
+        UserError: why.
+    """
+    advice = "leave it out, or run it without data_dir"
+    if leaf.in_python:
+        raise UserError(f"{leaf.name} is a Python class that loads its data itself; {advice}")
+    if leaf.file is None or leaf.set_by_groups & DATA_KEYS:
+        raise UserError(f"{leaf.name} gets its data from the group that it is in; {advice}")
+    if leaf.evaluated_split is None:
+        raise UserError(f"{leaf.name} names no split to evaluate; {advice}")
+
+
+def _missing_files(name: str, missing: Mapping[str, list[str]], data_dir: Path) -> list[str]:
+    """One sentence for the questions of a task that are not there, and one for the examples."""
+    fetch = f"run `python -m eval fetch {data_dir} {name}` where there is a network"
+    purposes = {
+        "questions": f"the questions of {name}; {fetch}, or leave it out by tasks.{name}=null",
+        "examples": f"the examples before questions of {name}; {fetch}, "
+        f"or ask without by tasks.{name}.shots=0",
+    }
+    sentences = []
+    for purpose, wanted in missing.items():
+        if wanted:
+            listed = ", ".join(f"{path}.parquet (or .jsonl)" for path in wanted[:NAMED])
+            more = f" and {len(wanted) - NAMED} more" if len(wanted) > NAMED else ""
+            sentences.append(f"data_dir={data_dir} has no {listed}{more} with {purposes[purpose]}")
+    return sentences
+
+
+def _check_files(name: str, leaf: LeafTask, shots: int, files: Mapping[str, Path]) -> None:
+    """Check a leaf task's rows, and that there are as many examples as the harness draws."""
+    columns = columns_of(leaf.name, leaf.config)
+    rows = {split: check_file(file, columns) for split, file in files.items()}
+    if not shots or leaf.fewshot_split is None:
+        return
+    needed = shots + leaf.examples_leave_out_the_question
+    if rows[leaf.fewshot_split] < needed:
+        raise UserError(
+            f"{files[leaf.fewshot_split]} has {rows[leaf.fewshot_split]} rows, but {shots} shots "
+            f"of {leaf.name} need {needed}; give it more, or set tasks.{name}.shots"
+        )
+
+
+@contextmanager
+def _redirected(
+    manager: "TaskManager",
+    folder: Path,
+    leaves: Mapping[str, list[LeafTask]],
+    files: Mapping[str, Mapping[str, Path]],
+) -> Iterator[None]:
+    """Let the manager find leaf tasks whose data are files, until the context ends."""
+    from lm_eval.tasks import TaskManager
+
+    flat = {leaf.name: leaf for members in leaves.values() for leaf in members}
+    for number, (name, leaf) in enumerate(flat.items()):
+        (folder / f"{number}.yaml").write_text(_redirection(leaf, files[name]), encoding="utf-8")
+    redirected = TaskManager(include_path=str(folder), include_defaults=False).task_index
+    originals = {name: manager.task_index[name] for name in flat}
+    manager.task_index.update(redirected)
+    try:
+        yield
+    finally:
+        manager.task_index.update(originals)
+
+
+def _redirection(leaf: LeafTask, files: Mapping[str, Path]) -> str:
+    """A task file that includes the harness's and replaces where the data comes from."""
+    unused = [key for key in SPLIT_KEYS if leaf.config.get(key) not in files]
+    content = {
+        "include": str(leaf.file),
+        "tag": None,  # else the tag would hold this task alone
+        "dataset_kwargs": {
+            "data_files": {split: str(file.absolute()) for split, file in files.items()}
+        },
+        # The harness reads every split that is named, if only to list examples.
+        **dict.fromkeys(unused),
+    }
+    function = f"custom_dataset: !function {__name__}.{load_files.__name__}\n"
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True) + function
+
+
+def _harness_tasks() -> Path:
+    import lm_eval.tasks
+
+    return Path(lm_eval.tasks.__path__[0])
+
+
+def _is_own(leaf: LeafTask) -> bool:
+    return leaf.file is not None and leaf.file.is_relative_to(OWN_TASKS)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _silent(logger_name: str) -> Iterator[None]:
+    """No warnings of a logger: that our tasks replace the harness's is meant to be."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Drop what the harness tells about every task with a `custom_dataset`."""
+
+    def is_no_advice(record: logging.LogRecord) -> bool:
+        return "Custom kwargs can be passed" not in str(record.msg)
+
+    logger = logging.getLogger("lm_eval.api.task")
+    logger.addFilter(is_no_advice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_advice)
