@@ -1,6 +1,7 @@
 """The command line: `python -m eval SUITE.yaml model=FOLDER data=SHARDS [key=value …]`."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,10 @@ from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperGroup
 
+from eval import paper, task_report
 from eval.suite import TaskSuite, load_suite
-from itt_composer.errors import UserError, errors_as_sentences
+from eval.task_progress import TaskProgress
+from itt_composer.errors import errors_as_sentences
 from itt_composer.files import write_whole
 
 
@@ -50,7 +53,8 @@ def run(
     with errors_as_sentences():
         suite = load_suite(suite_file, overrides or [])
         if isinstance(suite, TaskSuite):
-            raise UserError("not yet")
+            run_tasks(suite)
+            return
         # After the checks, because it imports torch.
         from eval import perplexity
 
@@ -63,6 +67,24 @@ def run(
         print_results(results)
         if suite.output is not None:
             write_whole(Path(suite.output), json.dumps(results, indent=1) + "\n")
+
+
+def run_tasks(suite: TaskSuite) -> None:
+    """Measure a suite of tasks, print its table and write its files."""
+    if suite.compare_with is not None:
+        paper.row(suite.compare_with)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of lm-eval and datasets
+    from eval import harness, ranks
+
+    with TaskProgress() as progress:
+        results = harness.run(suite, progress)
+    if ranks.rank() == 0:
+        folder = Path(suite.output)
+        task_report.write_results(results, folder)
+        task_report.write_harness_results(results, folder)
+        task_report.print_table(results, Console())
+        print(f"results in {folder}")
+    ranks.leave()
 
 
 def print_results(results: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,23 +30,11 @@ from eval.language_model import EvaluatedLM
 from eval.models import EvaluatedModel, load_evaluated, think_causally
 from eval.suite import TaskSettings, TaskSuite
 from eval.task_data import OpenTasks, open_tasks
+from eval.task_progress import TaskProgress
 from itt_composer.errors import UserError
 from itt_composer.files import write_whole
 
 FORMAT = 1
-
-
-class Progress(Protocol):
-    """Told how far a suite is."""
-
-    def start(self, measurement: "Measurement", number: int, total: int) -> None:
-        """A task begins."""
-
-    def go_on(self, done: float, total: float) -> None:
-        """So much of the task's work is done, in any unit."""
-
-    def end(self, measurement: "Measurement", result: dict[str, Any], seconds: float) -> None:
-        """It is measured; in no time where its result was there."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +61,7 @@ class Measurement:
         return self.file.with_suffix(".samples.jsonl")
 
 
-def run(suite: TaskSuite, progress: Progress) -> dict[str, Any]:
+def run(suite: TaskSuite, progress: TaskProgress) -> dict[str, Any]:
     """Measure what is not measured yet.
 
     Returns:
@@ -114,23 +102,26 @@ def _measure_all(
     source: OpenTasks,
     evaluated: EvaluatedModel,
     described: dict[str, Any],
-    progress: Progress,
+    progress: TaskProgress,
 ) -> list[tuple[Measurement, dict[str, Any]]]:
     """Every task on one model, with what was found or measured."""
     wanted = list(_measurements(suite, tasks, source, evaluated.path, described["sha256"]))
     lm: EvaluatedLM | None = None
     finished = []
     for number, measurement in enumerate(wanted, start=1):
-        progress.start(measurement, len(suite.model.path), len(wanted))
+        progress.start(measurement, number, len(wanted))
         started = time.monotonic()
         result = _of_first_rank(lambda of=measurement: _read(of, suite.log_samples))
+        how = "found finished"
         if result is None:
             lm = lm or EvaluatedLM(evaluated.model, evaluated.tokenizer(), progress.go_on)
             result, samples = _measure(suite, measurement, source, lm)
             result |= {"model": described, "seconds": time.monotonic() - started}
             if ranks.rank() == 0:
                 _write(measurement, result, samples)
-        progress.end(measurement, result, time.monotonic() - started)
+            how = f"in {result['seconds']:,.0f} s"
+        value, _ = _figures(result["harness"], measurement.task, measurement.settings.metric)
+        progress.end(measurement, f"{value:.4f} {how}")
         finished.append((measurement, result))
     return finished
 
@@ -271,9 +262,7 @@ def _summary(
     }
 
 
-def _figures(
-    harness: dict[str, Any], name: str, metric: str | None
-) -> tuple[float, float | None]:
+def _figures(harness: dict[str, Any], name: str, metric: str | None) -> tuple[float, float | None]:
     """A task's value and the harness's standard error of it."""
     key = _metric_key(harness, name, metric)
     figures = harness["results"][name]

@@ -127,9 +127,7 @@ class EvaluatedLM(HFLM):
         """One batch; halved where it does not fit the memory."""
         self.batch_size_per_gpu = len(places)
         try:
-            texts = super().generate_until(
-                [requests[place] for place in places], disable_tqdm=True
-            )
+            texts = super().generate_until([requests[place] for place in places], disable_tqdm=True)
             return dict(zip(places, texts, strict=True))
         except RuntimeError as error:
             if len(places) == 1 or not should_reduce_batch_size(error):

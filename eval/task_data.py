@@ -113,6 +113,10 @@ class OpenTasks:
         """The leaf tasks of one of the tasks that were opened."""
         return [leaf.name for leaf in self._leaves[name]]
 
+    def leaf_tasks(self, name: str) -> list[LeafTask]:
+        """The same with their definitions."""
+        return self._leaves[name]
+
     def fingerprint(self, name: str) -> str:
         """A hash of what decides the documents and prompts of one of the tasks.
 

@@ -139,7 +139,7 @@ def write_results(results: dict[str, Any], folder: Path) -> None:
     table = "\n".join(f"| {' | '.join(line)} |" for line in [headers, rules, *rows])
     write_whole(folder / "results.md", f"{_title(results)}\n\n{table}\n")
     text = io.StringIO()
-    fields = [name for name in Line.__dataclass_fields__] + ["difference"]
+    fields = [*Line.__dataclass_fields__, "difference"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(fields)
     writer.writerows([getattr(line, name) for name in fields] for line in lines)

@@ -1,0 +1,52 @@
+"""How far a suite of tasks is: a line for each finished task and, on a terminal, a bar."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from eval.harness import Measurement
+
+
+class TaskProgress:
+    """Prints on stderr, from rank 0 alone."""
+
+    def __init__(self) -> None:
+        is_first = int(os.environ.get("RANK", "0")) == 0
+        self._console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._number = self._total = 0
+
+    def __enter__(self) -> "TaskProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def start(self, measurement: "Measurement", number: int, total: int) -> None:
+        """A task begins."""
+        self._number, self._total = number, total
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        self._bar.add_task(f"{number} of {total}: {measurement.task}", total=None)
+
+    def go_on(self, done: float, total: float) -> None:
+        """So much of the task's work is done."""
+        if self._bar.task_ids:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    def end(self, measurement: "Measurement", text: str) -> None:
+        """It is measured, or was found so."""
+        seed = measurement.fewshot_seed
+        name = measurement.task + (f" (seed {seed})" if seed is not None else "")
+        self._console.print(f"{self._number} of {self._total}: {name}: {text}", highlight=False)
