@@ -115,12 +115,15 @@ def _measure_all(
         how = "found finished"
         if result is None:
             lm = lm or EvaluatedLM(evaluated.model, evaluated.tokenizer(), progress.go_on)
-            result, samples = _measure(suite, measurement, source, lm)
+            result = measure(
+                suite, measurement.task, measurement.settings, source, lm, measurement.fewshot_seed
+            )
+            samples = result["harness"].pop("samples", {})
             result |= {"model": described, "seconds": time.monotonic() - started}
             if ranks.rank() == 0:
                 _write(measurement, result, samples)
             how = f"in {result['seconds']:,.0f} s"
-        value, _ = _figures(result["harness"], measurement.task, measurement.settings.metric)
+        _, value = figure_of(result["harness"], measurement.task, measurement.settings.metric)
         progress.end(measurement, f"{value:.4f} {how}")
         finished.append((measurement, result))
     return finished
@@ -149,24 +152,28 @@ def _measurements(
             yield Measurement(name, settings, model, seed, file)
 
 
-def _measure(
-    suite: TaskSuite, measurement: Measurement, source: OpenTasks, lm: EvaluatedLM
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """One task through lm-eval: its results, and its samples by leaf task."""
-    settings = measurement.settings
+def measure(
+    suite: TaskSuite,
+    task: str,
+    settings: TaskSettings,
+    source: OpenTasks,
+    lm: EvaluatedLM,
+    fewshot_seed: int | None = None,
+) -> dict[str, Any]:
+    """One task through lm-eval: `{"format", "harness": what lm-eval returns}`."""
     size = settings.batch_size or suite.batch_size
     lm.requests_per_batch = None if size == "auto" else size
     # As `lm_eval` does by default.
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
     torch.manual_seed(DEFAULT_OTHER_SEED)
-    loaded = source.manager.load(measurement.task)
-    for task in loaded["tasks"].values():
+    loaded = source.manager.load(task)
+    for leaf in loaded["tasks"].values():
         if settings.shots is not None:
-            task.set_config("num_fewshot", settings.shots)
-        elif task.get_config("num_fewshot") is None:
-            task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(measurement.fewshot_seed or DEFAULT_OTHER_SEED)
+            leaf.set_config("num_fewshot", settings.shots)
+        elif leaf.get_config("num_fewshot") is None:
+            leaf.set_config("num_fewshot", 0)
+        leaf.set_fewshot_seed(DEFAULT_OTHER_SEED if fewshot_seed is None else fewshot_seed)
     with contextlib.redirect_stdout(io.StringIO()):
         results: Any = evaluate(
             lm,
@@ -175,12 +182,11 @@ def _measure(
             bootstrap_iters=suite.bootstrap_iters if ranks.rank() == 0 else 0,
             log_samples=suite.log_samples,
         )
-    samples = results.pop("samples", {})
     results["configs"] = {
         name: {key: value for key, value in config.items() if key != "dataset_kwargs"}
         for name, config in results["configs"].items()
     }
-    return {"format": FORMAT, "harness": results}, samples
+    return {"format": FORMAT, "harness": results}
 
 
 def _read(measurement: Measurement, with_samples: bool) -> dict[str, Any] | None:
@@ -235,13 +241,13 @@ def _summary(
     for measurement, result in finished:
         if measurement.task != name:
             continue
-        value, stderr = _figures(result["harness"], name, settings.metric)
+        metric, value = figure_of(result["harness"], name, settings.metric)
         runs.append(
             {
                 "model": measurement.model,
                 "fewshot_seed": measurement.fewshot_seed,
                 "value": value,
-                "stderr": stderr,
+                "stderr": _error_of(result["harness"], name, metric),
                 "seconds": result["seconds"],
                 "file": measurement.file.name,
             }
@@ -251,7 +257,7 @@ def _summary(
     errors = [run["stderr"] for run in runs if run["stderr"] is not None]
     return {
         "shots": max(shots for shots in harness["n-shot"].values() if shots is not None),
-        "metric": _metric_key(harness, name, settings.metric).partition(",")[0],
+        "metric": metric,
         "documents": sum(counts["effective"] for counts in harness["n-samples"].values()),
         "value": statistics.fmean(values),
         "stderr": statistics.fmean(errors) if errors else None,
@@ -262,12 +268,17 @@ def _summary(
     }
 
 
-def _figures(harness: dict[str, Any], name: str, metric: str | None) -> tuple[float, float | None]:
-    """A task's value and the harness's standard error of it."""
+def figure_of(harness: dict[str, Any], name: str, metric: str | None) -> tuple[str, float]:
+    """A task's metric (None: its first) and the value of it."""
     key = _metric_key(harness, name, metric)
-    figures = harness["results"][name]
-    stderr = figures.get(key.replace(",", "_stderr,", 1))
-    return figures[key], stderr if isinstance(stderr, float) else None
+    return key.partition(",")[0], harness["results"][name][key]
+
+
+def _error_of(harness: dict[str, Any], name: str, metric: str) -> float | None:
+    """lm-eval's standard error of a metric; None where it gives none."""
+    key = _metric_key(harness, name, metric).replace(",", "_stderr,", 1)
+    error = harness["results"][name].get(key)
+    return error if isinstance(error, float) else None
 
 
 def _metric_key(harness: dict[str, Any], name: str, metric: str | None) -> str:

@@ -69,14 +69,7 @@ class EvaluatedModel:
         Raises:
             UserError: there is none.
         """
-        try:
-            return AutoTokenizer.from_pretrained(self.tokenizer_source, trust_remote_code=False)
-        except Exception as error:  # broken files raise all kinds
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"the tokenizer in {self.tokenizer_source} cannot be loaded ({reason}); name its "
-                "folder with model.tokenizer=…"
-            ) from None
+        return load_tokenizer(self.tokenizer_source)
 
     def description(self) -> dict[str, Any]:
         """What results say of the model: parameters, geometry, and how it thinks."""
@@ -127,6 +120,21 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
     model.eval()
     think_as(model, {name: getattr(settings, name) for name in THINKING_KEYS})
     return EvaluatedModel(path, model, settings.tokenizer or source)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or of a model on the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # broken files raise all kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the tokenizer in {source} cannot be loaded ({reason}); name the folder of one"
+        ) from None
 
 
 def think_as(model: PreTrainedModel, asked: Mapping[str, Any]) -> None:

@@ -182,6 +182,24 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
     return suite
 
 
+def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
+    """A suite of tasks for a model that is at hand.
+
+    Args:
+        path: its YAML.
+        given: keys to set; those of None are left as they are.
+
+    Raises:
+        UserError: one sentence per mistake, or a suite of another kind.
+    """
+    own = {name: value for name, value in given.items() if value is not None}
+    at_hand = OmegaConf.create({"model": {"path": "at hand"}, "output": "nowhere", **own})
+    content = read_yaml(path)
+    if "tasks" not in content:
+        raise UserError(f"{path} is no suite of tasks; name one with `tasks`")
+    return validate(TaskSuite, [(str(path), content), ("callbacks.lm_eval", at_hand)], FORMS)
+
+
 def _check_model(model: ModelSettings) -> None:
     for path in model.path:
         if not Path(path).exists() and not HUB_NAME.fullmatch(path):

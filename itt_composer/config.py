@@ -35,6 +35,7 @@ from itt_composer.registry import (
     SCHEDULERS,
     CapacityAnnealing,
     Duration,
+    LmEval,
     Section,
 )
 from itt_composer.schedules import check_ratios
@@ -280,6 +281,13 @@ class Recipe(_Group):
     callbacks: CallbacksSection = CallbacksSection()
     loggers: LoggersSection = LoggersSection()
 
+    @model_validator(mode="after")
+    def _tasks_know_the_tokenizer(self) -> "Recipe":
+        tasks = self.callbacks.named().get("lm_eval")
+        if isinstance(tasks, LmEval) and tasks.tokenizer is None:
+            tasks.tokenizer = f"{self.data.local}/tokenizer"
+        return self
+
     def resolved_thinking(self) -> ThinkingSettings:
         """The thinking settings with every implied value filled in."""
         return self.thinking.resolve(self.model.num_hidden_layers)
@@ -405,6 +413,16 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
                 f"{sources.of(key)}: {key}=continuous: with train.compile every level is a "
                 "compilation; give a number, such as 8"
             )
+    tasks = recipe.callbacks.named().get("lm_eval")
+    if isinstance(tasks, LmEval) and not _is_multiple(
+        tasks.eval_interval, recipe.train.eval_interval
+    ):
+        key = "callbacks.lm_eval.eval_interval"
+        raise UserError(
+            f"{sources.of(key)}: {key}={tasks.eval_interval} is no multiple of "
+            f"train.eval_interval={recipe.train.eval_interval}, and tasks follow an evaluation of "
+            "the run; give both in batches, the one a multiple of the other"
+        )
     warmup = getattr(recipe.scheduler.named().get("cosine_with_warmup"), "t_warmup", "0.03dur")
     if _outlasts(warmup, recipe.train.max_duration):
         key = "scheduler.cosine_with_warmup.t_warmup"
@@ -417,6 +435,12 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
             f"{sources.of('data.seq_len')}: data.seq_len={recipe.data.seq_len} is longer than "
             f"model.max_position_embeddings={recipe.model.max_position_embeddings}"
         )
+
+
+def _is_multiple(interval: str, of: str) -> bool:
+    """Whether a time string is so many times another of the same unit."""
+    (amount, unit), (base, base_unit) = _amount_and_unit(interval), _amount_and_unit(of)
+    return unit == base_unit and amount % base == 0
 
 
 def _outlasts(span: str, training: str) -> bool:

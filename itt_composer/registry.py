@@ -196,6 +196,18 @@ class GradientNorms(Settings):
     interval: Batches = "50ba"
 
 
+@CALLBACKS.register("lm_eval", "itt_composer.callbacks.task_evaluation:TaskEvaluation")
+class LmEval(Settings):
+    """Tasks of lm-eval on the model in training; the tokenizer is that of the shards."""
+
+    suite: str = "eval/suites/eleven_tasks.yaml"
+    eval_interval: Batches = "5000ba"
+    only: list[str] | None = None
+    limit: Annotated[int, Field(ge=1)] | None = 200
+    data_dir: str | None = None
+    tokenizer: str | None = None
+
+
 @CALLBACKS.register("speed_monitor", "composer.callbacks:SpeedMonitor")
 class SpeedMonitor(Settings):
     """Throughput in tokens/s and FLOP/s; MFU where the device's peak is known."""

@@ -157,6 +157,32 @@ def whole_model(module: "nn.Module") -> "IttForCausalLM | None":
     return whole
 
 
+def whole_model_everywhere(module: "nn.Module") -> "IttForCausalLM":
+    """The model with all of its weights on every rank: itself, or a copy where it is sharded.
+
+    Args:
+        module: what Composer's state holds.
+    """
+    import torch
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FSDPModule
+    from transformers.modeling_utils import no_init_weights
+
+    from itt_composer.models import IttForCausalLM
+    from itt_composer.models.composer_model import unwrap
+
+    model = unwrap(module)
+    if not isinstance(model, FSDPModule):
+        return model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    device = next(iter(weights.values())).device
+    with torch.device(device), no_init_weights():
+        whole = IttForCausalLM(copy.deepcopy(model.config))
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    return whole
+
+
 def fit_checkpoint(checkpoint: Path, is_sharded: bool) -> Path:
     """The same checkpoint in the form that this run reads: a folder if sharded, else a file.
 

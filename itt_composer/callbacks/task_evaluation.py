@@ -1,0 +1,110 @@
+"""Tasks of lm-eval during training, on the model as it is at that moment."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from composer.core import Callback, State
+from composer.core.precision import get_precision_context
+from composer.loggers import Logger
+from composer.utils import dist, reproducibility
+
+from eval.harness import figure_of, measure
+from eval.language_model import EvaluatedLM
+from eval.models import load_tokenizer
+from eval.suite import read_task_suite
+from eval.task_data import OpenTasks, open_tasks
+from itt_composer.callbacks.heartbeat import Heartbeat
+from itt_composer.callbacks.intervals import BatchInterval
+from itt_composer.models.modeling import IttForCausalLM
+from itt_composer.sharding import whole_model_everywhere
+
+
+@contextlib.contextmanager
+def causal(model: IttForCausalLM) -> Iterator[None]:
+    """By thresholds where they are estimated, and without learning: for likelihoods."""
+    selection, was_training = model.config.router_selection, model.training
+    model.eval()
+    if model.has_thresholds:
+        model.set_router_selection("threshold")
+    try:
+        yield
+    finally:
+        model.config.router_selection = selection
+        model.train(was_training)
+
+
+class TaskEvaluation(Callback):
+    """Logs `lm_eval/<task>/<metric>` after those evaluations of the run that are due.
+
+    Every rank answers a share of the questions. Training goes on as if nothing had been asked:
+    random states are put back.
+
+    Args:
+        suite: YAML of the tasks.
+        eval_interval: batches from one to the next ("5000ba"), a multiple of the run's own; the
+            run's last evaluation is always one.
+        only: names of the tasks that are run; None for all.
+        limit: documents of each task; None for all.
+        data_dir: folder of the tasks' data; None loads from the hub.
+        tokenizer: its folder.
+
+    Raises:
+        UserError: no such suite, task or tokenizer.
+    """
+
+    def __init__(
+        self,
+        suite: str,
+        eval_interval: str,
+        only: list[str] | None,
+        limit: int | None,
+        data_dir: str | None,
+        tokenizer: str,
+    ):
+        given = {"only": only, "limit": limit, "data_dir": data_dir}
+        self._suite = read_task_suite(Path(suite), given)
+        self._interval = BatchInterval(eval_interval)
+        self._tokenizer = tokenizer
+        self._open = contextlib.ExitStack()
+        self._source: OpenTasks | None = None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Find the data before hours of training."""
+        if self._source is None:
+            tasks = open_tasks(self._suite.selected_tasks(), self._suite.data_dir)
+            self._source = self._open.enter_context(tasks)
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        elapsed = state.get_elapsed_duration()
+        is_end = elapsed is not None and elapsed >= 1
+        if self._source is not None and (is_end or self._interval.is_due(state)):
+            figures = self._evaluate(state, self._source)
+            logger.log_metrics(figures)
+            if dist.get_global_rank() == 0:
+                named = (f"{name.split('/')[1]} {value:.4f}" for name, value in figures.items())
+                batch = state.timestamp.batch.value
+                print(f"batch {batch:,} · {' · '.join(named)}", file=sys.stdout, flush=True)
+
+    def close(self, state: State, logger: Logger) -> None:
+        self._open.close()
+
+    def _evaluate(self, state: State, source: OpenTasks) -> dict[str, float]:
+        random_state = reproducibility.get_rng_state()
+        beats = [callback for callback in state.callbacks if isinstance(callback, Heartbeat)]
+
+        def go_on(done: float, total: float) -> None:
+            for heartbeat in beats:
+                heartbeat.eval_batch_end(state, None)  # type: ignore[arg-type]
+
+        figures: dict[str, float] = {}
+        model = whole_model_everywhere(state.model)
+        with causal(model), get_precision_context(state.precision, state.precision_config):
+            lm = EvaluatedLM(model, load_tokenizer(self._tokenizer), go_on)
+            for name, settings in self._suite.selected_tasks().items():
+                measured = measure(self._suite, name, settings, source, lm)
+                metric, value = figure_of(measured["harness"], name, settings.metric)
+                figures[f"lm_eval/{name}/{metric}"] = value
+        reproducibility.load_rng_state(random_state)
+        return figures
