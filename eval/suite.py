@@ -126,7 +126,7 @@ class TaskSuite(_Group):
     fewshot_seeds: Annotated[list[int], Field(min_length=1)] = [1234]
     limit: Positive | None = None
     batch_size: BatchSize = "auto"
-    bootstrap_iters: Annotated[int, Field(ge=0)] = 100_000
+    bootstrap_iters: Annotated[int, Field(ge=0)] = 1000
     log_samples: bool = False
     compare_with: str | None = None
     output: str

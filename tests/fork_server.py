@@ -52,6 +52,9 @@ IMPORTED = (
     "itt_composer.generate",
     "itt_composer.calibrate",
     "eval.perplexity",
+    "eval.harness",
+    "eval.task_data",
+    "itt_composer.callbacks.task_evaluation",
 )
 # Threads do not survive a fork: neither OpenMP's nor that of Arrow's allocator may be there.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
@@ -64,7 +67,14 @@ def _name_processor() -> None:
     cpuinfo.get_cpu_info = lambda: {"brand_raw": "CPU"}
 
 
-PREPARED = {"composer": _name_processor}
+def _read_tasks() -> None:
+    """lm-eval's 14,000 files."""
+    from eval.task_data import task_manager
+
+    task_manager()
+
+
+PREPARED = {"composer": _name_processor, "eval.task_data": _read_tasks}
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 STOP_SECONDS = 10.0
 

@@ -1,0 +1,113 @@
+"""`callbacks.lm_eval`: tasks on the model in training, without a trace in what is trained."""
+
+import json
+import random
+
+import pytest
+import torch
+import yaml
+from composer.utils import reproducibility
+
+from eval.harness import figure_of, measure
+from eval.language_model import EvaluatedLM
+from eval.models import load_tokenizer, think_causally
+from eval.suite import read_task_suite
+from eval.task_data import open_tasks
+from itt_composer.errors import UserError
+from itt_composer.metrics import read_metrics
+
+TEXTS = [f"The {thing} was shut. So she opened the {thing}" for thing in ("door", "window", "box")]
+PERPLEXITY = "lm_eval/lambada_openai/perplexity"  # tells any change of the model
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "lambada_openai").mkdir()
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (folder / "lambada_openai/test.jsonl").write_text(lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """One task, as a user's suite of their own."""
+    file = tmp_path_factory.mktemp("suite") / "one.yaml"
+    tasks = {"lambada_openai": {"shots": 0, "metric": "perplexity"}}
+    file.write_text(yaml.safe_dump({"tasks": tasks, "bootstrap_iters": 0}))
+    return file
+
+
+@pytest.fixture
+def overrides(suite, data_dir):
+    return [f"callbacks.lm_eval={{suite: {suite}, eval_interval: 5ba, data_dir: {data_dir}}}"]
+
+
+def test_the_last_figure_is_that_of_the_finished_model(
+    small_recipe, overrides, suite, data_dir, make_trainer, shards
+):
+    trainer, log = make_trainer(small_recipe(*overrides))
+    trainer.fit()
+    figures = {time.batch.value: value for time, value in log.data[PERPLEXITY]}
+    assert list(figures) == [5, 10]
+    assert figures[5] != figures[10]
+    model = trainer.state.model.model
+    assert model.config.router_selection == "top_k"
+    assert model.training
+    think_causally(model)
+    tasks = read_task_suite(suite, {"data_dir": str(data_dir)})
+    settings = tasks.selected_tasks()["lambada_openai"]
+    with open_tasks(tasks.selected_tasks(), tasks.data_dir) as source:
+        lm = EvaluatedLM(model.eval(), load_tokenizer(str(shards / "tokenizer")))
+        results = measure(tasks, "lambada_openai", settings, source, lm)
+    assert figure_of(results["harness"], "lambada_openai", None) == ("perplexity", figures[10])
+
+
+def test_training_goes_on_as_if_nothing_had_been_asked(
+    small_recipe, overrides, make_trainer, tmp_path
+):
+    left = []
+    for name, given in (("without", []), ("with", overrides)):
+        reproducibility.seed_all(17)
+        trainer, log = make_trainer(small_recipe(f"run_folder={tmp_path / name}", *given))
+        trainer.fit()
+        assert (PERPLEXITY in log.data) == bool(given)
+        losses = [value for _, value in log.data["loss/train/total"]]
+        left.append((losses, torch.get_rng_state().tolist(), random.getstate()))
+    assert left[0] == left[1]
+    assert len(left[0][0]) == 10
+
+
+def test_ranks_that_shard_the_model_ask_the_whole_one(
+    fork_server, recipe_file, shards, overrides, tmp_path
+):
+    figures = []
+    for ranks, sharding in ((1, "none"), (2, "fsdp")):
+        folder = tmp_path / sharding
+        places = [f"data.local={shards}", f"run_folder={folder}", f"train.sharding={sharding}"]
+        lines = f"loggers.json_lines.path={folder}/metrics.jsonl"
+        result = fork_server.run(
+            "itt_composer.train", recipe_file, *places, lines, *overrides, ranks=ranks
+        )
+        assert result.returncode == 0, result.stderr
+        assert "batch 10 · lambada_openai" in result.stdout
+        figures.append([line[PERPLEXITY] for line in read_metrics(folder) if PERPLEXITY in line])
+    assert len(figures[0]) == 2
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+
+
+MISTAKES = {
+    "{suite: eval/suites/perplexity.yaml}": "eval/suites/perplexity.yaml is no suite of tasks",
+    "{only: [piqua], eval_interval: 10ba}": "only names 'piqua', which is none of the tasks",
+    "{data_dir: no/where, eval_interval: 10ba}": "data_dir=no/where is no folder",
+    "{eval_interval: 7ba}": "command line: callbacks.lm_eval.eval_interval=7ba is no multiple of",
+    "{limit: 0}": "callbacks.lm_eval.limit=0: input should be greater than or equal to 1",
+}
+
+
+@pytest.mark.parametrize("settings", MISTAKES)
+def test_a_mistake_is_told_before_the_first_batch(small_recipe, make_trainer, settings):
+    with pytest.raises(UserError) as caught:
+        make_trainer(small_recipe(f"callbacks.lm_eval={settings}"))[0].fit()
+    assert MISTAKES[settings] in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
