@@ -84,6 +84,7 @@ class EvaluatedLM(HFLM):
             self.requests_per_batch,
             self._tokens_per_batch,
             self._can_share,
+            can_pad=not self._scorer.looks_ahead,
         )
         own = share_out([batch.cost for batch in batches], ranks.world_size())[ranks.rank()]
         likelihoods: dict[int, Likelihood] = {}
@@ -120,8 +121,11 @@ class EvaluatedLM(HFLM):
             size = self.requests_per_batch or max(
                 1, self._tokens_per_batch // (lengths[places[0]] + self.max_gen_toks)
             )
-            yield places[:size]
-            places = places[size:]
+            alike = places[:size]
+            if self._scorer.looks_ahead:  # at padding, too
+                alike = [place for place in alike if lengths[place] == lengths[alike[0]]]
+            yield alike
+            places = places[len(alike) :]
 
     def _generate(self, places: list[int], requests: Sequence[Instance]) -> dict[int, str]:
         """One batch; halved where it does not fit the memory."""

@@ -95,6 +95,7 @@ def plan(
     batch_size: int | None,
     tokens_per_batch: int,
     can_share: bool,
+    can_pad: bool = True,
 ) -> list[Batch]:
     """Batches of similar length, the longest first.
 
@@ -105,6 +106,7 @@ def plan(
         batch_size: most continuations in a batch; None goes by `tokens_per_batch`.
         tokens_per_batch: most tokens in a batch, padding included.
         can_share: whether the model goes on from a cache.
+        can_pad: whether rows of a batch may differ in length.
     """
     by_context: dict[Tokens, Question] = {}
     for index, (context, continuation) in enumerate(requests):
@@ -114,10 +116,12 @@ def plan(
         question.continuations.setdefault(tokens[end:], []).append(index)
     batches: list[Batch] = []
     for prefix, family in _families(list(by_context.values()), can_share):
-        by_kind: dict[bool, list[Question]] = defaultdict(list)
+        by_kind: dict[tuple[bool, int], list[Question]] = defaultdict(list)
         for question in family:
-            by_kind[can_share and (bool(prefix) or _saves_tokens(question))].append(question)
-        for is_split, alike in by_kind.items():
+            is_split = can_share and (bool(prefix) or _saves_tokens(question))
+            for part in [question] if can_pad else _by_length(question):
+                by_kind[is_split, 0 if can_pad else part.longest].append(part)
+        for (is_split, _), alike in by_kind.items():
             for some in _chunks(alike, batch_size, tokens_per_batch):
                 batches.append(Batch(prefix, some, is_split))
     return sorted(batches, key=lambda batch: -batch.cost)
@@ -142,7 +146,8 @@ class Scorer:
         pad_id: any token, which stands where there is none.
 
     Attributes:
-        looks_ahead: whether tokens depend on later ones, padding included.
+        looks_ahead: whether tokens depend on later ones, padding included: then rows of a batch
+            must not differ in length.
     """
 
     def __init__(self, model: PreTrainedModel, pad_id: int = 0):
@@ -216,8 +221,7 @@ class Scorer:
                 inputs = question.context + continuation[:-1]
                 by_inputs[inputs].append((start, continuation, requests))
         ids_BS, mask_BS = self._padded(by_inputs, on_left=False)
-        if not self.looks_ahead:
-            mask_BS = torch.ones_like(mask_BS)  # the causal kernels take no other mask
+        mask_BS = torch.ones_like(mask_BS)  # the causal kernels take no other; padding comes last
         first = min(start for asked in by_inputs.values() for start, _, _ in asked)
         logits_BSV = self._logits(ids_BS, mask_BS, torch.arange(first, ids_BS.shape[1]))
         likelihoods = {}
@@ -354,6 +358,18 @@ def _families(
         alone += family
     if alone:
         yield (), alone
+
+
+def _by_length(question: Question) -> Iterator[Question]:
+    """The same question for continuations of each length."""
+    lengths = {len(continuation) for continuation in question.continuations}
+    for length in sorted(lengths):
+        continuations = {
+            continuation: requests
+            for continuation, requests in question.continuations.items()
+            if len(continuation) == length
+        }
+        yield Question(question.context, continuations)
 
 
 def _common(first: Tokens, second: Tokens) -> Tokens:

@@ -170,6 +170,8 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
         default = OmegaConf.create({"output": f"results/{path.stem}"})
         tasks = validate(TaskSuite, [("default", default), *layers], FORMS)
         _check_model(tasks.model)
+        if Path(tasks.output).is_file():
+            raise UserError(f"output={tasks.output} is a file; name a folder for the results")
         return tasks
     suite = validate(PerplexitySuite, layers)
     _check_model(suite.model)

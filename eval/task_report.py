@@ -126,7 +126,9 @@ def print_table(results: dict[str, Any], console: Console) -> None:
     for header in headers:
         table.add_column(header, justify="left" if header in ("task", "metric") else "right")
     for line in rows:
-        table.add_row(*line, end_section=line is rows[-2] and rows[-1][0] == AVERAGE)
+        if line[0] == AVERAGE:
+            table.add_section()
+        table.add_row(*line)
     console.print(table)
 
 

@@ -1,0 +1,280 @@
+"""Task suites: the harness's own numbers, on any number of ranks, and nothing measured twice."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lm_eval import simple_evaluate
+from small_recipe import RECIPE
+from small_task_data import make_task_data
+from typer.testing import CliRunner
+
+import itt_composer.config
+from eval import harness
+from eval.__main__ import app
+from eval.suite import load_suite
+from eval.task_data import open_tasks
+from itt_composer.calibration import calibrate
+from itt_composer.model_folder import write_model_folder
+from itt_composer.train import build_model
+
+SUITE = Path(__file__).parents[2] / "eval/suites/eleven_tasks.yaml"
+FEW = "only=[piqa,winogrande,arc_challenge,lambada_openai,nq_open]"
+
+
+class Silent:
+    """Hears of progress and says nothing."""
+
+    def __init__(self):
+        self.told = []
+
+    def start(self, measurement, number, total):
+        self.told.append(measurement.task)
+
+    def go_on(self, done, total):
+        pass
+
+    def end(self, measurement, text):
+        self.told[-1] += f" {text}"
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """All eleven tasks, made up: a few documents of each."""
+    return make_task_data(tmp_path_factory.mktemp("tasks"), documents=4)
+
+
+@pytest.fixture(scope="module")
+def make_folder(shards, tmp_path_factory):
+    """Write a small random ITT with thresholds and a tokenizer."""
+
+    def make(seed):
+        file = tmp_path_factory.mktemp("recipe") / "small.yaml"
+        file.write_text(RECIPE)
+        places = [f"data.local={shards}", "model.max_position_embeddings=1024"]
+        recipe = itt_composer.config.load_recipe(file, [*places, "model.initializer_range=0.2"])
+        torch.manual_seed(seed)
+        model = build_model(recipe)
+        ids = torch.randint(3, 512, (8, 32))
+        calibrate(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+        folder = tmp_path_factory.mktemp("model") / "model"
+        write_model_folder(folder, model, "", shards / "tokenizer")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def model(make_folder):
+    return make_folder(0)
+
+
+@pytest.fixture
+def run(model, data_dir, tmp_path):
+    def run(*overrides, path=model, limit="limit=3"):
+        given = [f"model={path}", f"data_dir={data_dir}", f"output={tmp_path / 'out'}", limit]
+        told = Silent()
+        results = harness.run(load_suite(SUITE, [*given, *overrides]), told)
+        return results, told.told
+
+    return run
+
+
+def samples_of(folder, task):
+    (file,) = folder.glob(f"tasks/{task}-*.samples.jsonl")
+    lines = map(json.loads, file.read_text().splitlines())
+    return {(line["task"], line["doc_id"]): line for line in lines}
+
+
+def test_every_item_is_as_lm_eval_has_it_for_the_folder(run, model, data_dir, tmp_path):
+    results, _ = run("log_samples=true", "tasks.mmlu=null", "tasks.mmlu_stem.shots=5")
+    tasks = load_suite(SUITE, [f"model={model}", "tasks.mmlu=null", "tasks.mmlu_stem.shots=5"])
+    compared = 0
+    with open_tasks(tasks.selected_tasks(), str(data_dir)) as source:
+        for name, settings in tasks.selected_tasks().items():
+            theirs = simple_evaluate(
+                model="hf",
+                model_args={"pretrained": str(model), "device": "cpu"},
+                tasks=[name],
+                num_fewshot=settings.shots,
+                batch_size=2,
+                limit=3,
+                bootstrap_iters=0,
+                task_manager=source.manager,
+            )
+            ours = samples_of(tmp_path / "out", name)
+            for leaf, logged in theirs["samples"].items():
+                for sample in logged:
+                    mine = ours[leaf, sample["doc_id"]]
+                    hashes = ("doc_hash", "prompt_hash", "target_hash")
+                    assert [mine[key] for key in hashes] == [sample[key] for key in hashes]
+                    check_answers(mine["filtered_resps"], sample["filtered_resps"])
+                    assert all(
+                        mine[metric] == sample[metric]
+                        for metric in mine["metrics"]
+                        if metric != "perplexity"
+                    )
+                    compared += 1
+            value = results["tasks"][name]["value"]
+            metric = results["tasks"][name]["metric"]
+            figures = theirs["results"][name]
+            assert value == next(v for k, v in figures.items() if k.partition(",")[0] == metric)
+    assert compared == 10 * 3 + 19 * 1
+
+
+def check_answers(ours, theirs):
+    """Likelihoods but for rounding, everything else exactly."""
+    for mine, other in zip(ours, theirs, strict=True):
+        if isinstance(other, str):
+            assert mine == other
+        else:
+            assert float(mine[0]) == pytest.approx(other[0], abs=1e-4)
+            assert mine[1] in (other[1], str(other[1]))
+
+
+def test_what_is_finished_is_not_measured_again_unless_something_changed(
+    run, data_dir, tmp_path, monkeypatch
+):
+    few = "only=[piqa,arc_challenge]"
+    first, told = run(few)
+    assert all("found finished" not in line for line in told)
+    again, told = run(few)
+    assert [line.split()[-2:] for line in told] == [["found", "finished"]] * 2
+    assert again == first
+    for change, redone in {
+        "model.select_ratios=[0.9,0.1]": ["piqa", "arc_challenge"],
+        "fewshot_seeds=[7]": ["arc_challenge"],
+        "tasks.arc_challenge.shots=3": ["arc_challenge"],
+        "tasks.piqa.limit=2": ["piqa"],
+        "batch_size=1": [],
+    }.items():
+        _, told = run(few, change)
+        assert [line.split()[0] for line in told if "found" not in line] == redone, change
+    file = data_dir / "piqa/validation.jsonl"
+    text = file.read_text()
+    try:
+        file.write_text(text.replace('"label": 0', '"label": 1', 1))
+        _, told = run(few)
+        assert [line.split()[0] for line in told if "found" not in line] == ["piqa"]
+    finally:
+        file.write_text(text)
+    assert run(few)[0] == first
+
+
+def test_several_runs_have_a_mean_and_an_error_over_them(run, model, make_folder):
+    other = make_folder(1)
+    results, told = run(
+        "only=[piqa,arc_challenge]", "fewshot_seeds=[1,2,3]", path=f"[{model},{other}]"
+    )
+    piqa, arc = results["tasks"]["piqa"], results["tasks"]["arc_challenge"]
+    assert len(told) == 2 * (1 + 3)
+    assert [run["fewshot_seed"] for run in piqa["runs"]] == [None, None]
+    assert [run["fewshot_seed"] for run in arc["runs"]] == [1, 2, 3] * 2
+    assert len({model["sha256"] for model in results["models"]}) == 2
+    values = [run["value"] for run in arc["runs"]]
+    mean = sum(values) / 6
+    assert arc["value"] == pytest.approx(mean)
+    variance = sum((value - mean) ** 2 for value in values) / 5
+    assert arc["standard_error"] == pytest.approx((variance / 6) ** 0.5)
+    assert arc["stderr"] == pytest.approx(sum(run["stderr"] for run in arc["runs"]) / 6)
+
+
+def arguments(model, data_dir, output, *overrides):
+    places = [f"model={model}", f"data_dir={data_dir}", f"output={output}", "limit=3"]
+    return [SUITE, *places, *overrides]
+
+
+def without_times(folder):
+    results = json.loads((folder / "results.json").read_text())
+    results["suite"].pop("output")
+    for figures in results["tasks"].values():
+        for run in figures["runs"]:
+            run.pop("seconds")
+    return results
+
+
+def test_two_ranks_give_the_table_of_one_and_a_killed_suite_goes_on(
+    fork_server, model, data_dir, tmp_path
+):
+    one = fork_server.run("eval", *arguments(model, data_dir, tmp_path / "one", FEW))
+    assert one.returncode == 0, one.stderr
+    killed = fork_server.start("eval", *arguments(model, data_dir, tmp_path / "two", FEW), ranks=2)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("two/tasks/winogrande-*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.signal(signal.SIGKILL)
+    assert set(killed.wait(alone=True).returncodes) == {-signal.SIGKILL}
+    assert not (tmp_path / "two/results.json").exists()
+    assert not list(tmp_path.glob("two/tasks/*.partial"))
+    two = fork_server.run("eval", *arguments(model, data_dir, tmp_path / "two", FEW), ranks=2)
+    assert two.returncode == 0, two.stderr
+    assert two.stderr.count("found finished") >= 2
+    assert without_times(tmp_path / "two") == without_times(tmp_path / "one")
+    table = one.stdout.partition("results in")[0]
+    assert table == two.stdout.partition("results in")[0]
+    for task in ("piqa", "winogrande", "arc_challenge", "lambada_openai", "nq_open"):
+        assert f" {task} " in table
+
+
+def invoke(*given):
+    return CliRunner().invoke(app, [str(argument) for argument in given])
+
+
+def test_the_files_hold_the_table(model, data_dir, tmp_path):
+    given = arguments(model, data_dir, tmp_path, "only=[piqa,arc_challenge]", "log_samples=true")
+    result = invoke(*given, "compare_with=ITT×4-162M", "fewshot_seeds=[1,2]")
+    assert result.exit_code == 0, result.output
+    table = (tmp_path / "results.md").read_text()
+    assert "| arc_challenge | 25 | acc_norm | 3 |" in table
+    assert "| 20.5 |" in table
+    rows = [line.split(",") for line in (tmp_path / "results.csv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["task", "piqa", "arc_challenge"]
+    assert float(rows[1][rows[0].index("paper")]) == 63.9
+    results = json.loads((tmp_path / "results.json").read_text())
+    folders = sorted((tmp_path / "lm_eval").iterdir())
+    assert [folder.name[-5:] for folder in folders] == ["seed1", "seed2"]
+    for folder in folders:
+        theirs = json.loads((folder / "results.json").read_text())
+        assert theirs["results"]["piqa"]["acc,none"] == results["tasks"]["piqa"]["value"]
+        assert theirs["n-shot"] == {"arc_challenge": 25, "piqa": 0}
+        assert len((folder / "samples_arc_challenge.jsonl").read_text().splitlines()) == 3
+
+
+MISTAKES = {
+    ("tasks.piqqa={}", "only=[piqqa]"): "piqqa: lm-eval has no such task; did you mean piqa",
+    ("only=[sciqq]",): "only names 'sciqq', which is none of the tasks; add tasks.sciqq={}",
+    ("tasks.piqa.metric=f1",): "tasks.piqa.metric=f1 is none of the task's: acc, acc_norm",
+    ("tasks.piqa.shots=-1",): "tasks.piqa.shots=-1: input should be greater than or equal to 0",
+    ("compare_with=ITTx4-162M",): "the paper's Table 1 has no row 'ITTx4-162M'; did you mean",
+    ("data_dir=no/where",): "data_dir=no/where is no folder",
+    ("model=no/such/place",): "model=no/such/place is not there; name a run folder, a checkpoint",
+    ("batch_size=fast",): 'batch_size="fast": should be a positive integer or "auto"',
+    ("model.router_selection=top",): 'model.router_selection="top": input should be',
+    ("model.select_ratios=[0.5]",): "select_ratios=[0.5]: select_ratios has 1 values, but",
+    ("model.tokenizer=eval",): "the tokenizer in eval cannot be loaded",
+    ("output=README.md",): "output=README.md is a file; name a folder for the results",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES, ids=" ".join)
+def test_a_mistake_is_told_in_one_sentence(model, data_dir, tmp_path, override):
+    result = invoke(*arguments(model, data_dir, tmp_path / "out", "only=[piqa]"), *override)
+    assert result.exit_code == 1
+    assert MISTAKES[override] in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_itt_without_thresholds_is_measured_by_top_k_only_where_that_is_asked_for(
+    run, shards, small_recipe, tmp_path
+):
+    model = build_model(small_recipe("model.max_position_embeddings=1024"))
+    write_model_folder(tmp_path / "bare", model, "", shards / "tokenizer")
+    with pytest.raises(harness.UserError, match="the model has no thresholds, and under"):
+        run("only=[piqa]", path=tmp_path / "bare")
+    results, _ = run("only=[piqa]", "model.router_selection=top_k", path=tmp_path / "bare")
+    assert results["models"][0]["router_selection"] == "top_k"
