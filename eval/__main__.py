@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperGroup
 
-from eval import paper, task_report
+from eval import fetch, paper, task_report
 from eval.suite import TaskSuite, load_suite
 from eval.task_progress import TaskProgress
 from itt_composer.errors import errors_as_sentences
@@ -156,6 +156,8 @@ def percentages(shares: list[float], digits: int = 0) -> str:
     """`70/50/50`, or `–` where there is no step."""
     return "/".join(f"{100 * share:.{digits}f}" for share in shares) or "–"
 
+
+app.command("fetch")(fetch.command)
 
 if __name__ == "__main__":
     app(prog_name="python -m eval")

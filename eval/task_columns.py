@@ -125,7 +125,7 @@ class BoolQ(Columns):
 
     passage: Text
     question: Text
-    label: Annotated[Literal[0, 1], Field(description="0 (no) or 1 (yes)")]
+    label: Annotated[Literal[0, 1], Field(description="0 for no, 1 for yes")]
 
 
 class Lambada(Columns):

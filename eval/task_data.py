@@ -37,10 +37,10 @@ DATA_KEYS = {
     "fewshot_config",
     *SPLIT_KEYS,
 }
-NAMED = 3  # of many missing files
+NAMED = 3  # of many
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LeafTask:
     """One task of the harness that is no group of others.
 
@@ -330,10 +330,15 @@ def _missing_files(name: str, missing: Mapping[str, list[str]], data_dir: Path) 
     sentences = []
     for purpose, wanted in missing.items():
         if wanted:
-            listed = ", ".join(f"{path}.parquet (or .jsonl)" for path in wanted[:NAMED])
-            more = f" and {len(wanted) - NAMED} more" if len(wanted) > NAMED else ""
-            sentences.append(f"data_dir={data_dir} has no {listed}{more} with {purposes[purpose]}")
+            paths = listed([f"{path}.parquet (or .jsonl)" for path in wanted])
+            sentences.append(f"data_dir={data_dir} has no {paths} with {purposes[purpose]}")
     return sentences
+
+
+def listed(names: list[str]) -> str:
+    """`a, b, c and 54 more`."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _check_files(name: str, leaf: LeafTask, shots: int, files: Mapping[str, Path]) -> None:

@@ -11,9 +11,23 @@ from itt_composer.errors import UserError
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file by way of a partial one beside it; makes missing folders."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A partial file beside `path` to write, which becomes it at the end and is gone on an error.
+
+    Makes missing folders.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)
 
 

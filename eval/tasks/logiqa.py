@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 FILES = {"train": "Train.txt", "validation": "Eval.txt", "test": "Test.txt"}
-LINES = 7  # of a record: label, context, question, four options
+BEFORE_OPTIONS = 3  # lines of a record: label, context, question
 PREFIX = len("A.")
 
 
@@ -17,7 +17,7 @@ def load(source: str, **_: Any) -> "DatasetDict":
         source: address (or folder) of the files.
 
     Raises:
-        ValueError: a record of other than seven lines.
+        ValueError: a record without options.
     """
     from datasets import Dataset, DatasetDict, load_dataset
 
@@ -32,13 +32,13 @@ def parse(text: str) -> list[dict[str, Any]]:
     """Records with a blank line between them, as documents with the columns of the hub.
 
     Raises:
-        ValueError: a record of other than seven lines.
+        ValueError: a record without options.
     """
     documents = []
     for number, record in enumerate(text.strip().split("\n\n"), 1):
         lines = record.strip("\n").split("\n")
-        if len(lines) != LINES:
-            raise ValueError(f"LogiQA's record {number} has {len(lines)} lines, not {LINES}")
+        if len(lines) <= BEFORE_OPTIONS:
+            raise ValueError(f"LogiQA's record {number} has {len(lines)} lines, so no options")
         label, context, question, *options = lines
         documents.append(
             {

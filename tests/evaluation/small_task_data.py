@@ -204,3 +204,12 @@ FILES: dict[str, Callable[[int], Row]] = {
     "nq_open/validation": nq_open,
     "nq_open/train": lambda number: nq_open(number + 1000),
 }
+
+
+def own_datasets_cache(monkeypatch: Any, folder: Path) -> None:
+    """Let `datasets` keep what it loads in a folder of the test, and use the network's loopback."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", folder / "downloads")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
