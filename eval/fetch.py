@@ -71,15 +71,17 @@ def command(
         manager = task_manager()
         check_names(manager, tasks)
         leaves = {name: leaf_tasks(manager, name) for name in tasks}
-        failures = []
+        failures: list[str] = []
+        unreachable: dict[str, str] = {}
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             shown = bar.add_task("", total=sum(map(len, leaves.values())))
             for name, members in leaves.items():
-                outcomes = {}
+                outcomes: dict[LeafTask, Fetched] = {}
                 for leaf in members:
                     bar.update(shown, description=leaf.name)
-                    outcomes[leaf] = fetch(leaf, leaf.shots(tasks[name]), folder)
+                    shots = leaf.shots(tasks[name])
+                    outcomes[leaf] = fetch(leaf, shots, folder, unreachable)
                     bar.advance(shown)
                 typer.echo(summary(name, outcomes.values()))
                 failures += failure_sentences(outcomes)
@@ -103,16 +105,19 @@ def tasks_of(suite: Path) -> Mapping[str, TaskSettings]:
     return {name: settings for name, settings in checked if settings is not None}
 
 
-def fetch(leaf: LeafTask, shots: int, folder: Path) -> Fetched:
+def fetch(leaf: LeafTask, shots: int, folder: Path, unreachable: dict[str, str]) -> Fetched:
     """Write the files of a leaf task that are not there yet, or not whole.
 
     Args:
         leaf: whose data.
         shots: whether the split of examples is needed, too.
         folder: `<leaf task>/<split>.parquet` are written into it.
+        unreachable: datasets not to ask for again, because of the network, and the failure; one
+            that proves so is added. (Each attempt takes half a minute, and MMLU has 57 tasks.)
     """
     kept: list[Path] = []
     written: list[Path] = []
+    dataset = dataset_of(leaf)
     try:
         check_redirectable(leaf)
         missing = []
@@ -122,11 +127,21 @@ def fetch(leaf: LeafTask, shots: int, folder: Path) -> Fetched:
                 kept.append(file)
             else:
                 missing.append(split)
+        if missing and dataset in unreachable:
+            return Fetched(written, kept, unreachable[dataset])
         if missing:
             written.extend(write_splits(leaf, missing, folder / leaf.name))
-    except Exception as error:  # whatever the hub's libraries raise
+    except ConnectionError as error:
+        unreachable[dataset] = reason(error)
+        return Fetched(written, kept, unreachable[dataset])
+    except Exception as error:  # whatever else the hub's libraries raise
         return Fetched(written, kept, reason(error))
     return Fetched(written, kept)
+
+
+def dataset_of(leaf: LeafTask) -> str:
+    """The name of a task's dataset on the hub."""
+    return leaf.config.get("dataset_path") or "its data"
 
 
 def write_splits(leaf: LeafTask, splits: Iterable[str], folder: Path) -> Iterator[Path]:
@@ -143,11 +158,12 @@ def write_splits(leaf: LeafTask, splits: Iterable[str], folder: Path) -> Iterato
 def load_dataset_of(leaf: LeafTask) -> "DatasetDict":
     """The dataset that lm-eval's `ConfigurableTask.download` would load."""
     import datasets
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, logging
     from lm_eval.tasks._yaml_loader import load_yaml
 
     datasets.disable_progress_bars()
     disable_progress_bars()
+    logging.set_verbosity_error()  # of the client, which tells every attempt
     assert leaf.file is not None
     config = load_yaml(leaf.file)  # with functions, which the index has by name only
     options = config.get("dataset_kwargs") or {}
@@ -190,8 +206,7 @@ def failure_sentences(outcomes: Mapping[LeafTask, Fetched]) -> list[str]:
     failed: dict[tuple[str, str], list[str]] = {}
     for leaf, outcome in outcomes.items():
         if outcome.failure is not None:
-            dataset = leaf.config.get("dataset_path") or "its data"
-            failed.setdefault((dataset, outcome.failure), []).append(leaf.name)
+            failed.setdefault((dataset_of(leaf), outcome.failure), []).append(leaf.name)
     return [
         f"{listed(names)}: {dataset} could not be fetched: {failure}"
         for (dataset, failure), names in failed.items()

@@ -12,14 +12,16 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from lm_eval.tasks import TaskManager
 from small_hub import small_hub
-from small_task_data import arc, mmlu, own_datasets_cache, piqa
+from small_task_data import arc, mmlu, own_datasets_cache, piqa, write
 from typer.testing import CliRunner
 
 from eval.__main__ import app
+from eval.fetch import fetch as fetch_leaf
 from eval.suite import TaskSettings
-from eval.task_data import open_tasks, task_manager
+from eval.task_data import leaf_tasks, open_tasks, task_manager
 
 REPOSITORY = Path(__file__).parents[2]
+SUBJECTS = ("anatomy", "virology")
 TASK = """\
 task: {name}
 dataset_path: {dataset}
@@ -138,6 +140,22 @@ def test_a_failure_is_told_and_the_rest_is_kept(repository, add_task, suite, tmp
     assert first.startswith(f"error: absent: {tmp_path}/no/such/dataset could not be fetched: ")
     assert last == "what is there stays; run this again for the rest"
     assert files_in(out) == ["small/validation.parquet"]
+
+
+def test_a_dataset_that_is_out_of_reach_is_asked_for_once(tmp_path, monkeypatch):
+    """MMLU has 57 tasks, and the hub's client tries each for half a minute."""
+    own_datasets_cache(monkeypatch, tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    anatomy, virology = (leaf_tasks(task_manager(), f"mmlu_{name}")[0] for name in SUBJECTS)
+    for split in ("test", "dev"):
+        write(tmp_path / f"data/mmlu_virology/{split}.jsonl", [mmlu(number) for number in range(5)])
+    unreachable = {}
+    first = fetch_leaf(anatomy, 5, tmp_path / "data", unreachable)
+    assert first.failure.startswith("ConnectionError: Couldn't reach 'cais/mmlu' on the Hub")
+    assert unreachable == {"cais/mmlu": first.failure}
+    unreachable["cais/mmlu"] = "not again"
+    assert fetch_leaf(anatomy, 5, tmp_path / "data", unreachable).failure == "not again"
+    assert fetch_leaf(virology, 5, tmp_path / "data", unreachable).failure is None
 
 
 def test_data_in_other_columns_is_not_stored(repository, add_task, tmp_path):
