@@ -26,6 +26,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.utils import handle_non_serializable, sanitize_list
 
 from eval import ranks
+from eval.fetch import reason
 from eval.language_model import EvaluatedLM
 from eval.models import EvaluatedModel, load_evaluated, think_causally
 from eval.suite import TaskSettings, TaskSuite
@@ -167,7 +168,13 @@ def measure(
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
     torch.manual_seed(DEFAULT_OTHER_SEED)
-    loaded = source.manager.load(task)
+    try:
+        loaded = source.manager.load(task)
+    except Exception as error:  # whatever the hub's libraries raise
+        raise UserError(
+            f"the data of {task} cannot be loaded ({reason(error)}); without network, set data_dir "
+            "to a folder that `python -m eval fetch` filled where there is one"
+        ) from None
     for leaf in loaded["tasks"].values():
         if settings.shots is not None:
             leaf.set_config("num_fewshot", settings.shots)
@@ -313,6 +320,8 @@ def _check(tasks: dict[str, TaskSettings], source: OpenTasks) -> None:
                 f"tasks.{name}.metric={settings.metric} is none of the task's: "
                 f"{', '.join(sorted(metrics))}"
             )
+        if any(config.get("unsafe_code") for config in configs):
+            raise UserError(f"{name} runs code that the model writes, which is not done here")
         if settings.shots and any(config.get("num_fewshot") == 0 for config in configs):
             raise UserError(
                 f"tasks.{name}.shots={settings.shots}: lm-eval asks this task without examples; "

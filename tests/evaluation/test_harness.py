@@ -256,6 +256,8 @@ MISTAKES = {
     ("model.router_selection=top",): 'model.router_selection="top": input should be',
     ("model.select_ratios=[0.5]",): "select_ratios=[0.5]: select_ratios has 1 values, but",
     ("model.tokenizer=eval",): "the tokenizer in eval cannot be loaded",
+    ("data_dir=null",): "the data of piqa cannot be loaded (",
+    ("tasks.humaneval={}", "only=[humaneval]", "data_dir=null"): "humaneval runs code that the",
     ("output=README.md",): "output=README.md is a file; name a folder for the results",
 }
 
