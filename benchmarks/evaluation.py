@@ -56,10 +56,8 @@ TASKS = {
     "nq_open": (32, 2),
 }
 BATCH_SIZE = 8  # of lm-eval; with 64, its most, the logits of the long prompts take 16 GB
-HEADER = """\
-| model | task | shots | questions | lm_eval, s | here, s | times as fast | lm_eval, GB | here, GB | \
-differ by |
-| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"""
+COLUMNS = ("model", "task", "shots", "questions", "lm_eval, s", "here, s", "times as fast")
+COLUMNS += ("lm_eval, GB", "here, GB", "differ by")
 
 
 def write_models(folder: Path, tokenizer: str, names: list[str]) -> Iterator[Path]:
@@ -190,7 +188,9 @@ def main(
         for name in tasks.split(",")
     }
     rows = []
-    print(machine(), HEADER, sep="\n", flush=True)
+    print(
+        machine(), f"| {' | '.join(COLUMNS)} |", "| --- " * len(COLUMNS) + "|", sep="\n", flush=True
+    )
     with tempfile.TemporaryDirectory() as place, open_tasks(chosen, str(task_data)) as source:
         for folder in write_models(Path(place), tokenizer, models.split(",")):
             settings = ModelSettings(path=[str(folder)])

@@ -46,7 +46,7 @@ class EvaluatedLM(HFLM):
         self.requests_per_batch: int | None = None
         self._scorer = Scorer(model, self.tokenizer.pad_token_id or 0)
         self._can_share = self._scorer.can_share()
-        self._tokens_per_batch = TOKENS_PER_BATCH[model.device.type]
+        self._tokens_per_batch = TOKENS_PER_BATCH.get(model.device.type, TOKENS_PER_BATCH["cpu"])
 
     @property
     def max_gen_toks(self) -> int:

@@ -26,7 +26,7 @@ from itt_composer.errors import UserError
 from itt_composer.models import IttForCausalLM
 
 # Tokens in a batch, over all its rows, where no batch size is given.
-TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65_536}
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65_536}
 # A prefix or a context is shared where that saves this share of the tokens.
 WORTHWHILE = 0.2
 SHORTEST_PREFIX = 32
