@@ -56,8 +56,10 @@ TASKS = {
     "nq_open": (32, 2),
 }
 BATCH_SIZE = 8  # of lm-eval; with 64, its most, the logits of the long prompts take 16 GB
-COLUMNS = ("model", "task", "shots", "questions", "lm_eval, s", "here, s", "times as fast")
-COLUMNS += ("lm_eval, GB", "here, GB", "differ by")
+COLUMNS = (
+    *("model", "task", "shots", "questions", "lm_eval, s", "here, s", "times as fast"),
+    *("lm_eval, GB", "here, GB", "differ by"),
+)
 
 
 def write_models(folder: Path, tokenizer: str, names: list[str]) -> Iterator[Path]:

@@ -44,7 +44,7 @@ class EvaluatedLM(HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)  # type: ignore[arg-type]
         self.on_progress = on_progress
         self.requests_per_batch: int | None = None
-        self._scorer = Scorer(model, self.tokenizer.pad_token_id or 0)
+        self._scorer = Scorer(model)
         self._can_share = self._scorer.can_share()
         self._tokens_per_batch = TOKENS_PER_BATCH.get(model.device.type, TOKENS_PER_BATCH["cpu"])
 

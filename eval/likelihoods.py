@@ -12,6 +12,7 @@ continuation but its last, V vocabulary.
 
 import copy
 import inspect
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from itt_composer.errors import UserError
@@ -28,7 +29,7 @@ from itt_composer.models import IttForCausalLM
 # Tokens in a batch, over all its rows, where no batch size is given.
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65_536}
 # A prefix or a context is shared where that saves this share of the tokens.
-WORTHWHILE = 0.2
+WORTHWHILE = 0.3
 SHORTEST_PREFIX = 32
 SMALLEST_FAMILY = 8  # questions; with fewer the batches would be too small
 # Nats that a likelihood may move by when tokens come in several passes.
@@ -143,18 +144,15 @@ class Scorer:
 
     Args:
         model: any causal language model, on its device and in evaluation mode.
-        pad_id: any token, which stands where there is none.
 
     Attributes:
         looks_ahead: whether tokens depend on later ones, padding included: then rows of a batch
             must not differ in length.
     """
 
-    def __init__(self, model: PreTrainedModel, pad_id: int = 0):
+    def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.pad_id = pad_id
         parameters = inspect.signature(model.forward).parameters
-        self._keeps_some_logits = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters
         self.looks_ahead = isinstance(model, IttForCausalLM) and not model.config.is_causal(
             model.config.select_ratios
@@ -182,14 +180,14 @@ class Scorer:
         first, second = batch.halves()
         return {**self.score(first), **self.score(second)}
 
-    @torch.inference_mode()
     def can_share(self) -> bool:
         """Whether this model gives the same likelihoods when tokens come in several passes.
 
         Not every model has a key/value cache, and under a rule that looks ahead tokens depend on
         later ones; so it is tried out.
         """
-        ids = torch.randint(3, self.model.config.vocab_size, (24,), generator=_generator())
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, self.model.config.vocab_size, (24,), generator=generator)
         tokens = tuple(ids.tolist())
         questions = [
             Question(tokens[:12], {tokens[12:15]: [0], tokens[15:20]: [1]}),
@@ -208,87 +206,84 @@ class Scorer:
             self._prefix = ((), None)
         return True
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _score(self, batch: Batch) -> dict[int, Likelihood]:
         return self._score_split(batch) if batch.is_split else self._score_whole(batch)
 
     def _score_whole(self, batch: Batch) -> dict[int, Likelihood]:
         """One pass over contexts and continuations; those that differ in their last token share."""
-        by_inputs: dict[Tokens, list[tuple[int, Tokens, list[int]]]] = defaultdict(list)
+        rows: dict[Tokens, int] = {}
+        wanted = Wanted()
         for question in batch.questions:
             start = len(question.context) - 1
             for continuation, requests in question.continuations.items():
                 inputs = question.context + continuation[:-1]
-                by_inputs[inputs].append((start, continuation, requests))
-        ids_BS, mask_BS = self._padded(by_inputs, on_left=False)
-        mask_BS = torch.ones_like(mask_BS)  # the causal kernels take no other; padding comes last
-        first = min(start for asked in by_inputs.values() for start, _, _ in asked)
-        logits_BSV = self._logits(ids_BS, mask_BS, torch.arange(first, ids_BS.shape[1]))
-        likelihoods = {}
-        for row, asked in enumerate(by_inputs.values()):
-            for start, continuation, requests in asked:
-                places = slice(start - first, start - first + len(continuation))
-                likelihood = self._likelihood(logits_BSV[row, places], continuation)
-                likelihoods.update(dict.fromkeys(requests, likelihood))
-        return likelihoods
+                row = rows.setdefault(inputs, len(rows))
+                wanted.ask(requests, row, start, continuation)
+        ids_BS, mask_BS = self._padded(rows)
+        # The causal kernels take no other mask, and padding comes last.
+        wanted.find(self._logits(ids_BS, torch.ones_like(mask_BS), wanted))
+        return wanted.likelihoods()
 
     def _score_split(self, batch: Batch) -> dict[int, Likelihood]:
-        """Contexts first, then the continuations from their caches."""
+        """Contexts first, then what of the continuations depends on more than the context."""
         size = len(batch.prefix)
         cache = self._expanded(batch.prefix, len(batch.questions))
         own = [question.context[size:] for question in batch.questions]
-        ids_BS, mask_BS = self._padded(own, on_left=True)
-        mask_BPS = torch.cat([mask_BS.new_ones(len(own), size), mask_BS], dim=1)
-        first_BV = self._logits(ids_BS, mask_BPS, torch.tensor([ids_BS.shape[1] - 1]), cache)[:, 0]
-        asked = [
-            (row, continuation, requests)
-            for row, question in enumerate(batch.questions)
-            for continuation, requests in question.continuations.items()
-        ]
-        longer = [place for place, (_, continuation, _) in enumerate(asked) if continuation[1:]]
-        rest_RCV: dict[int, Tensor] = {}
-        if longer:
-            rows_R = torch.tensor([asked[place][0] for place in longer], device=ids_BS.device)
-            cache.batch_select_indices(rows_R)
-            ids_RC, mask_RC = self._padded(
-                [asked[place][1][:-1] for place in longer], on_left=False
-            )
-            mask_RPSC = torch.cat([mask_BPS[rows_R], mask_RC], dim=1)
-            logits_RCV = self._logits(ids_RC, mask_RPSC, None, cache)
-            rest_RCV = dict(zip(longer, logits_RCV, strict=True))
-        likelihoods = {}
-        for place, (row, continuation, requests) in enumerate(asked):
-            logits_CV = first_BV[row : row + 1]
-            if place in rest_RCV:
-                own_CV = rest_RCV[place][: len(continuation) - 1]
-                logits_CV = torch.cat([logits_CV, own_CV])
-            likelihood = self._likelihood(logits_CV, continuation)
-            likelihoods.update(dict.fromkeys(requests, likelihood))
+        ids_BS, mask_BS = self._padded(own)
+        ones_BPS = mask_BS.new_ones(len(own), size + ids_BS.shape[1])
+        first, rest = Wanted(), Wanted()
+        sources: list[int] = []
+        continued: list[Tokens] = []
+        for row, question in enumerate(batch.questions):
+            for continuation, requests in question.continuations.items():
+                first.ask(requests, row, len(own[row]) - 1, continuation[:1])
+                if continuation[1:]:
+                    rest.ask(requests, len(sources), 0, continuation[1:])
+                    sources.append(row)
+                    continued.append(continuation[:-1])
+        first.find(self._logits(ids_BS, ones_BPS, first, cache))
+        likelihoods = first.likelihoods()
+        if not sources:
+            return likelihoods
+        rows_R = torch.tensor(sources, device=ids_BS.device)
+        cache.batch_select_indices(rows_R)
+        ids_RC, mask_RC = self._padded(continued)
+        mask_RPS = torch.cat([mask_BS.new_ones(len(own), size), mask_BS], dim=1)[rows_R]
+        mask_RPSC = torch.cat([mask_RPS, mask_RC], dim=1)
+        rest.find(self._logits(ids_RC, mask_RPSC, rest, cache))
+        for request, (value, is_greedy) in rest.likelihoods().items():
+            before, was_greedy = likelihoods[request]
+            likelihoods[request] = before + value, was_greedy and is_greedy
         return likelihoods
 
-    def _likelihood(self, logits_CV: Tensor, continuation: Tokens) -> Likelihood:
-        log_probs_CV = logits_CV.float().log_softmax(dim=-1)
-        ids_C = torch.tensor(continuation, device=logits_CV.device)
-        log_probs_C = log_probs_CV.gather(1, ids_C[:, None])[:, 0]
-        is_greedy = bool((log_probs_CV.argmax(dim=-1) == ids_C).all())
-        return float(log_probs_C.double().sum()), is_greedy
-
     def _logits(
-        self, ids_BS: Tensor, mask_BPS: Tensor, kept: Tensor | None, cache: Any = None
+        self, ids_BS: Tensor, mask_BPS: Tensor, wanted: "Wanted", cache: Any = None
     ) -> Tensor:
-        """Logits at the places `kept` (all: None) of the tokens at hand, (B, kept, V)."""
+        """Logits at the wanted places of the tokens at hand, (N, V)."""
         inputs: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
         if self._takes_positions:
             positions_BPS = (mask_BPS.cumsum(dim=1) - 1).clamp(min=0)
             inputs["position_ids"] = positions_BPS[:, -ids_BS.shape[1] :]
-        if kept is not None and self._keeps_some_logits:
-            inputs["logits_to_keep"] = kept.to(ids_BS.device)
-        logits_BSV = self.model(input_ids=ids_BS, attention_mask=mask_BPS, **inputs).logits
-        if kept is not None and not self._keeps_some_logits:
-            logits_BSV = logits_BSV[:, kept.to(ids_BS.device)]
-        return logits_BSV
+        rows_N, places_N = (index.to(ids_BS.device) for index in wanted.places())
+        is_narrowed = False
+
+        def narrow(head: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            nonlocal is_narrowed
+            is_narrowed = True
+            return (states[0][rows_N, places_N][None], *states[1:])
+
+        # The output embedding is the largest matrix of a small model, and most logits not wanted.
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(narrow) if head is not None else None
+        try:
+            logits = self.model(input_ids=ids_BS, attention_mask=mask_BPS, **inputs).logits
+        finally:
+            if hook is not None:
+                hook.remove()
+        return logits[0] if is_narrowed else logits[rows_N, places_N]
 
     def _expanded(self, prefix: Tokens, rows: int) -> Any:
         """A cache that holds the prefix in every row."""
@@ -297,27 +292,64 @@ class Scorer:
         if self._prefix[0] != prefix:
             cache = DynamicCache(config=self.model.config)
             ids_BP = torch.tensor([prefix], device=self.model.device)
-            self._logits(ids_BP, torch.ones_like(ids_BP), torch.tensor([len(prefix) - 1]), cache)
+            some = Wanted()
+            some.ask([], 0, 0, (0,))
+            self._logits(ids_BP, torch.ones_like(ids_BP), some, cache)
             self._prefix = (prefix, cache)
         cache = copy.deepcopy(self._prefix[1])
         cache.batch_select_indices(torch.zeros(rows, dtype=torch.long, device=self.model.device))
         return cache
 
-    def _padded(self, rows: Iterable[Tokens], on_left: bool) -> tuple[Tensor, Tensor]:
-        """Token ids and what of them is no padding, both (rows, longest)."""
+    def _padded(self, rows: Iterable[Tokens]) -> tuple[Tensor, Tensor]:
+        """Token ids and what of them is no padding, which comes last; both (rows, longest)."""
         rows = list(rows)
-        longest = max(map(len, rows))
-        ids_BS = torch.full((len(rows), longest), self.pad_id)
+        ids_BS = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         mask_BS = torch.zeros_like(ids_BS)
         for row, tokens in enumerate(rows):
-            place = slice(longest - len(tokens), None) if on_left else slice(len(tokens))
-            ids_BS[row, place] = torch.tensor(tokens)
-            mask_BS[row, place] = 1
+            ids_BS[row, : len(tokens)] = torch.tensor(tokens)
+            mask_BS[row, : len(tokens)] = 1
         return ids_BS.to(self.model.device), mask_BS.to(self.model.device)
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+class Wanted:
+    """Tokens whose likelihoods are wanted after places of a batch, added up by request."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._tokens: list[tuple[int, int]] = []
+        self._asked: list[tuple[list[int], slice]] = []
+        self._found: list[tuple[float, bool]] = []
+
+    def ask(self, requests: list[int], row: int, place: int, tokens: Tokens) -> None:
+        """For the likelihood of tokens, the first of which follows the token at a place."""
+        start = len(self._tokens)
+        for offset, token in enumerate(tokens):
+            number = self._numbers.setdefault((row, place + offset), len(self._numbers))
+            self._tokens.append((number, token))
+        self._asked.append((requests, slice(start, len(self._tokens))))
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Rows and places whose logits are needed, each (N,)."""
+        rows, places = zip(*self._numbers, strict=True)
+        return torch.tensor(rows), torch.tensor(places)
+
+    def find(self, logits_NV: Tensor) -> None:
+        """Take the likelihoods from the logits, in float32."""
+        numbers, tokens = (
+            torch.tensor(part, device=logits_NV.device) for part in zip(*self._tokens, strict=True)
+        )
+        log_probs_NV = logits_NV.float().log_softmax(dim=-1)
+        values = log_probs_NV[numbers, tokens].tolist()
+        is_best = (logits_NV.argmax(dim=-1)[numbers] == tokens).tolist()
+        self._found = list(zip(values, is_best, strict=True))
+
+    def likelihoods(self) -> dict[int, Likelihood]:
+        """By the requests' numbers."""
+        likelihoods = {}
+        for requests, tokens in self._asked:
+            values, are_best = zip(*self._found[tokens], strict=True)
+            likelihoods.update(dict.fromkeys(requests, (math.fsum(values), all(are_best))))
+        return likelihoods
 
 
 def _saves_tokens(question: Question) -> bool:

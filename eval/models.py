@@ -20,7 +20,7 @@ from itt_composer.models.loading import load_model
 
 THINKING_KEYS = ("select_ratios", "router_selection", "early_exit")
 # Of a configuration: what is no part of the model itself.
-INCIDENTAL = ("_name_or_path", "transformers_version", "use_cache", "architectures")
+INCIDENTAL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "dtype")
 GEOMETRY = (
     "hidden_size",
     "intermediate_size",

@@ -5,9 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import AutoTokenizer
+from transformers.modeling_utils import no_init_weights
 
 from itt_composer.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
 from itt_composer.data.shards import read_manifest, tokenizer_sha256
@@ -83,7 +83,7 @@ def build_model(checkpoint: Checkpoint) -> IttForCausalLM:
         what = f"has {', '.join(unknown)}" if unknown else f"is {config.get('model_type')!r}"
         raise UserError(f"{checkpoint.path} is of another kind of model: its configuration {what}")
     try:
-        with torch.device("meta"):
+        with no_init_weights():
             model = IttForCausalLM(IttConfig.from_dict(config))
         weights = checkpoint.weights
         if model.config.tie_word_embeddings:

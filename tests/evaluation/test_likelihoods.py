@@ -179,13 +179,14 @@ class SmallMemory(torch.nn.Module):
         self.model, self.most, self.config, self.device = model, most, model.config, model.device
         self.passes = 0
 
-    def forward(self, input_ids, position_ids=None, logits_to_keep=0, **inputs):
+    def get_output_embeddings(self):
+        return self.model.get_output_embeddings()
+
+    def forward(self, input_ids, position_ids=None, **inputs):
         if input_ids.numel() > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
         self.passes += 1
-        return self.model(
-            input_ids, position_ids=position_ids, logits_to_keep=logits_to_keep, **inputs
-        )
+        return self.model(input_ids, position_ids=position_ids, **inputs)
 
 
 def test_a_batch_that_does_not_fit_the_memory_is_halved_until_it_does():

@@ -1,0 +1,105 @@
+"""Whatever can be evaluated: run folders, checkpoints, transformers folders, names on the hub."""
+
+import shutil
+
+import pytest
+import torch
+from small_recipe import RECIPE
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from eval.models import load_evaluated, think_causally
+from eval.suite import ModelSettings
+from itt_composer.config import load_recipe
+from itt_composer.errors import UserError
+from itt_composer.exporting import export_checkpoint
+from itt_composer.run_folder import RunFolder
+from itt_composer.train import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run(shards, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "small.yaml").write_text(RECIPE)
+    places = [f"data.local={shards}", f"run_folder={folder / 'run'}"]
+    recipe = load_recipe(folder / "small.yaml", places)
+    train(recipe, RunFolder(recipe))
+    return folder / "run"
+
+
+def load(path, **settings):
+    return load_evaluated(ModelSettings(path=[str(path)], **settings), str(path), CPU)
+
+
+def test_a_run_its_checkpoint_and_its_export_are_one_model(run, shards, tmp_path):
+    export_checkpoint(run, tmp_path / "export")
+    running = tmp_path / "still_running"
+    shutil.copytree(run, running)
+    shutil.rmtree(running / "model")
+    (running / "summary.json").unlink()
+    places = [
+        run,
+        run / "model",
+        run / "checkpoints/ep0-ba10-rank0.pt",
+        running,
+        tmp_path / "export",
+    ]
+    loaded = [load(place) for place in places]
+    for evaluated in loaded:
+        think_causally(evaluated.model)
+        assert evaluated.model.config.router_selection == "threshold"
+        assert evaluated.tokenizer().encode("a few words") == loaded[0].tokenizer().encode(
+            "a few words"
+        )
+    assert len({evaluated.sha256() for evaluated in loaded}) == 1
+    assert [evaluated.name for evaluated in loaded] == [
+        "run",
+        "run",
+        "ep0-ba10-rank0.pt",
+        "still_running",
+        "export",
+    ]
+
+
+def test_the_hash_tells_weights_thinking_and_precision(run):
+    own = load(run)
+    hashes = {
+        own.sha256(),
+        load(run, select_ratios=[0.9, 0.9]).sha256(),
+        load(run, dtype="bfloat16").sha256(),
+    }
+    with torch.no_grad():
+        own.model.get_input_embeddings().weight[0, 0] += 1e-3
+    hashes.add(own.sha256())
+    assert len(hashes) == 4
+    assert load(run).sha256() in hashes
+
+
+def test_any_transformers_model_is_taken_with_its_own_settings(tmp_path, shards):
+    config = LlamaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=1, intermediate_size=48)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    evaluated = load(tmp_path, tokenizer=str(shards / "tokenizer"))
+    assert evaluated.description()["model_type"] == "llama"
+    assert evaluated.tokenizer().vocab_size == 512
+    think_causally(evaluated.model)
+    with pytest.raises(UserError, match=r"select_ratios=\[0\.5\] needs an ITT model"):
+        load(tmp_path, select_ratios=[0.5])
+
+
+def test_what_is_no_model_is_refused(run, tmp_path):
+    mistakes = {
+        tmp_path: "is no checkpoint",
+        run / "recipe.yaml": "recipe.yaml is no model; name a run folder",
+        "no-such-model/anywhere": "neither a folder or checkpoint here nor a model that the hub",
+    }
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes((run / "checkpoints/ep0-ba10-rank0.pt").read_bytes()[:5000])
+    mistakes[damaged] = "damaged.pt is damaged, cut short or no checkpoint"
+    for path, sentence in mistakes.items():
+        with pytest.raises(UserError) as caught:
+            load(path)
+        assert sentence in str(caught.value)
+        assert str(caught.value).startswith("model=")
+        assert len(str(caught.value).splitlines()) == 1
