@@ -1,22 +1,21 @@
 """The command line: `python -m eval SUITE.yaml model=FOLDER data=SHARDS [key=value …]`."""
 
-import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from typer.core import TyperGroup
 
 from eval import fetch, paper, task_report
-from eval.suite import TaskSuite, load_suite
+from eval.suite import PerplexitySuite, TaskSuite, load_suite
 from eval.task_progress import TaskProgress
-from itt_composer.errors import errors_as_sentences
-from itt_composer.files import write_whole
+from itt_composer.errors import UserError
+from itt_composer.launched import end_with_launcher, failures_told_once, is_first_rank
 
 
 class SuiteByDefault(TyperGroup):
@@ -50,23 +49,47 @@ def run(
     ] = None,
 ) -> None:
     """Run a suite on a model; the word `run` may be left out."""
-    with errors_as_sentences():
+    end_with_launcher()
+    with failures_told_once(), files_that_fail():
         suite = load_suite(suite_file, overrides or [])
         if isinstance(suite, TaskSuite):
             run_tasks(suite)
-            return
-        # After the checks, because it imports torch.
-        from eval import perplexity
+        else:
+            measure_perplexity(suite)
 
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("evaluating")
-            results = perplexity.run(
-                suite, lambda done, total: bar.update(task, completed=done, total=total)
-            )
-        print_results(results)
+
+@contextmanager
+def files_that_fail() -> Iterator[None]:
+    """A file that cannot be written is a mistake that a user can put right."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot use {error.filename or 'a file'}: {error.strerror or error}"
+        ) from None
+
+
+def measure_perplexity(suite: PerplexitySuite) -> None:
+    """Measure on all ranks; the first prints and writes."""
+    # After the checks, because it imports torch.
+    from eval import perplexity, ranks
+    from eval.perplexity_report import print_results, write_results
+
+    console = Console(stderr=True)
+    is_shown = console.is_terminal and is_first_rank()
+    ranks.join()
+    with Progress(console=console, transient=True, disable=not is_shown) as bar:
+        task = bar.add_task("evaluating")
+        results = perplexity.run(
+            suite, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if is_first_rank():
+        print_results(results, Console())
         if suite.output is not None:
-            write_whole(Path(suite.output), json.dumps(results, indent=1) + "\n")
+            write_results(results, Path(suite.output))
+        if suite.plot is not None:
+            plot_results(suite, results)
+    ranks.leave()
 
 
 def run_tasks(suite: TaskSuite) -> None:
@@ -87,74 +110,17 @@ def run_tasks(suite: TaskSuite) -> None:
     ranks.leave()
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """Print how each setting thought, what that took and its perplexity; then that per domain."""
-    suite, settings = results["suite"], results["settings"]
-    title = f"{results['model']['name']}: {suite['split']} perplexity"
-    routed = any(setting["router_selection"] for setting in settings)
-    exits = any(setting["early_exit"] for setting in settings)
-    ours = "executed_flops_per_token" in settings[0]
-    columns = ["select\nratios, %"]
-    columns += ["\nrule", "took each\nstep, %"] if routed else []
-    columns += ["early\nexit", "steps\nsaved", "perpl.\nadded"] if exits else []
-    counts = ["paper", "executed"] if not exits else ["executed"]
-    columns += [f"MFLOPs,\n{count}" for count in counts] if ours else []
-    rows = []
-    for setting in settings:
-        cells = [percentages(setting["select_ratios"])]
-        if routed:
-            means = [sum(layers) / max(1, len(layers)) for layers in setting["realised_shares"]]
-            cells += [
-                setting["router_selection"] or "–",
-                percentages(means, digits=0 if exits else 1),
-            ]
-        if exits:
-            cells += [f"{setting['early_exit']:g}", *cost_of_exit(setting, settings)]
-        if ours:
-            cells += [f"{setting[f'{count}_flops_per_token'] / 1e6:,.2f}" for count in counts]
-        rows.append([*cells, f"{setting['perplexity']:.2f}"])
-    print_table(title, [*columns, "\nperplexity"], rows)
-    domains = list(settings[0]["domains"])
-    if len(domains) > 1:
-        kept = 2 if routed else 1
-        per_domain = [
-            row[:kept] + [f"{setting['domains'][name]['perplexity']:.2f}" for name in domains]
-            for row, setting in zip(rows, settings, strict=True)
-        ]
-        print_table("per domain", columns[:kept] + domains, per_domain)
+def plot_results(suite: PerplexitySuite, results: dict[str, Any]) -> None:
+    """Draw perplexity over FLOPs beside the results, if the model's FLOPs are counted."""
+    from eval.plots import has_points, plot_elastic
 
-
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Print a narrow table; the first column is text, the others are figures."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def cost_of_exit(setting: dict[str, Any], settings: list[dict[str, Any]]) -> tuple[str, str]:
-    """Thinking steps saved and perplexity added against the same setting without early exit."""
-    kind = ("select_ratios", "router_selection")
-    for other in settings:
-        if other["early_exit"] == 0 and all(other[name] == setting[name] for name in kind):
-            steps = sum(map(sum, other["realised_shares"]))
-            saved = 1 - sum(map(sum, setting["realised_shares"])) / steps if steps else 0.0
-            added = setting["perplexity"] / other["perplexity"] - 1
-            return f"{100 * saved:.1f} %", f"{100 * added:+.2f} %"
-    return "–", "–"
-
-
-def percentages(shares: list[float], digits: int = 0) -> str:
-    """`70/50/50`, or `–` where there is no step."""
-    return "/".join(f"{100 * share:.{digits}f}" for share in shares) or "–"
+    assert suite.plot is not None
+    if has_points(results):
+        path = Path(suite.output).parent / suite.plot if suite.output else Path(suite.plot)
+        plot_elastic(results, path)
+        print(f"plot: {path}")
+    else:
+        print("no plot: FLOPs are counted for models of this project only")
 
 
 app.command("fetch")(fetch.command)

@@ -1,14 +1,18 @@
 """Perplexity of a model on token rows: overall, per domain, at any way of thinking.
 
+Several ranks share the batches. What a batch holds and the order in which batches are added up do
+not depend on their number, so neither do the figures.
+
 Shapes: B batch, S sequence, V vocabulary.
 """
 
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,46 +22,74 @@ from transformers import PreTrainedModel
 from eval import ranks
 from eval.models import THINKING_KEYS, load_evaluated, think_as
 from eval.suite import PerplexitySuite
+from eval.token_bytes import TokenBytes, read_token_bytes
 from itt_composer.calibration import RealisedShares
+from itt_composer.data.prepare import check_files
 from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.data.stored_rows import StoredRows, batches_of
 from itt_composer.errors import UserError
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
 
+FORMAT = 1
+
+
+class Measured(NamedTuple):
+    """Of a batch or more: nats and tokens predicted, and the bytes of their text if known."""
+
+    loss_sum: float
+    tokens: int
+    bytes: int | None
+
+    @classmethod
+    def total(cls, parts: Sequence["Measured"]) -> "Measured":
+        """Of all parts, added in their order."""
+        known = [part.bytes for part in parts if part.bytes is not None]
+        return cls(
+            sum(part.loss_sum for part in parts),
+            sum(part.tokens for part in parts),
+            sum(known) if len(known) == len(parts) else None,
+        )
+
+
+class Batch(NamedTuple):
+    """A stretch of a domain's rows; the same whatever the number of ranks."""
+
+    domain: str
+    rows: range
+
 
 def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """Measure every setting of a suite.
+    """Measure every setting of a suite; each rank takes a part of the batches.
 
     Args:
         suite: what to measure.
-        on_progress: called after each batch with the rows done and in all.
+        on_progress: called after each batch with this rank's rows done and in all.
 
     Returns:
-        `{"suite", "seq_len", "model", "settings": [...]}`. Each setting has `select_ratios`,
-        `router_selection`, `early_exit`, `tokens` (predicted), `loss` (nats per token),
-        `perplexity`, `domains` (the same three per domain), `tokens_per_second`, and for our
-        models `realised_shares` (of the tokens that took each step, a list over the thinking
-        layers), `paper_flops_per_token` (at the ratios asked for) and `executed_flops_per_token`
-        (at the realised shares), of one forward pass.
+        On every rank `{"kind", "format", "suite", "seq_len", "model", "settings": [...]}`. Each
+        setting has `select_ratios`, `router_selection`, `early_exit`, `tokens` (predicted),
+        `bytes` (of their text; None where the tokenizer does not tell them), `loss` (nats per
+        token), `perplexity`, `bits_per_byte`, `domains` (the same five per domain),
+        `tokens_per_second`, and for our models `realised_shares` (of the tokens that took each
+        step, a list over the thinking layers), `paper_flops_per_token` (at the ratios asked for)
+        and `executed_flops_per_token` (at the realised shares), of one forward pass.
 
     Raises:
-        UserError: the model cannot be loaded, or cannot think that way.
+        UserError: shards that are missing or damaged; the model cannot be loaded, or cannot think
+            that way.
     """
-    manifest = read_manifest(suite.data)
+    data, manifest = Path(suite.data), read_manifest(suite.data)
     domains = domains_with_rows(manifest, suite.split)
-    device = ranks.device()
-    evaluated = load_evaluated(suite.model, suite.model.path[0], device)
-    model = evaluated.model
+    check_files(data, [(suite.split, domain) for domain in domains], suite.validate_hash)
+    evaluated = load_evaluated(suite.model, suite.model.path[0], ranks.device())
+    model, description = evaluated.model, evaluated.description()
     if manifest["vocab_size"] > model.config.vocab_size:
         raise UserError(
             f"data={suite.data} was made with a tokenizer of {manifest['vocab_size']} ids, but "
             f"model={evaluated.path} has {model.config.vocab_size}"
         )
     asked = list(itertools.product(suite.select_ratios, suite.router_selection, suite.early_exit))
-    total = sum(domains.values()) * len(asked)
-    done = 0
-    settings = []
     own = {name: getattr(model.config, name, None) for name in THINKING_KEYS}
 
     def put_in_force(setting: tuple[Any, ...]) -> None:
@@ -66,31 +98,81 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
 
     for setting in asked:  # a mistake is told before hours of measuring
         put_in_force(setting)
+    rows = {domain: StoredRows(data / suite.split / domain) for domain in domains}
+    if ranks.is_first_of_node():
+        for stream in rows.values():
+            stream.prepare()
+    ranks.gather(None)
+    batches = batches_in_order(domains, suite.batch_size)
+    sizes = [len(batch.rows) for batch in batches[ranks.rank() :: ranks.world_size()]] * len(asked)
+    done = itertools.accumulate(sizes)
+    measure = Measurement(model, rows, batches, read_token_bytes(data, manifest))
+    settings = []
     for setting in asked:
         put_in_force(setting)
-        shares = RealisedShares()
-        started = time.monotonic()
-        measured = {}
-        for domain in domains:
-            loss_sum, tokens = 0.0, 0
-            rows = StoredRows(Path(suite.data) / suite.split / domain)
-            for batch in batches_of(rows, range(len(rows)), suite.batch_size):
-                nll_BS = token_losses(
-                    model, {key: x.to(device) for key, x in batch.items()}, shares
-                )
-                loss_sum += nll_BS.double().sum().item()
-                tokens += nll_BS.numel()
-                done += len(nll_BS)
-                on_progress(done, total)
-            measured[domain] = (loss_sum, tokens)
-        seconds = time.monotonic() - started
-        settings.append(_setting(model, manifest["seq_len"], measured, seconds, shares))
+        settings.append(
+            measure.setting(manifest["seq_len"], lambda: on_progress(next(done), sum(sizes)))
+        )
     return {
+        "kind": "perplexity",
+        "format": FORMAT,
         "suite": suite.model_dump(),
         "seq_len": manifest["seq_len"],
-        "model": evaluated.description(),
+        "model": description,
         "settings": settings,
     }
+
+
+def batches_in_order(domains: Mapping[str, int], batch_size: int) -> list[Batch]:
+    """All rows of all domains, a domain after the other; the last batch of each may be smaller."""
+    return [
+        Batch(domain, range(start, min(start + batch_size, count)))
+        for domain, count in domains.items()
+        for start in range(0, count, batch_size)
+    ]
+
+
+@dataclass
+class Measurement:
+    """A model and the batches it is measured on.
+
+    Attributes:
+        model: on this rank's device.
+        rows: of each domain.
+        batches: of all ranks.
+        token_bytes: None where the tokenizer does not tell them.
+    """
+
+    model: PreTrainedModel
+    rows: Mapping[str, StoredRows]
+    batches: Sequence[Batch]
+    token_bytes: TokenBytes | None
+
+    def setting(self, seq_len: int, on_batch: Callable[[], None]) -> dict[str, Any]:
+        """Measure the model as it thinks now; every rank must ask, and gets the same figures."""
+        started = time.monotonic()
+        own, shares = {}, RealisedShares()
+        for number in range(ranks.rank(), len(self.batches), ranks.world_size()):
+            own[number] = self._batch(self.batches[number], shares)
+            on_batch()
+        by_number: dict[int, Measured] = {}
+        all_shares = RealisedShares()
+        for measured, counted in ranks.gather((own, shares)):
+            by_number |= measured
+            all_shares.add(counted)
+        by_domain: dict[str, list[Measured]] = {name: [] for name in self.rows}
+        for number, batch in enumerate(self.batches):
+            by_domain[batch.domain].append(by_number[number])
+        totals = {domain: Measured.total(parts) for domain, parts in by_domain.items()}
+        return _setting(self.model, seq_len, totals, time.monotonic() - started, all_shares)
+
+    def _batch(self, batch: Batch, shares: RealisedShares) -> Measured:
+        (tensors,) = batches_of(self.rows[batch.domain], batch.rows, len(batch.rows))
+        on_device = {key: tensor.to(self.model.device) for key, tensor in tensors.items()}
+        nll_BS = token_losses(self.model, on_device, shares)
+        table = self.token_bytes
+        text_bytes = None if table is None else table.count(tensors["input_ids"])
+        return Measured(nll_BS.double().sum().item(), nll_BS.numel(), text_bytes)
 
 
 @torch.inference_mode()
@@ -114,18 +196,18 @@ def token_losses(
 def _setting(
     model: PreTrainedModel,
     seq_len: int,
-    measured: dict[str, tuple[float, int]],
+    measured: Mapping[str, Measured],
     seconds: float,
     shares: RealisedShares,
 ) -> dict[str, Any]:
-    losses, counts = zip(*measured.values(), strict=True)
+    overall = Measured.total(list(measured.values()))
     setting = {
         "select_ratios": getattr(model.config, "select_ratios", []),
         "router_selection": getattr(model.config, "router_selection", None),
         "early_exit": getattr(model.config, "early_exit", 0.0),
-        **_summary(sum(losses), sum(counts)),
-        "domains": {domain: _summary(*pair) for domain, pair in measured.items()},
-        "tokens_per_second": sum(counts) / seconds,
+        **_summary(overall),
+        "domains": {domain: _summary(part) for domain, part in measured.items()},
+        "tokens_per_second": overall.tokens / seconds,
     }
     if isinstance(model, IttForCausalLM):
         by_step = shares.by_step(model.config.thinking_steps)
@@ -137,6 +219,13 @@ def _setting(
     return setting
 
 
-def _summary(loss_sum: float, tokens: int) -> dict[str, Any]:
-    loss = loss_sum / tokens
-    return {"tokens": tokens, "loss": loss, "perplexity": math.exp(min(loss, 700.0))}  # no overflow
+def _summary(measured: Measured) -> dict[str, Any]:
+    loss = measured.loss_sum / measured.tokens
+    bits = measured.loss_sum / math.log(2)
+    return {
+        "tokens": measured.tokens,
+        "bytes": measured.bytes,
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # no overflow
+        "bits_per_byte": bits / measured.bytes if measured.bytes else None,
+    }

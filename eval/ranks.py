@@ -25,6 +25,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_of_node() -> bool:
+    """Whether this process does what the ranks of a machine need only once."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
 def device() -> torch.device:
     """Where this rank's model lives."""
     if torch.cuda.is_available():
@@ -34,6 +39,8 @@ def device() -> torch.device:
 
 def join() -> None:
     """Meet the other ranks, if there are any."""
+    # Composer asks for the node by this name, torchrun gives it by the other.
+    os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     if world_size() > 1 and not distributed.is_initialized():
         distributed.init_process_group("gloo", timeout=PATIENCE)
 

@@ -70,17 +70,22 @@ class PerplexitySuite(_Group):
         router_selection: rules to measure each of them by: "threshold" (causal), "top_k" (as in
             training), "top_p", or null for the model's own.
         early_exit: ε to measure each of them at, or null for the model's own.
-        output: JSON file for the results, or null.
+        validate_hash: read the split's shards before measuring and compare their SHA-256; without
+            it only their sizes.
+        output: JSON file for the results, or null; tables as Markdown and CSV go beside it.
+        plot: PNG of perplexity over FLOPs, relative to the folder of `output`, or null.
     """
 
     model: ModelSettings
     data: str
     split: str = "validation"
     batch_size: Positive = 16
+    validate_hash: bool = True
     select_ratios: list[list[Ratio] | None] = Field([None], min_length=1)
     router_selection: list[RouterSelection | None] = Field([None], min_length=1)
     early_exit: list[Epsilon | None] = Field([None], min_length=1)
     output: str | None = None
+    plot: str | None = None
 
 
 class TaskSettings(_Group):
@@ -177,6 +182,8 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
     _check_model(suite.model)
     if len(suite.model.path) > 1:
         raise UserError("model.path: perplexity is measured of one model at a time; name one")
+    if suite.output is not None and Path(suite.output).suffix != ".json":
+        raise UserError(f"output={suite.output} is no JSON file; name one, like elastic.json")
     if suite.output is not None and Path(suite.output).is_dir():
         raise UserError(f"output={suite.output} is a folder; name a file for the results")
     if not domains_with_rows(read_manifest(suite.data), suite.split):

@@ -138,6 +138,12 @@ class RealisedShares:
         self.taken[key] += int(done.is_selected_BS.sum())
         self.tokens[key] += done.is_selected_BS.numel()
 
+    def add(self, other: "RealisedShares") -> None:
+        """Count what another one has counted, too."""
+        for own, more in ((self.taken, other.taken), (self.tokens, other.tokens)):
+            for key, count in more.items():
+                own[key] += count
+
     def by_step(self, thinking_steps: int) -> list[list[float]]:
         """For each step after the first pass, the share in each thinking layer that took it."""
         return [

@@ -1,13 +1,23 @@
-"""A process among others: started by a launcher, and left by other ranks."""
+"""A process among others: started by a launcher, left by other ranks, and one of many to speak."""
 
+import contextlib
 import ctypes
+import errno
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from typing import NoReturn
+
+from itt_composer.data.shards import LoaderError
+from itt_composer.errors import UserError
 
 SIGNAL_AT_PARENTS_END = 1  # PR_SET_PDEATHSIG of prctl(2)
 SIGNS_OF_LOSS = ("connection closed by peer", "connection reset by peer", "ncclremoteerror")
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def end_with_launcher() -> None:
@@ -48,3 +58,47 @@ def is_loss_of_a_rank(error: RuntimeError) -> bool:
 def is_loss_of_a_worker(error: Exception) -> bool:
     """Whether a loader process was killed; torch says so wherever the rank is at the moment."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def is_first_rank() -> bool:
+    """Whether this process prints and writes what all have come to."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def failures_told_once() -> Iterator[None]:
+    """End with one sentence where a user can put things right, whatever the number of ranks.
+
+    Raises:
+        SystemExit: with code 1, after the sentence has been printed.
+    """
+    try:
+        yield
+    except UserError as error:
+        fail(error)
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        place = error.filename or "a file of the run"
+        fail(LoaderError(f"{place} cannot be written: {error.strerror}; make room, start again"))
+    except RuntimeError as error:
+        rank = os.environ.get("RANK", "0")
+        if is_loss_of_a_rank(error):
+            fail(LoaderError(f"rank {rank} ends: another rank is gone, see its message"))
+        if is_loss_of_a_worker(error):
+            fail(LoaderError(f"rank {rank}: {error}Did its memory run out? Then start again"))
+        raise
+
+
+def fail(error: UserError) -> NoReturn:
+    """Tell the mistake once, not once per rank, and exit with code 1."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each
+    for loader in multiprocessing.active_children():
+        loader.kill()  # a frozen one would be waited for at the exit
+    if is_first_rank() or isinstance(error, LoaderError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # The launcher prints the output of every rank that failed, but not of those it stops.
+        time.sleep(30)
+    raise SystemExit(1)

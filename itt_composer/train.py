@@ -10,23 +10,20 @@ goes on where an interrupted run was, and does nothing where one has finished.
 Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 preempted by SIGTERM and saved.
 """
 
-import errno
 import logging
-import multiprocessing
 import os
 import signal
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from itt_composer.config import Recipe, load_recipe, recipe_as_yaml
-from itt_composer.data.shards import LoaderError, check_shards, read_manifest
+from itt_composer.data.shards import check_shards, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
-from itt_composer.launched import end_with_launcher, is_loss_of_a_rank, is_loss_of_a_worker
+from itt_composer.launched import end_with_launcher, failures_told_once, is_first_rank
 from itt_composer.recipe_changes import describe
 from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
 from itt_composer.sharding import (
@@ -47,7 +44,6 @@ if TYPE_CHECKING:
 
 # Added to what a rank may take: a hanging one is named before the others give up waiting.
 COLLECTIVE_MARGIN = 120.0
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -67,7 +63,7 @@ def main(
 ) -> None:
     """Train a model from a recipe."""
     end_with_launcher()
-    try:
+    with failures_told_once():
         recipe = load_recipe(recipe_file, overrides or ())
         if print_config:
             print(recipe_as_yaml(recipe), end="")
@@ -79,25 +75,11 @@ def main(
         _check_before_start(recipe, run)
         changed = run.check_resumable(allow_changes)
         run.check_writable()
-        if _is_first_rank():
+        if is_first_rank():
             run.lock()
         if changed:
             _say(f"{run.path} goes on with changed settings: {describe(changed)}")
         train(recipe, run, has_new_end="train.max_duration" in changed)
-    except UserError as error:
-        _fail(error)
-    except OSError as error:
-        if error.errno not in DISK_IS_FULL:
-            raise
-        place = error.filename or "a file of the run"
-        _fail(LoaderError(f"{place} cannot be written: {error.strerror}; make room, start again"))
-    except RuntimeError as error:
-        rank = os.environ.get("RANK", "0")
-        if is_loss_of_a_rank(error):
-            _fail(LoaderError(f"rank {rank} ends: another rank is gone, see its message"))
-        if is_loss_of_a_worker(error):
-            _fail(LoaderError(f"rank {rank}: {error}Did its memory run out? Then start again"))
-        raise
 
 
 def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
@@ -379,27 +361,9 @@ def _tell_start(start: "Start") -> None:
         _say(f"warning: {path} is damaged ({reason}); taking the one before it")
 
 
-def _is_first_rank() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def _say(text: str) -> None:
-    if _is_first_rank():
+    if is_first_rank():
         print(text, flush=True)
-
-
-def _fail(error: UserError) -> NoReturn:
-    """Tell the mistake once, not once per rank, and exit with code 1."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each
-    for loader in multiprocessing.active_children():
-        loader.kill()  # a frozen one would be waited for at the exit
-    if _is_first_rank() or isinstance(error, LoaderError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    else:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # The launcher prints the output of every rank that failed, but not of those it stops.
-        time.sleep(30)
-    raise SystemExit(1)
 
 
 if __name__ == "__main__":

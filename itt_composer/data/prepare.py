@@ -51,38 +51,54 @@ def prepare_shards(data: DataRecipe, vocab_size: int, batch_size: int) -> None:
 
     _together(fetch)
     _together(check)
-    _check_files(data)
+    check_files(
+        local, streams_in_use(read_manifest(local), data.domains), data.validate_hash, remote
+    )
 
 
-def _check_files(data: DataRecipe) -> None:
-    """Sizes and SHA-256, the files shared out over the ranks of a node."""
-    local = Path(data.local)
-    manifest = read_manifest(local)
-    record = read_record(local)
-    expected = expected_files(local, manifest, streams_in_use(manifest, data.domains))
-    if data.remote is not None:
+def check_files(
+    local: Path,
+    streams: list[tuple[str, str]],
+    validate_hash: bool,
+    remote: str | None = None,
+) -> None:
+    """Sizes and SHA-256, the files shared out over the ranks of a node; all ranks call it.
+
+    Args:
+        local: the folder of shards.
+        streams: (split, domain) of those that will be read.
+        validate_hash: whether to read the files, not their sizes alone.
+        remote: from where what is missing will be downloaded, or None.
+
+    Raises:
+        UserError: on every rank alike: the first file that is missing or damaged.
+    """
+    manifest, record = read_manifest(local), read_record(local)
+    expected = expected_files(local, manifest, streams)
+    if remote is not None:
         expected = {name: file._replace(required=False) for name, file in expected.items()}
-    to_read = unread_bytes(local, expected, record) if data.validate_hash else 0
+    to_read = unread_bytes(local, expected, record) if validate_hash else 0
     if to_read > WORTH_A_LINE and dist.get_global_rank() == 0:
         print(f"checking {to_read / 1e9:,.0f} GB of shards in {local}", flush=True)
     ranks = dist.get_local_world_size()
     own = {name: expected[name] for name in sorted(expected)[dist.get_local_rank() :: ranks]}
     threads = max(1, (os.cpu_count() or 1) // ranks)
-    damage, whole = find_damage(local, own, data.validate_hash, record, threads)
-    if data.remote is not None:
+    damage, whole = find_damage(local, own, validate_hash, record, threads)
+    if remote is not None:
         for name, what in damage.items():
             (local / name).unlink(missing_ok=True)
             print(f"{local / name} {what}: removed, to be downloaded again", flush=True)
     reports = dist.all_gather_object((dist.get_node_rank(), damage, whole))
-    if dist.get_local_rank() == 0 and data.validate_hash:
-        merged: Record = {}
+    if dist.get_local_rank() == 0 and validate_hash:
+        # Of the streams that others read, the record is left as it is.
+        merged: Record = {name: entry for name, entry in record.items() if name not in expected}
         for node, _, files in reports:
             if node == dist.get_node_rank():
                 merged |= files
         if merged != record:
             write_record(local, merged)
     damaged = {name: what for _, found, _ in reports for name, what in found.items()}
-    if damaged and data.remote is None:
+    if damaged and remote is None:
         name, what = min(damaged.items())
         more = f" ({len(damaged)} files are damaged)" if len(damaged) > 1 else ""
         raise UserError(

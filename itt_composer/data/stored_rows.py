@@ -37,6 +37,11 @@ class StoredRows(Dataset):
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
+    def prepare(self) -> None:
+        """Decompress every shard: processes that share a folder must not do so at once."""
+        for shard in self._shards:
+            self._stream.prepare_shard(shard)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         place = int(np.searchsorted(self._ends, index, side="right"))
         shard = self._shards[place]

@@ -1,14 +1,20 @@
-"""Perplexity: equal to a computation by hand, at the model's own and other ratios."""
+"""Perplexity: equal to a computation by hand, at the model's own and other ratios, on any ranks."""
 
+import csv
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
 from streaming import LocalDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.perplexity import run
+from eval.perplexity_report import tables, write_results
 from eval.suite import PerplexitySuite
 from itt_composer.calibration import calibrate
 from itt_composer.errors import UserError
@@ -235,3 +241,127 @@ def test_thresholds_that_were_never_estimated_are_refused(measure, itt, llama):
         measure(itt, router_selection=["threshold"])
     with pytest.raises(UserError, match=r"early_exit=0\.5 needs an ITT model"):
         measure(llama, early_exit=[0.5])
+
+
+def test_bits_per_byte_are_over_the_bytes_of_the_predicted_text(measure, itt, shards):
+    (setting,) = measure(itt)["settings"]
+    processor = SentencePieceProcessor(model_file=str(shards / "tokenizer/tokenizer.model"))
+    for domain, measured in setting["domains"].items():
+        rows = LocalDataset(str(shards / "validation" / domain))
+        text_bytes = 0
+        for index in range(rows.num_samples):
+            ids = rows[index]["input_ids"].tolist()
+            pieces = [processor.id_to_piece(number) for number in ids]
+            for before, number, piece in zip(ids, ids[1:], pieces[1:], strict=False):
+                text = piece.replace("▁", " ").encode()
+                if piece.startswith("<0x"):
+                    text = b"?"
+                elif number in (processor.bos_id(), processor.eos_id()):
+                    text = b""
+                elif before == processor.bos_id():
+                    text = text[1:]
+                text_bytes += len(text)
+        assert measured["bytes"] == text_bytes
+        bits = measured["loss"] * measured["tokens"] / math.log(2)
+        assert measured["bits_per_byte"] == pytest.approx(bits / text_bytes, rel=1e-12)
+    assert setting["bytes"] == sum(part["bytes"] for part in setting["domains"].values())
+
+
+def test_the_model_is_described_as_it_came_whatever_was_measured(measure, calibrated):
+    results = measure(calibrated, [[1, 0, 0.3]], router_selection=["threshold"])
+    assert results["kind"] == "perplexity"
+    assert results["model"]["router_selection"] == "top_k"
+    assert results["model"]["select_ratios"] == [0.5, 0.5, 0.5]
+
+
+@pytest.fixture
+def own_shards(shards, tmp_path):
+    """A copy, to be damaged."""
+    shutil.copytree(shards, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def shard_of(folder, domain):
+    return next((folder / "validation" / domain).rglob("*.mds*"))
+
+
+def flip_a_byte(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "has .* bytes instead of"),
+        (flip_a_byte, "does not match its SHA-256"),
+    ],
+    ids=["missing", "cut", "flipped"],
+)
+def test_damaged_shards_are_found_before_measuring(itt, own_shards, damage, what):
+    damage(shard_of(own_shards, "prose"))
+    suite = PerplexitySuite(model={"path": str(itt)}, data=str(own_shards))
+    with pytest.raises(UserError, match=rf"validation/prose/\S+\.mds\S* {what}"):
+        run(suite, lambda done, total: pytest.fail("it has measured"))
+
+
+def test_hashes_are_compared_unless_told_not_to(measure, itt, own_shards):
+    flip_a_byte(shard_of(own_shards, "prose"))
+    options = {"data": str(own_shards), "validate_hash": False}
+    suite = PerplexitySuite(model={"path": str(itt)}, **options)
+    assert run(suite, lambda done, total: None)["settings"][0]["tokens"] > 0
+
+
+def test_the_pages_hold_what_the_json_does(measure, itt, tmp_path):
+    results = measure(itt, [None, [1, 0, 0.3]])
+    write_results(results, tmp_path / "elastic.json")
+    assert json.loads((tmp_path / "elastic.json").read_text()) == results
+    lines = list(csv.DictReader((tmp_path / "elastic.csv").open()))
+    assert [(line["select_ratios"], line["domain"]) for line in lines] == [
+        (ratios, domain)
+        for ratios in ("50/50/50", "100/0/30")
+        for domain in ("all", "code", "prose")
+    ]
+    assert float(lines[4]["loss"]) == results["settings"][1]["domains"]["code"]["loss"]
+    page = (tmp_path / "elastic.md").read_text()
+    for setting in results["settings"]:
+        assert f"| {setting['perplexity']:.2f} | {setting['bits_per_byte']:.4f} |" in page
+
+
+def test_unknown_bytes_are_a_dash(measure, itt):
+    results = measure(itt)
+    for figures in (results["settings"][0], *results["settings"][0]["domains"].values()):
+        figures["bits_per_byte"] = None
+    assert tables(results)[0].rows[0][-1] == "–"
+
+
+def figures_of(file):
+    settings = json.loads(file.read_text())["settings"]
+    return [{**setting, "tokens_per_second": None} for setting in settings]
+
+
+def test_two_ranks_measure_the_same_to_the_last_bit(fork_server, calibrated, shards, tmp_path):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "batch_size: 7\nselect_ratios: [null, [1, 0, 0.3]]\nrouter_selection: [top_k, threshold]\n"
+    )
+    printed = []
+    for ranks in (1, 2):
+        output = tmp_path / f"{ranks}.json"
+        places = (f"model={calibrated}", f"data={shards}", f"output={output}")
+        result = fork_server.run("eval", suite, *places, ranks=ranks)
+        assert result.returncode == 0, result.stderr
+        printed.append(result.stdout)
+    assert printed[0] == printed[1]
+    assert figures_of(tmp_path / "1.json") == figures_of(tmp_path / "2.json")
+
+
+def test_ranks_tell_a_mistake_once(fork_server, itt, own_shards):
+    shard_of(own_shards, "prose").unlink()
+    suite = Path(__file__).parents[2] / "eval/suites/perplexity.yaml"
+    result = fork_server.run("eval", suite, f"model={itt}", f"data={own_shards}", ranks=2)
+    assert result.returncode == 1
+    assert result.stderr.count("is missing") == 1
+    assert "Traceback" not in result.stderr

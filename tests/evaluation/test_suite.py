@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from eval.__main__ import app, cost_of_exit
+from eval.__main__ import app
+from eval.perplexity_report import cost_of_exit
 from eval.suite import load_suite
 from itt_composer.errors import UserError
 
@@ -32,8 +33,9 @@ def load(model, shards):
 
 
 @pytest.mark.parametrize("file", sorted(SUITES.glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_suite_loads(load, model, shards, file):
-    suite = load("batch_size=3", file=file.name)
+def test_every_suite_loads(model, shards, file):
+    places = [f"model={model}"] + ([] if "tasks" in file.name else [f"data={shards}"])
+    suite = load_suite(file, [*places, "batch_size=3"])
     assert (suite.model.path, suite.batch_size) == ([str(model)], 3)
 
 
@@ -78,9 +80,11 @@ def test_the_command_writes_and_prints_what_it_measured(small_recipe, shards, tm
     assert result.exit_code == 0, result.output
     results = json.loads(output.read_text())
     assert [setting["select_ratios"] for setting in results["settings"]] == [[0.5, 0.8], [1, 0]]
-    assert list(output.parent.iterdir()) == [output]
+    assert {file.name for file in output.parent.iterdir()} == {
+        f"perplexity.{kind}" for kind in ("json", "md", "csv")
+    }
     for setting, label in zip(results["settings"], ("50/80", "100/0"), strict=True):
-        row, by_domain = [line for line in result.output.splitlines() if label in line]
+        row, by_domain, _ = [line for line in result.output.splitlines() if label in line]
         assert f"{setting['perplexity']:.2f}" in row
         assert f"{setting['domains']['code']['perplexity']:.2f}" in by_domain
 
