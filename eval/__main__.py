@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from typer.core import TyperGroup
 
-from eval import fetch, paper, task_report
+from eval import fetch, paper, tables, task_report
 from eval.suite import PerplexitySuite, TaskSuite, load_suite
 from eval.task_progress import TaskProgress
 from itt_composer.errors import UserError
@@ -124,6 +124,7 @@ def plot_results(suite: PerplexitySuite, results: dict[str, Any]) -> None:
 
 
 app.command("fetch")(fetch.command)
+app.command("tables")(tables.command)
 
 if __name__ == "__main__":
     app(prog_name="python -m eval")

@@ -39,6 +39,7 @@ THINKING_LAYERS = {
 }
 # ρ_t by the number of thinking steps, as the FLOPs of Table 1 have them.
 SELECT_RATIOS = {2: [0.9], 3: [0.7, 0.7], 4: [0.5, 0.5, 0.5]}
+ELASTIC_RATIOS = [0.7, 0.7, 0.7]
 # An ITT's settings in Table 1. Thresholds stand for top-k where no token may look ahead.
 ITT_SETTINGS: dict[str, tuple[Any, ...]] = {
     "adaptive_routing": (True,),
@@ -199,22 +200,34 @@ def row_of(description: Mapping[str, Any]) -> str | None:
     return name if name in rows() else None
 
 
-def ablation_of(description: Mapping[str, Any]) -> str | None:
+def ablation_of(description: Mapping[str, Any], any_size: bool = False) -> str | None:
     """The row of Table 3 that a model reproduces, "ITT×4" included; None for any other model.
 
     A model that was trained under top-p must be described under top-p.
+
+    Args:
+        description: of the model.
+        any_size: whether a model of another geometry may be one, too.
     """
-    layers, steps = description.get("thinking_layers"), _steps(description)
-    is_its_model = size_of(description) == "162M" and layers in THINKING_LAYERS["162M"]
-    if not is_its_model or kind_of(description) != "itt" or steps != 4:
+    count = description.get("num_hidden_layers") or 0
+    thinks_in_every_other = description.get("thinking_layers") == list(range(1, count, 2))
+    has_size = any_size or size_of(description) == "162M"
+    is_x4 = kind_of(description) == "itt" and _steps(description) == 4
+    if not (has_size and is_x4 and thinks_in_every_other) or description.get("early_exit"):
         return None
     deviations = _deviations(description)
     ratios = [1.0] * 3 if "adaptive_routing" in deviations else SELECT_RATIOS[4]
-    if description.get("early_exit") or description.get("select_ratios") != ratios:
+    if description.get("select_ratios") != ratios:
         return None
     if not deviations:
         return NOT_ABLATED
     return ABLATIONS.get(next(iter(deviations.items()))) if len(deviations) == 1 else None
+
+
+def is_elastic(description: Mapping[str, Any]) -> bool:
+    """Whether a model is the one of the elastic table, trained at 70/70/70."""
+    at_half = {**description, "select_ratios": SELECT_RATIOS[4]}
+    return description.get("select_ratios") == ELASTIC_RATIOS and (row_of(at_half) == "ITT×4-162M")
 
 
 def size_of(description: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,160 @@
+"""The paper's elastic table (Table 2) from perplexity results of one model at many ratios."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from eval import paper
+from eval.accuracy_table import GAP, flops_text, label_of
+from eval.perplexity_report import RULES, percentages
+from eval.rendering import Section, Table
+
+TOKENS = 4096  # of the forward pass that TFLOPs are counted of
+
+
+@dataclass
+class Line:
+    """A setting, or a model beside the elastic one.
+
+    Attributes:
+        label: its ratios, or the model's kind.
+        reported: in the paper.
+        measured: settings of results, by rule.
+    """
+
+    label: str
+    reported: paper.ElasticRow | None
+    measured: dict[str, dict[str, Any]]
+
+
+def is_sweep(result: Mapping[str, Any]) -> bool:
+    """Whether an ITT was measured at several ratios."""
+    ratios = {tuple(setting["select_ratios"]) for setting in result["settings"]}
+    return paper.kind_of(result["model"]) == "itt" and len(ratios) > 1
+
+
+def section(
+    result: Mapping[str, Any], others: Sequence[Mapping[str, Any]], name: str, compared: bool
+) -> Section:
+    """The elastic table of one model.
+
+    Args:
+        result: of its sweep.
+        others: perplexity results, among them perhaps those of the dense and the Loop model of
+            the same geometry.
+        name: of the section's files.
+        compared: take differences although it is not the paper's model.
+    """
+    model = result["model"]
+    asked = [setting for setting in result["settings"] if not setting["early_exit"]]
+    rules = list(dict.fromkeys(setting["router_selection"] for setting in asked))
+    compared = compared or paper.is_elastic(model)
+    columns = ["ratios, %", "TFLOPs,\npaper", "TFLOPs,\nours", "TFLOPs,\nexecuted"]
+    columns.append("perplexity,\npaper")
+    for rule in rules:
+        columns.append(f"perplexity,\nours, {RULES[rule]}")
+        columns += [f"difference,\n{RULES[rule]}"] if compared else []
+    table = Table(f"Table 2, elastic thinking: {label_of(model)}", columns)
+    records = []
+    lines = [*settings_of(asked), *beside(result, others, rules[0])]
+    for line in lines:
+        reported, first = line.reported, next(iter(line.measured.values()), None)
+        cells = [
+            line.label,
+            flops_text(reported.tflops if reported else None),
+            flops_text(in_tflops(first, "paper")),
+            flops_text(in_tflops(first, "executed")),
+            f"{reported.perplexity:.2f}" if reported else GAP,
+        ]
+        for rule in rules:
+            setting = line.measured.get(rule)
+            difference = _difference(setting, reported) if compared else None
+            cells.append(f"{setting['perplexity']:.2f}" if setting else GAP)
+            cells += [GAP if difference is None else f"{difference:+.2f}"] if compared else []
+            records.append(
+                {
+                    "model": label_of(model),
+                    "setting": line.label,
+                    "rule": rule,
+                    "tflops_in_paper": reported.tflops if reported else None,
+                    "tflops": in_tflops(setting, "paper"),
+                    "executed_tflops": in_tflops(setting, "executed"),
+                    "paper": reported.perplexity if reported else None,
+                    "ours": setting["perplexity"] if setting else None,
+                    "bits_per_byte": setting["bits_per_byte"] if setting else None,
+                    "difference": difference,
+                }
+            )
+        table.rows.append(cells)
+    table.notes = _notes(lines, compared)
+    return Section(name, table, records)
+
+
+def settings_of(asked: Sequence[dict[str, Any]]) -> list[Line]:
+    """The paper's sixteen settings in its order, then what was measured besides."""
+    reported = {row.select_ratios: row for row in paper.elastic() if row.select_ratios}
+    measured: dict[tuple[float, ...], dict[str, dict[str, Any]]] = {}
+    for setting in asked:
+        ratios = tuple(setting["select_ratios"])
+        measured.setdefault(ratios, {})[setting["router_selection"]] = setting
+    return [
+        Line(
+            percentages(ratios),
+            reported.get(ratios),
+            measured.get(ratios, {}),
+        )
+        for ratios in dict.fromkeys([*reported, *measured])
+    ]
+
+
+def beside(result: Mapping[str, Any], others: Sequence[Mapping[str, Any]], rule: str) -> list[Line]:
+    """The models that the paper puts beside its own, of this one's geometry and on its text.
+
+    They have no rule of their own, and stand under the first.
+    """
+    lines = []
+    for row in paper.elastic():
+        if row.select_ratios:
+            continue
+        line = Line(row.model.split("-")[0], row, {})
+        for other in others:
+            is_it = paper.kind_label(other["model"]) == line.label
+            if is_it and _is_like(other, result):
+                line.measured = {rule: other["settings"][0]}
+        lines.append(line)
+    return lines
+
+
+def _is_like(other: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    same_text = other["settings"][0]["tokens"] == result["settings"][0]["tokens"]
+    return same_text and all(
+        other["model"].get(name) == result["model"].get(name) for name in paper.GEOMETRY_FIELDS
+    )
+
+
+def in_tflops(setting: Mapping[str, Any] | None, count: str) -> float | None:
+    """Of a forward pass over 4,096 tokens in rows of the shards' length.
+
+    Args:
+        setting: of a result, or None.
+        count: "paper" or "executed".
+    """
+    per_token = setting.get(f"{count}_flops_per_token") if setting else None
+    return None if per_token is None else per_token * TOKENS / 1e12
+
+
+def _difference(
+    setting: Mapping[str, Any] | None, reported: paper.ElasticRow | None
+) -> float | None:
+    return setting["perplexity"] - reported.perplexity if setting and reported else None
+
+
+def _notes(lines: Sequence[Line], compared: bool) -> list[str]:
+    missing = [line.label for line in lines if not line.measured]
+    notes = [f"no result for {', '.join(missing)}"] if missing else []
+    if not compared:
+        notes.append(
+            "not the paper's elastic model (162M, trained at 70/70/70): its perplexities are no "
+            "measure of these"
+        )
+    return notes

@@ -1,0 +1,105 @@
+"""`python -m eval tables RESULTS…`: the paper's tables from result files, ours beside its own.
+
+Table 1 comes from results of task suites, Tables 2 and 3 from perplexity results, data efficiency
+from the loss logs of runs. What no result covers is marked.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from eval import ablation_table, accuracy_table, data_efficiency, elastic_table, paper
+from eval.rendering import Section
+from eval.result_files import Results, read_results
+from itt_composer.errors import UserError, errors_as_sentences
+from itt_composer.files import write_whole
+
+Item = TypeVar("Item")
+FORMAT = 1
+LEAST_WIDTH = 160  # of what is printed where there is no terminal
+
+
+def command(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS...",
+            help="Results of suites (folders, JSON files) and folders of runs.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the tables as Markdown, CSV and JSON.")
+    ] = None,
+    compare_with: Annotated[
+        str | None,
+        typer.Option(help='Row of Table 1, like "ITT×4-162M", for models that are none of its.'),
+    ] = None,
+) -> None:
+    """Rebuild the paper's tables from results."""
+    with errors_as_sentences():
+        if compare_with is not None:
+            paper.row(compare_with)
+        if out is not None and out.is_file():
+            raise UserError(f"--out {out} is a file; name a folder")
+        sections = build(read_results(results), compare_with)
+        console = Console()
+        if not console.is_terminal:  # a pipe has no width of its own
+            console.width = LEAST_WIDTH
+        for section in sections:
+            section.table.print(console)
+            console.print()
+        if out is not None:
+            write(sections, out)
+            print(f"tables in {out}")
+
+
+def build(results: Results, compare_with: str | None) -> list[Section]:
+    """Every table that something was given for.
+
+    Args:
+        results: of suites and runs.
+        compare_with: row of Table 1 for models that are none of its, or None.
+
+    Raises:
+        UserError: nothing to make a table of; a row that there is not; no dense run.
+    """
+    sections = []
+    if results.tasks:
+        sections.append(accuracy_table.section(results.tasks, compare_with))
+    compared = compare_with is not None
+    sweeps = [result for result in results.perplexities if elastic_table.is_sweep(result)]
+    for name, sweep in _numbered("table_2", sweeps):
+        sections.append(elastic_table.section(sweep, results.perplexities, name, compared))
+    for name, group in _numbered("table_3", ablation_table.groups_of(results.perplexities)):
+        sections.append(ablation_table.section(group, name, compared))
+    if results.runs:
+        sections.append(data_efficiency.section(results.runs))
+    if not sections:
+        raise UserError(
+            "there is nothing to make a table of: perplexity of an ITT at several ratios makes "
+            "Table 2, that of an ITT×4 at 50/50/50 and its ablations Table 3"
+        )
+    return sections
+
+
+def _numbered(name: str, items: list[Item]) -> list[tuple[str, Item]]:
+    """Names for the files of several tables: `table_2`, `table_2_2`, …"""
+    names = [name] + [f"{name}_{number}" for number in range(2, len(items) + 1)]
+    return list(zip(names, items, strict=False))
+
+
+def write(sections: list[Section], out: Path) -> None:
+    """`tables.md`, `tables.json`, and a CSV file for each table; older ones go."""
+    kept = {f"{section.name}.csv" for section in sections}
+    for old in [*out.glob("table_*.csv"), *out.glob("data_efficiency.csv")]:
+        if old.name not in kept:
+            old.unlink()
+    write_whole(out / "tables.md", "\n".join(section.table.markdown() for section in sections))
+    for section in sections:
+        write_whole(out / f"{section.name}.csv", section.csv())
+    content = {section.name: section.records for section in sections}
+    document = {"kind": "tables", "format": FORMAT, **content}
+    write_whole(out / "tables.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,430 @@
+"""The paper's tables from result files: figures, differences, gaps, and data efficiency."""
+
+import copy
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from eval import paper
+from eval.__main__ import app
+from eval.data_efficiency import tokens_to_reach
+from eval.models import GEOMETRY, THINKING
+from eval.result_files import read_results
+from eval.tables import build
+from itt_composer.config import recipe_as_yaml
+from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
+from itt_composer.recipes import find_recipes, model_config
+
+RECIPES = dict(find_recipes(Path(__file__).parents[2] / "yamls/pretrain"))
+
+
+def description(recipe, **changes):
+    """What `EvaluatedModel.description` says of a recipe's model."""
+    config = model_config(RECIPES[recipe])
+    fields = {name: getattr(config, name) for name in (*GEOMETRY, *THINKING)}
+    count = dense_parameters(config) + thinking_parameters(config)
+    names = {"path": f"runs/{recipe}", "name": recipe, "model_type": "itt", "parameters": count}
+    return {**names, **fields, "sha256": recipe, **changes}
+
+
+def task_results(model, accuracies, seeds=(None,), **suite):
+    """Of a task suite: the same accuracies (in percent) for every seed, one more with each."""
+    tasks = {
+        task: {
+            "shots": 0,
+            "metric": "acc",
+            "documents": 100,
+            "runs": [
+                {"model": model["path"], "fewshot_seed": seed, "value": (value + number) / 100}
+                for number, seed in enumerate(seeds)
+            ],
+        }
+        for task, value in accuracies.items()
+    }
+    settings = {"tasks": {task: {} for task in tasks}, **suite}
+    return {"kind": "tasks", "format": 1, "suite": settings, "models": [model], "tasks": tasks}
+
+
+def perplexity_results(model, perplexities, tokens=1000):
+    """Of a perplexity suite, from `{(ratios, rule): perplexity}`."""
+    settings = [
+        {
+            "select_ratios": list(ratios),
+            "router_selection": rule,
+            "early_exit": 0.0,
+            "tokens": tokens,
+            "perplexity": value,
+            "bits_per_byte": 1.0,
+            "paper_flops_per_token": 1e9 * (1 + sum(ratios)),
+            "executed_flops_per_token": 1e8 * (1 + sum(ratios)),
+        }
+        for (ratios, rule), value in perplexities.items()
+    ]
+    model = {name: value for name, value in model.items() if name != "sha256"}
+    suite = {"split": "validation"}
+    return {"kind": "perplexity", "format": 1, "suite": suite, "model": model, "settings": settings}
+
+
+@pytest.fixture
+def sections(tmp_path):
+    """The sections of results, by name, by way of their files."""
+
+    def sections(*results, runs=(), compare_with=None):
+        files = []
+        for number, content in enumerate(results):
+            files.append(tmp_path / f"{number}.json")
+            files[-1].write_text(json.dumps(content))
+        return {s.name: s for s in build(read_results([*files, *runs]), compare_with)}
+
+    return sections
+
+
+TEN = dict.fromkeys(paper.tasks(), 50.0)
+
+
+def lines_of(section, model):
+    """From the line of a model on, until the next one's."""
+    rows = section.table.rows
+    start = next(number for number, row in enumerate(rows) if row[0].startswith(model))
+    return [rows[start], *(row for row in rows[start + 1 : start + 3] if not row[0])]
+
+
+def records_of(section, **wanted):
+    return [r for r in section.records if all(r[key] == value for key, value in wanted.items())]
+
+
+def test_a_row_of_table_1_stands_beside_the_papers(sections):
+    table_1 = sections(task_results(description("itt_x4_162m"), TEN))["table_1"]
+    reported, ours, difference = lines_of(table_1, "ITT×4-162M")
+    assert reported[1:5] == ["paper", "3.29", "72.4", "63.9"]
+    assert ours[1:5] == ["ours", "3.28", "50.0", "50.0"]
+    assert difference[1:5] == ["difference", "", "-22.4", "-13.9"]
+    (average,) = records_of(table_1, task="average")
+    assert (average["ours"], average["paper"]) == (50.0, 42.1)
+    assert "17 of 18 rows have no result" in table_1.table.notes
+    assert lines_of(table_1, "LLaMA-162M")[0][1] == "paper; no result"
+
+
+def test_what_no_result_covers_is_marked(sections):
+    table_1 = sections(task_results(description("llama_230m"), {"piqa": 60.0, "nq_open": 2.0}))
+    reported, ours, _ = lines_of(table_1["table_1"], "LLaMA-230M")
+    assert ours[3:6] == ["–", "60.0", "–"]
+    assert (reported[-1], ours[-1]) == ("–", "2.0")  # NQ-open is in no row of the paper's
+    assert ours[-2] == "–"  # no average of a part
+    notes = "\n".join(table_1["table_1"].table.notes)
+    assert "LLaMA-230M: no result for SciQ, WG, ARC-E" in notes
+
+
+def test_several_files_of_a_row_are_its_mean_and_standard_error(sections):
+    model = description("loop_x3_466m")
+    files = [
+        task_results({**model, "path": f"seed{n}", "sha256": f"{n}"}, {"piqa": 60 + value})
+        for n, value in enumerate((0.0, 1.0, 5.0))
+    ]
+    table_1 = sections(*files, files[0])["table_1"]  # the first one twice
+    (record,) = records_of(table_1, task="piqa")
+    assert (record["ours"], record["runs"]) == (pytest.approx(62), 3)
+    assert record["standard_error"] == pytest.approx(math.sqrt(7 / 3))
+    assert lines_of(table_1, "Loop×3-466M")[1][4] == "62.0±1.5"
+
+
+def test_fewshot_seeds_are_runs_and_other_shots_are_told(sections):
+    model = description("llama_162m")
+    results = task_results(model, {"boolq": 40.0}, seeds=(1, 2))
+    other = copy.deepcopy(results)
+    other["tasks"]["boolq"]["shots"] = 5
+    other["tasks"]["boolq"]["runs"] = [{**other["tasks"]["boolq"]["runs"][0], "fewshot_seed": 3}]
+    table_1 = sections(results, other)["table_1"]
+    (record,) = records_of(table_1, task="boolq")
+    assert (record["ours"], record["runs"]) == (pytest.approx((40 + 41 + 40) / 3), 3)
+    assert any("boolq is the mean of runs at 0 shots" in note for note in table_1.table.notes)
+
+
+def test_by_top_k_is_another_line_than_by_thresholds(sections):
+    both = [
+        task_results(description("itt_x4_162m", router_selection=rule, sha256=rule), TEN)
+        for rule in ("threshold", "top_k")
+    ]
+    records = records_of(sections(*both)["table_1"], task="piqa")
+    assert [(record["model"], record["runs"]) for record in records] == [
+        ("ITT×4-162M", 1),
+        ("ITT×4-162M, top-k", 1),
+    ]
+
+
+def test_other_models_have_the_papers_figures_on_request_only(sections):
+    results = task_results(description("itt_x4_tiny"), TEN)
+    table_1 = sections(results)["table_1"]
+    assert lines_of(table_1, "ITT×4 50/50/50 (itt_x4_tiny)")[0][1] == "ours"
+    assert len(table_1.table.rows) == 19
+    table_1 = sections(results, compare_with="ITT×4-230M")["table_1"]
+    reported, ours, difference = lines_of(table_1, "ITT×4 50/50/50 (itt_x4_tiny)")
+    assert reported[1:4] == ["ITT×4-230M", "3.41", "75.1"]
+    assert (ours[1], difference[3]) == ("ours", "-25.1")
+    assert lines_of(table_1, "ITT×4-230M")[0][1] == "paper; no result"
+
+
+def test_flops_of_ours_are_of_our_model(sections):
+    """The reading with every other layer has more than the paper prints."""
+    every_other = description("itt_x4_230m")
+    (record,) = records_of(
+        sections(task_results(every_other, {"piqa": 1.0}))["table_1"], task="piqa"
+    )
+    assert record["tflops"] == pytest.approx(paper_tflops(model_config(RECIPES["itt_x4_230m"])))
+    assert record["tflops_in_paper"] == 3.41 < record["tflops"]
+    llama = {"model_type": "llama", "path": "hub/llama", "name": "llama", "sha256": "0"}
+    geometry = {name: every_other[name] for name in GEOMETRY}
+    for tied in (0, 32_000 * 1536):
+        model = {**llama, **geometry, "parameters": 249_325_056 - tied}
+        (record,) = records_of(sections(task_results(model, {"piqa": 1.0}))["table_1"], task="piqa")
+        assert record["tflops"] == pytest.approx(2.87 - 2 * tied * 4096 / 1e12, abs=0.01)
+
+
+ELASTIC = {
+    (row.select_ratios, rule): row.perplexity + (0.5 if rule == "top_k" else 1.0)
+    for row in paper.elastic()[:16]
+    for rule in ("top_k", "threshold")
+}
+
+
+def test_the_elastic_table_holds_every_setting_by_every_rule(sections):
+    own = perplexity_results(
+        description("itt_x4_162m_elastic"), ELASTIC | {((0, 0, 0), "top_k"): 20}
+    )
+    dense = perplexity_results(description("llama_162m"), {((), None): 12.0})
+    table_2 = sections(own, dense)["table_2"]
+    rows = {row[0]: row[1:] for row in table_2.table.rows}
+    assert rows["70/70/90"] == [
+        "4.04",
+        "13.52",
+        "1.35",
+        "10.21",
+        "10.71",
+        "+0.50",
+        "11.21",
+        "+1.00",
+    ]
+    assert rows["0/0/0"][3:6] == ["–", "20.00", "–"]
+    assert rows["LLaMA"][3:6] == ["11.13", "12.00", "+0.87"]
+    assert rows["Loop×4"][3:6] == ["10.78", "–", "–"]
+    assert table_2.table.notes == ["no result for Loop×4"]
+    (record,) = records_of(table_2, setting="50/50/50", rule="threshold")
+    assert (record["ours"], record["paper"]) == (11.47, 10.47)
+
+
+def test_models_on_another_text_are_not_put_beside(sections):
+    own = perplexity_results(description("itt_x4_162m_elastic"), ELASTIC)
+    dense = perplexity_results(description("llama_162m"), {((), None): 12.0}, tokens=999)
+    notes = sections(own, dense)["table_2"].table.notes
+    assert notes == ["no result for LLaMA, Loop×4"]
+
+
+def test_another_elastic_model_has_no_differences(sections):
+    part = {key: value for key, value in ELASTIC.items() if key[0][0] != 0.9}
+    results = perplexity_results(description("itt_x4_tiny"), part)
+    table_2 = sections(results)["table_2"]
+    assert all(record["difference"] is None for record in table_2.records)
+    assert table_2.table.notes[0].startswith("no result for 90/90/90, 90/90/0, 90/0/90, 90/90/70")
+    assert "not the paper's elastic model" in table_2.table.notes[1]
+    compared = sections(results, compare_with="ITT×4-162M")["table_2"]
+    assert records_of(compared, setting="70/70/70", rule="top_k")[0]["difference"] == 0.5
+
+
+def test_ablations_are_told_by_their_settings_and_measured_as_trained(sections):
+    half = (0.5, 0.5, 0.5)
+    saved = description("itt_x4_162m", router_selection="threshold")
+    whole = perplexity_results(saved, {(half, "threshold"): 99.0, (half, "top_k"): 20.0})
+    results = [
+        perplexity_results(description("itt_x4_162m_top_p"), {(half, "top_p"): 21.0}),
+        perplexity_results(description("itt_x4_162m_no_routing"), {((1.0,) * 3, None): 22.0}),
+        *(
+            perplexity_results(description("itt_x4_162m_tanh"), {(half, "top_k"): v})
+            for v in (22, 24)
+        ),
+    ]
+    table_3 = sections(whole, *results)["table_3"]
+    found = {r["ablation"]: r for r in table_3.records}
+    assert (found["ITT×4"]["ours"], found["ITT×4"]["rule"]) == (20.0, "top-k")
+    assert (found["top-p"]["change"], found["top-p"]["rule"]) == (pytest.approx(0.05), "top-p")
+    assert found["top-p"]["change_in_paper"] == pytest.approx(10.34 / 10.25 - 1)
+    assert found["without routing"]["difference"] == pytest.approx(22 - 10.44)
+    assert (found["tanh"]["ours"], found["tanh"]["standard_error"]) == (23.0, 1.0)
+    assert found["without RTC"]["ours"] is None
+    assert table_3.table.notes == ["no result for without RTC, without step encoding, symmetric"]
+
+
+def test_ablations_of_another_size_are_a_table_of_their_own(sections):
+    half = {((0.5, 0.5, 0.5), "top_k"): 20.0}
+    tiny = description("itt_x4_tiny", step_encoding=False)
+    found = sections(
+        perplexity_results(description("itt_x4_162m"), half), perplexity_results(tiny, half)
+    )
+    assert "162M" in found["table_3"].table.title
+    assert "2.3M" in found["table_3_2"].table.title
+    assert all(record["difference"] is None for record in found["table_3_2"].records)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with validation losses by tokens."""
+
+    def run(recipe, losses, finished=True, **changes):
+        folder = tmp_path / f"{recipe}{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        content = yaml.safe_load(recipe_as_yaml(RECIPES[recipe]))
+        content["train"].update(changes)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+        lines = [{"batch": 0, "tokens": 0, "loss/train/total": 9.0}]
+        lines += [
+            {"batch": number, "tokens": tokens, "metrics/eval/LanguageCrossEntropy": loss}
+            for number, (tokens, loss) in enumerate(losses.items(), start=1)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "metrics.jsonl").write_text(text + '{"batch": 99, "to')
+        if finished:
+            (folder / "summary.json").write_text("{}")
+        return folder
+
+    return run
+
+
+DENSE = {100: 4.0, 200: 3.5, 400: 3.0}
+
+
+def test_data_efficiency_is_interpolated_between_validations(sections, run):
+    runs = [run("llama_162m", DENSE), run("itt_x4_162m", {100: 3.8, 200: 3.2, 400: 2.8})]
+    efficiency = sections(runs=runs)["data_efficiency"]
+    (record,) = efficiency.records
+    assert record["share"] == pytest.approx((200 + 200 * 0.2 / 0.4) / 400)
+    assert (record["target"], record["final_loss"], record["paper"]) == (3.0, 2.8, 0.568)
+    assert efficiency.table.rows[0][-2:] == ["75.0 %", "56.8 %"]
+    assert efficiency.table.notes == []
+
+
+def test_a_loss_that_is_never_reached_or_was_there_at_once_is_told(sections, run):
+    runs = [
+        run("llama_162m", DENSE),
+        run("loop_x4_162m", {100: 5.0, 400: 3.1}),
+        run("itt_x3_162m", {100: 2.9, 400: 2.5}),
+    ]
+    rows = sections(runs=runs)["data_efficiency"].table.rows
+    assert [row[-2:] for row in rows] == [["not reached", "–"], ["≤ 25.0 %", "–"]]
+
+
+def test_tokens_to_reach_takes_the_first_time():
+    assert tokens_to_reach([(0, 4.0), (100, 3.0), (200, 3.5), (300, 2.0)], 3.5) == 50
+    assert tokens_to_reach([(10, 3.0)], 3.0) == 10
+    assert tokens_to_reach([(10, 3.1)], 3.0) is None
+    assert tokens_to_reach([], 3.0) is None
+
+
+def test_runs_that_differ_in_data_or_schedule_are_warned_of(sections, run):
+    dense = run("llama_162m", DENSE)
+    other = run("itt_x4_162m", DENSE, finished=False, max_duration="9ba", compile=False)
+    notes = sections(runs=[dense, other])["data_efficiency"].table.notes
+    assert [note.partition("): ")[2] for note in notes] == [
+        f"train.max_duration is 9ba in {other.name}, 50000ba in {dense.name}",
+        f"{other.name} is not finished, and its last validation is taken",
+    ]
+
+
+def test_the_dense_run_that_is_most_alike_is_taken(sections, run):
+    runs = [run("llama_162m", DENSE, max_duration="9ba"), run("llama_162m", {100: 1.0, 200: 0.5})]
+    runs += [run("llama_466m", DENSE), run("itt_x4_162m", {100: 1.0, 200: 0.4})]
+    (record,) = sections(runs=runs)["data_efficiency"].records
+    assert record["target"] == 0.5
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["tables", *map(str, arguments)])
+
+
+def test_the_command_prints_and_writes_every_table(run, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "results.json").write_text(json.dumps(task_results(description("itt_x4_162m"), TEN)))
+    sweep = tmp_path / "elastic.json"
+    sweep.write_text(json.dumps(perplexity_results(description("itt_x4_162m"), ELASTIC)))
+    runs = [run("llama_162m", DENSE), run("itt_x4_162m", DENSE)]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "table_9.csv").write_text("of an earlier call")
+    result = invoke(results, sweep, *runs, "--out", out)
+    assert result.exit_code == 0, result.output
+    titles = ("Table 1", "Table 2", "Table 3", "Data efficiency")
+    assert all(title in result.output for title in titles)
+    names = ["data_efficiency.csv", "table_1.csv", "table_2.csv", "table_3.csv"]
+    assert sorted(file.name for file in out.iterdir()) == [*names, "tables.json", "tables.md"]
+    assert (out / "tables.md").read_text().count("## ") == 4
+    document = json.loads((out / "tables.json").read_text())
+    lines = list(csv.DictReader((out / "table_2.csv").open()))
+    assert [float(line["paper"]) for line in lines if line["paper"]] == [
+        record["paper"] for record in document["table_2"] if record["paper"]
+    ]
+
+
+def test_results_that_were_just_measured_are_read(small_recipe, shards, tmp_path):
+    from eval.perplexity import run
+    from eval.perplexity_report import write_results
+    from eval.suite import PerplexitySuite
+    from itt_composer.train import build_model
+
+    build_model(small_recipe()).save_pretrained(tmp_path / "model")
+    suite = PerplexitySuite(
+        model={"path": str(tmp_path / "model")}, data=str(shards), select_ratios=[None, [1, 0]]
+    )
+    results = run(suite, lambda done, total: None)
+    write_results(results, tmp_path / "elastic.json")
+    (section,) = build(read_results([tmp_path / "elastic.json"]), None)
+    measured = [r["ours"] for r in section.records if r["ours"] is not None]
+    assert measured == [setting["perplexity"] for setting in results["settings"]]
+
+
+def test_bad_input_is_one_sentence_each(run, tmp_path):
+    files = {
+        "text.json": "no json",
+        "list.json": "[]",
+        "summary.json": '{"validation_loss": 3.0}',
+        "old.json": '{"suite": {}, "seq_len": 32, "settings": []}',
+        "newer.json": '{"kind": "tasks", "format": 99}',
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "empty").mkdir()
+    dense, itt = run("llama_162m", DENSE), run("itt_x4_162m", DENSE)
+    young, other = run("itt_x4_162m", {}), run("itt_x4_466m", DENSE)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "metrics.jsonl").write_text("")
+    dense_only = tmp_path / "dense.json"
+    dense_only.write_text(
+        json.dumps(perplexity_results(description("llama_162m"), {((), None): 12.0}))
+    )
+    mistakes = [
+        (["nowhere"], "nowhere is not there; give results of a task suite"),
+        ([tmp_path / "empty"], "holds neither results.json nor metrics.jsonl; give results"),
+        ([tmp_path / "text.json"], "text.json is no JSON"),
+        ([tmp_path / "list.json"], "list.json is no result of an evaluation"),
+        ([tmp_path / "summary.json"], "summary.json is no result of an evaluation"),
+        ([tmp_path / "old.json"], "is of another version of this program; measure it again"),
+        ([tmp_path / "newer.json"], "is of another version of this program; measure it again"),
+        ([itt], "there is no dense run among the run folders"),
+        ([dense], "there are only dense runs among the run folders"),
+        ([dense, other], f"no dense run among the run folders has the geometry of {other}"),
+        ([dense, young], "the run has not come to its first validation"),
+        ([bare], "recipe.yaml cannot be read"),
+        ([dense_only], "there is nothing to make a table of"),
+        ([dense, itt, "--compare-with", "ITT×5"], "has no row 'ITT×5'"),
+        ([dense, itt, "--out", tmp_path / "old.json"], "old.json is a file; name a folder"),
+    ]
+    for arguments, sentence in mistakes:
+        result = invoke(*arguments)
+        assert result.exit_code == 1, arguments
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+        assert sentence in result.stderr
