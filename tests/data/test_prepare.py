@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from itt_composer.data.integrity import RECORD_FILE, read_record
-from itt_composer.data.prepare import prepare_shards
+from itt_composer.data.prepare import check_files, prepare_shards
 from itt_composer.errors import UserError
 from itt_composer.train import app
 
@@ -17,7 +17,8 @@ SHARD = "train/code/00000/shard.00000.mds"
 
 @pytest.fixture
 def copy(shards, tmp_path):
-    return Path(shutil.copytree(shards, tmp_path / "copy"))
+    without_record = shutil.ignore_patterns(RECORD_FILE)
+    return Path(shutil.copytree(shards, tmp_path / "copy", ignore=without_record))
 
 
 @pytest.fixture
@@ -67,6 +68,13 @@ def test_training_ends_with_the_sentence_before_there_is_a_model(small_recipe, c
     assert result.stderr.startswith(f"error: {copy / SHARD} does not match its SHA-256")
     assert result.stdout == ""
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_look_at_some_streams_leaves_the_record_of_the_others(prepare, copy):
+    prepare(f"data.local={copy}")
+    record = (copy / RECORD_FILE).read_text()
+    check_files(copy, [("validation", "prose")], validate_hash=True)
+    assert (copy / RECORD_FILE).read_text() == record
 
 
 def test_a_missing_or_empty_local_shard_is_refused_without_hashes_too(refusal, copy):
