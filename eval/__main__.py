@@ -1,4 +1,9 @@
-"""The command line: `python -m eval SUITE.yaml model=FOLDER data=SHARDS [key=value …]`."""
+"""The command line.
+
+python -m eval SUITE.yaml model=PATH [key=value …]      measure a model
+python -m eval fetch DIR                                the tasks' data, for data_dir=DIR
+python -m eval tables RESULTS…                          the paper's tables beside one's own
+"""
 
 import os
 from collections.abc import Iterator
@@ -9,22 +14,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from typer.core import TyperGroup
 
 from eval import fetch, paper, tables, task_report
 from eval.suite import PerplexitySuite, TaskSuite, load_suite
 from eval.task_progress import TaskProgress
+from itt_composer.default_command import DefaultCommand
 from itt_composer.errors import UserError
 from itt_composer.launched import end_with_launcher, failures_told_once, is_first_rank
 
 
-class SuiteByDefault(TyperGroup):
-    """A group whose arguments mean `run` unless they begin with a command's name."""
+class SuiteByDefault(DefaultCommand):
+    """A suite is run where no command is named."""
 
-    def parse_args(self, ctx, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
+    default = "run"
 
 
 app = typer.Typer(

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from itt_composer.default_command import DefaultCommand
 from itt_composer.errors import errors_as_sentences
 from itt_composer.settings import comma_separated
 
 
-class CheckpointByDefault(TyperGroup):
-    """A group whose arguments mean `checkpoint` unless they begin with a command's name."""
+class CheckpointByDefault(DefaultCommand):
+    """A checkpoint is exported where no command is named."""
 
-    def parse_args(self, ctx, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["checkpoint", *args]
-        return super().parse_args(ctx, args)
+    default = "checkpoint"
 
 
 app = typer.Typer(
