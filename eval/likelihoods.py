@@ -26,8 +26,8 @@ from transformers import DynamicCache, PreTrainedModel
 from itt_composer.errors import UserError
 from itt_composer.models import IttForCausalLM
 
-# Tokens in a batch, over all its rows, where no batch size is given.
-TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65_536}
+# Tokens in a batch, over all its rows, where no batch size is given; a CPU's cache is small.
+TOKENS_PER_BATCH = {"cpu": 512, "cuda": 65_536}
 # A prefix or a context is shared where that saves this share of the tokens.
 WORTHWHILE = 0.3
 SHORTEST_PREFIX = 32
