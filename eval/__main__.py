@@ -104,7 +104,7 @@ def run_tasks(suite: TaskSuite) -> None:
     with TaskProgress() as progress:
         results = harness.run(suite, progress)
     if ranks.rank() == 0:
-        folder = Path(suite.output)
+        folder = Path(suite.output or ".")
         task_report.write_results(results, folder)
         task_report.write_harness_results(results, folder)
         task_report.print_table(results, Console())

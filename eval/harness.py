@@ -149,7 +149,7 @@ def _measurements(
                 "limit": settings.limit or suite.limit,
             }
             digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-            file = Path(suite.output) / "tasks" / f"{name}-{digest[:16]}.json"
+            file = Path(suite.output or ".") / "tasks" / f"{name}-{digest[:16]}.json"
             yield Measurement(name, settings, model, seed, file)
 
 

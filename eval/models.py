@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.suite import HUB_NAME, NO_MODEL, ModelSettings
+from eval.suite import HUB_NAME, NO_MODEL, ModelSettings, model_name
 from itt_composer.checkpoints import ALLOW_CODE, find_checkpoint
 from itt_composer.errors import UserError
 from itt_composer.exporting import load_model_of
@@ -58,10 +58,8 @@ class EvaluatedModel:
 
     @property
     def name(self) -> str:
-        """Short, for tables: the run's, where a folder is only called `model`."""
-        parts = Path(self.path).parts
-        own = [part for part in parts if part not in ("model", "checkpoints", "latest")]
-        return own[-1] if own else self.path
+        """Short, for tables."""
+        return model_name(self.path)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.

@@ -23,6 +23,8 @@ Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 NO_MODEL = "name a run folder, a checkpoint, a transformers folder or a model on the hub"
+GENERIC_NAMES = ("/", "model", "checkpoints", "latest")
+LONGEST_NAME = 200  # of a folder, in characters
 FORMS = {"batch_size": 'should be a positive integer or "auto"'}
 
 
@@ -121,7 +123,8 @@ class TaskSuite(_Group):
         log_samples: keep every prompt and answer, in lm-eval's format.
         compare_with: row of the paper's Table 1, like "ITT×4-162M"; null takes the one whose
             geometry and thinking the model has.
-        output: folder for the results; tasks found finished there are not run again.
+        output: folder for the results; tasks found finished there are not run again. null is
+            `results/<suite>/<model>`.
     """
 
     model: ModelSettings
@@ -134,7 +137,7 @@ class TaskSuite(_Group):
     bootstrap_iters: Annotated[int, Field(ge=0)] = 1000
     log_samples: bool = False
     compare_with: str | None = None
-    output: str
+    output: str | None = None
 
     @model_validator(mode="after")
     def _has_what_it_names(self) -> "TaskSuite":
@@ -172,9 +175,11 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
     for _, content in layers:
         _name_model_path(content)
     if "tasks" in layers[0][1]:
-        default = OmegaConf.create({"output": f"results/{path.stem}"})
-        tasks = validate(TaskSuite, [("default", default), *layers], FORMS)
+        tasks = validate(TaskSuite, layers, FORMS)
         _check_model(tasks.model)
+        if tasks.output is None:
+            names = "+".join(map(model_name, tasks.model.path))
+            tasks.output = f"results/{path.stem}/{names[:LONGEST_NAME]}"
         if Path(tasks.output).is_file():
             raise UserError(f"output={tasks.output} is a file; name a folder for the results")
         return tasks
@@ -191,6 +196,12 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
     return suite
 
 
+def model_name(path: str) -> str:
+    """Short, for tables and folders: the run's, where a folder is only called `model`."""
+    own = [part for part in Path(path).parts if part not in GENERIC_NAMES]
+    return own[-1].removesuffix(".pt") if own else "model"
+
+
 def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
     """A suite of tasks for a model that is at hand.
 
@@ -202,7 +213,7 @@ def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
         UserError: one sentence per mistake, or a suite of another kind.
     """
     own = {name: value for name, value in given.items() if value is not None}
-    at_hand = OmegaConf.create({"model": {"path": "at hand"}, "output": "nowhere", **own})
+    at_hand = OmegaConf.create({"model": {"path": "at hand"}, **own})
     content = read_yaml(path)
     if "tasks" not in content:
         raise UserError(f"{path} is no suite of tasks; name one with `tasks`")

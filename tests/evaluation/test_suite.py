@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from eval.__main__ import app
 from eval.perplexity_report import cost_of_exit
-from eval.suite import load_suite
+from eval.suite import load_suite, model_name
 from itt_composer.errors import UserError
 
 SUITES = Path(__file__).parents[2] / "eval/suites"
@@ -57,6 +57,20 @@ def test_a_mistake_is_told_in_one_sentence(load, override):
         load(override)
     assert len(str(caught.value).splitlines()) == 1
     assert MISTAKES[override] in str(caught.value)
+
+
+def test_each_model_has_results_of_its_own(load):
+    suite = SUITES / "eleven_tasks.yaml"
+    paths = {
+        "runs/a/model": "a",
+        "runs/a/checkpoints/ep0-ba5-rank0.pt": "ep0-ba5-rank0",
+        "EleutherAI/pythia-160m": "pythia-160m",
+    }
+    for path, name in paths.items():
+        assert model_name(path) == name
+    names = load_suite(suite, ["model=[EleutherAI/pythia-160m,gpt2]"]).output
+    assert names == "results/eleven_tasks/pythia-160m+gpt2"
+    assert load("output=here", file="eleven_tasks.yaml").output == "here"
 
 
 def test_what_must_be_given_is_asked_for(model):
