@@ -128,14 +128,26 @@ def test_what_looks_ahead_or_has_no_cache_is_found_out():
 
 def test_greedy_continuations_are_told_from_others():
     model = build("dense").double()
+
+    def go_on(*prompt):
+        with torch.no_grad():
+            ids = model.generate(torch.tensor([prompt]), max_new_tokens=3, do_sample=False)
+        return ids[0, len(prompt) :].tolist()
+
     context = tokens(8, 0)
-    with torch.no_grad():
-        greedy = model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False)
-    continuation = greedy[0, 8:].tolist()
-    other = [*continuation[:2], (continuation[2] + 1) % VOCABULARY]
-    requests = [(context, continuation), (context, other), (context, continuation[:1])]
+    first, second, third = go_on(*context)
+    other = (first + 1) % VOCABULARY
+    continuations = {
+        (first, second, third): True,
+        (first, second, (third + 1) % VOCABULARY): False,
+        (first,): True,
+        (other, *go_on(*context, other)): False,  # what follows its first token is greedy
+    }
+    requests = [(context, list(continuation)) for continuation in continuations]
     batches = plan(requests, MAX_LENGTH, None, 400, can_share=True)
-    assert [is_greedy for _, is_greedy in scored(Scorer(model), batches, 3)] == [True, False, True]
+    assert batches[0].is_split
+    told = [is_greedy for _, is_greedy in scored(Scorer(model), batches, len(requests))]
+    assert told == list(continuations.values())
 
 
 def test_batches_hold_every_request_once_and_no_more_than_asked_for():
