@@ -86,11 +86,12 @@ def measure_perplexity(suite: PerplexitySuite) -> None:
             suite, lambda done, total: bar.update(task, completed=done, total=total)
         )
     if is_first_rank():
+        output = Path(suite.output or "results.json")
         print_results(results, Console())
-        if suite.output is not None:
-            write_results(results, Path(suite.output))
-        if suite.plot is not None:
-            plot_results(suite, results)
+        write_results(results, output)
+        if suite.plot:
+            plot_results(results, output.with_suffix(".png"))
+        print(f"results in {output}")
     ranks.leave()
 
 
@@ -107,18 +108,16 @@ def run_tasks(suite: TaskSuite) -> None:
         folder = Path(suite.output or ".")
         task_report.write_results(results, folder)
         task_report.write_harness_results(results, folder)
-        task_report.print_table(results, Console())
+        task_report.print_results(results, Console())
         print(f"results in {folder}")
     ranks.leave()
 
 
-def plot_results(suite: PerplexitySuite, results: dict[str, Any]) -> None:
-    """Draw perplexity over FLOPs beside the results, if the model's FLOPs are counted."""
+def plot_results(results: dict[str, Any], path: Path) -> None:
+    """Draw perplexity over FLOPs, if the model's FLOPs are counted."""
     from eval.plots import has_points, plot_elastic
 
-    assert suite.plot is not None
     if has_points(results):
-        path = Path(suite.output).parent / suite.plot if suite.output else Path(suite.plot)
         plot_elastic(results, path)
         print(f"plot: {path}")
     else:

@@ -74,8 +74,9 @@ class PerplexitySuite(_Group):
         early_exit: ε to measure each of them at, or null for the model's own.
         validate_hash: read the split's shards before measuring and compare their SHA-256; without
             it only their sizes.
-        output: JSON file for the results, or null; tables as Markdown and CSV go beside it.
-        plot: PNG of perplexity over FLOPs, relative to the folder of `output`, or null.
+        output: JSON file for the results; tables as Markdown and CSV go beside it. null is
+            `results/<suite>/<model>.json`.
+        plot: draw perplexity over FLOPs, a PNG beside `output`.
     """
 
     model: ModelSettings
@@ -87,7 +88,7 @@ class PerplexitySuite(_Group):
     router_selection: list[RouterSelection | None] = Field([None], min_length=1)
     early_exit: list[Epsilon | None] = Field([None], min_length=1)
     output: str | None = None
-    plot: str | None = None
+    plot: bool = False
 
 
 class TaskSettings(_Group):
@@ -174,26 +175,32 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
     ]
     for _, content in layers:
         _name_model_path(content)
+    suite: Suite
     if "tasks" in layers[0][1]:
-        tasks = validate(TaskSuite, layers, FORMS)
-        _check_model(tasks.model)
-        if tasks.output is None:
-            names = "+".join(map(model_name, tasks.model.path))
-            tasks.output = f"results/{path.stem}/{names[:LONGEST_NAME]}"
-        if Path(tasks.output).is_file():
-            raise UserError(f"output={tasks.output} is a file; name a folder for the results")
-        return tasks
-    suite = validate(PerplexitySuite, layers)
+        suite = validate(TaskSuite, layers, FORMS)
+    else:
+        suite = validate(PerplexitySuite, layers)
     _check_model(suite.model)
+    if suite.output is None:
+        names = "+".join(map(model_name, suite.model.path))[:LONGEST_NAME]
+        ending = "" if isinstance(suite, TaskSuite) else ".json"
+        suite.output = f"results/{path.stem}/{names}{ending}"
+    if isinstance(suite, PerplexitySuite):
+        _check_perplexity(suite, suite.output)
+    elif Path(suite.output).is_file():
+        raise UserError(f"output={suite.output} is a file; name a folder for the results")
+    return suite
+
+
+def _check_perplexity(suite: PerplexitySuite, output: str) -> None:
     if len(suite.model.path) > 1:
         raise UserError("model.path: perplexity is measured of one model at a time; name one")
-    if suite.output is not None and Path(suite.output).suffix != ".json":
-        raise UserError(f"output={suite.output} is no JSON file; name one, like elastic.json")
-    if suite.output is not None and Path(suite.output).is_dir():
-        raise UserError(f"output={suite.output} is a folder; name a file for the results")
+    if Path(output).suffix != ".json":
+        raise UserError(f"output={output} is no JSON file; name one, like elastic.json")
+    if Path(output).is_dir():
+        raise UserError(f"output={output} is a folder; name a file for the results")
     if not domains_with_rows(read_manifest(suite.data), suite.split):
         raise UserError(f"data={suite.data} has no rows in its split {suite.split!r}")
-    return suite
 
 
 def model_name(path: str) -> str:

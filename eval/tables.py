@@ -11,7 +11,14 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from eval import ablation_table, accuracy_table, data_efficiency, elastic_table, paper
+from eval import (
+    ablation_table,
+    accuracy_table,
+    data_efficiency,
+    elastic_table,
+    paper,
+    perplexity_table,
+)
 from eval.rendering import Section
 from eval.result_files import Results, read_results
 from itt_composer.errors import UserError, errors_as_sentences
@@ -64,7 +71,7 @@ def build(results: Results, compare_with: str | None) -> list[Section]:
         compare_with: row of Table 1 for models that are none of its, or None.
 
     Raises:
-        UserError: nothing to make a table of; a row that there is not; no dense run.
+        UserError: a row that there is not; no dense run.
     """
     sections = []
     if results.tasks:
@@ -75,13 +82,10 @@ def build(results: Results, compare_with: str | None) -> list[Section]:
         sections.append(elastic_table.section(sweep, results.perplexities, name, compared))
     for name, group in _numbered("table_3", ablation_table.groups_of(results.perplexities)):
         sections.append(ablation_table.section(group, name, compared))
+    if results.perplexities:
+        sections.append(perplexity_table.section(results.perplexities))
     if results.runs:
         sections.append(data_efficiency.section(results.runs))
-    if not sections:
-        raise UserError(
-            "there is nothing to make a table of: perplexity of an ITT at several ratios makes "
-            "Table 2, that of an ITT×4 at 50/50/50 and its ablations Table 3"
-        )
     return sections
 
 
@@ -94,7 +98,8 @@ def _numbered(name: str, items: list[Item]) -> list[tuple[str, Item]]:
 def write(sections: list[Section], out: Path) -> None:
     """`tables.md`, `tables.json`, and a CSV file for each table; older ones go."""
     kept = {f"{section.name}.csv" for section in sections}
-    for old in [*out.glob("table_*.csv"), *out.glob("data_efficiency.csv")]:
+    others = [out / f"{name}.csv" for name in ("perplexity", "data_efficiency")]
+    for old in [*out.glob("table_*.csv"), *(file for file in others if file.is_file())]:
         if old.name not in kept:
             old.unlink()
     write_whole(out / "tables.md", "\n".join(section.table.markdown() for section in sections))

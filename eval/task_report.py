@@ -1,17 +1,14 @@
 """The table of a task suite: for the terminal, and as markdown, CSV, JSON and lm-eval's JSON."""
 
-import csv
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from eval import paper
+from eval.rendering import Table, as_csv
 from itt_composer.files import write_whole
 
 AVERAGE = "average of the ten"
@@ -96,56 +93,36 @@ def compared_row(results: dict[str, Any]) -> str | None:
     return rows.pop() if len(rows) == 1 else None
 
 
-def cells(lines: list[Line], row: str | None) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells; columns that would be empty are left out."""
+def table_of(results: dict[str, Any], lines: list[Line], row: str | None) -> Table:
+    """For people; columns that would be empty are left out."""
     several = any(line.run_error is not None for line in lines)
-    headers = ["task", "shots", "metric", "questions", "value", "± (lm-eval)"]
-    headers += ["± (runs)", "runs"] if several else []
-    headers += [f"paper, {row}", "difference"] if row else []
-    table = []
+    columns = ["\ntask", "\nmetric", "\nshots", "\nquestions", "\nvalue", "±\n(lm-eval)"]
+    columns += ["±\n(runs)", "\nruns"] if several else []
+    columns += [f"paper,\n{row}", "\ndifference"] if row else []
+    table = Table(title_of(results), columns, text_columns=2)
     for line in lines:
-        own = [
-            line.task,
-            _number(line.shots, 0),
-            line.metric,
-            _number(line.documents, 0),
-            _number(line.value, 1),
-            _number(line.harness_error, 1),
-        ]
-        own += [_number(line.run_error, 1), str(line.runs)] if several else []
-        own += [_number(line.paper, 1), _number(line.difference, 1, "+")] if row else []
-        table.append(own)
-    return headers, table
+        cells = [line.task, line.metric, _number(line.shots, 0), _number(line.documents, 0)]
+        cells += [_number(line.value, 1), _number(line.harness_error, 1)]
+        cells += [_number(line.run_error, 1), str(line.runs)] if several else []
+        cells += [_number(line.paper, 1), _number(line.difference, 1, "+")] if row else []
+        table.rows.append(cells)
+    return table
 
 
-def print_table(results: dict[str, Any], console: Console) -> None:
+def print_results(results: dict[str, Any], console: Console) -> None:
     """For a terminal."""
     row = compared_row(results)
-    headers, rows = cells(lines_of(results, row), row)
-    table = Table(title=_title(results), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in headers:
-        table.add_column(header, justify="left" if header in ("task", "metric") else "right")
-    for line in rows:
-        if line[0] == AVERAGE:
-            table.add_section()
-        table.add_row(*line)
-    console.print(table)
+    table_of(results, lines_of(results, row), row).print(console)
 
 
 def write_results(results: dict[str, Any], folder: Path) -> None:
     """`results.json`, `results.md`, `results.csv`."""
     row = compared_row(results)
     lines = lines_of(results, row)
-    headers, rows = cells(lines, row)
-    rules = [":---" if header in ("task", "metric") else "---:" for header in headers]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in [headers, rules, *rows])
-    write_whole(folder / "results.md", f"{_title(results)}\n\n{table}\n")
-    text = io.StringIO()
+    write_whole(folder / "results.md", table_of(results, lines, row).markdown())
     fields = [*Line.__dataclass_fields__, "difference"]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(fields)
-    writer.writerows([getattr(line, name) for name in fields] for line in lines)
-    write_whole(folder / "results.csv", text.getvalue())
+    records = [[getattr(line, name) for name in fields] for line in lines]
+    write_whole(folder / "results.csv", as_csv(fields, records))
     write_whole(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -194,7 +171,7 @@ def _by_run(results: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
     return runs
 
 
-def _title(results: dict[str, Any]) -> str:
+def title_of(results: dict[str, Any]) -> str:
     names = ", ".join(model["name"] for model in results["models"])
     model = results["models"][0]
     kind = f"{paper.kind_label(model)}, {model['parameters'] / 1e6:,.1f} M parameters"

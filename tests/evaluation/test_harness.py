@@ -229,7 +229,7 @@ def test_the_files_hold_the_table(model, data_dir, tmp_path):
     result = invoke(*given, "compare_with=ITT×4-162M", "fewshot_seeds=[1,2]")
     assert result.exit_code == 0, result.output
     table = (tmp_path / "results.md").read_text()
-    assert "| arc_challenge | 25 | acc_norm | 3 |" in table
+    assert "| arc_challenge | acc_norm | 25 | 3 |" in table
     assert "| 20.5 |" in table
     rows = [line.split(",") for line in (tmp_path / "results.csv").read_text().splitlines()]
     assert [row[0] for row in rows] == ["task", "piqa", "arc_challenge"]

@@ -66,7 +66,7 @@ def perplexity_results(model, perplexities, tokens=1000):
         for (ratios, rule), value in perplexities.items()
     ]
     model = {name: value for name, value in model.items() if name != "sha256"}
-    suite = {"split": "validation"}
+    suite = {"split": "validation", "data": "data/redpajama"}
     return {"kind": "perplexity", "format": 1, "suite": suite, "model": model, "settings": settings}
 
 
@@ -235,6 +235,16 @@ def test_another_elastic_model_has_no_differences(sections):
     assert records_of(compared, setting="70/70/70", rule="top_k")[0]["difference"] == 0.5
 
 
+def test_any_models_perplexity_is_listed_as_it_thinks_by_itself(sections):
+    itt = description("itt_x4_162m", router_selection="threshold")
+    own = {((0.5, 0.5, 0.5), "top_k"): 10.5, ((0.5, 0.5, 0.5), "threshold"): 10.6}
+    swept = perplexity_results(itt, {**own, ((0.9, 0.9, 0.9), "threshold"): 10.2})
+    pythia = perplexity_results({"name": "pythia", "model_type": "gpt_neox"}, {((), None): 9.0})
+    listed = sections(swept, pythia)["perplexity"]
+    assert [record["perplexity"] for record in listed.records] == [10.5, 10.6, 9.0]
+    assert listed.table.rows[2][:5] == ["pythia", "gpt_neox", "–", "–", "redpajama"]
+
+
 def test_ablations_are_told_by_their_settings_and_measured_as_trained(sections):
     half = (0.5, 0.5, 0.5)
     saved = description("itt_x4_162m", router_selection="threshold")
@@ -356,11 +366,12 @@ def test_the_command_prints_and_writes_every_table(run, tmp_path):
     (out / "table_9.csv").write_text("of an earlier call")
     result = invoke(results, sweep, *runs, "--out", out)
     assert result.exit_code == 0, result.output
-    titles = ("Table 1", "Table 2", "Table 3", "Data efficiency")
+    titles = ("Table 1", "Table 2", "Table 3", "Perplexity", "Data efficiency")
     assert all(title in result.output for title in titles)
-    names = ["data_efficiency.csv", "table_1.csv", "table_2.csv", "table_3.csv"]
+    names = [f"{name}.csv" for name in ("data_efficiency", "perplexity")]
+    names += [f"table_{number}.csv" for number in (1, 2, 3)]
     assert sorted(file.name for file in out.iterdir()) == [*names, "tables.json", "tables.md"]
-    assert (out / "tables.md").read_text().count("## ") == 4
+    assert (out / "tables.md").read_text().count("## ") == 5
     document = json.loads((out / "tables.json").read_text())
     lines = list(csv.DictReader((out / "table_2.csv").open()))
     assert [float(line["paper"]) for line in lines if line["paper"]] == [
@@ -380,8 +391,9 @@ def test_results_that_were_just_measured_are_read(small_recipe, shards, tmp_path
     )
     results = run(suite, lambda done, total: None)
     write_results(results, tmp_path / "elastic.json")
-    (section,) = build(read_results([tmp_path / "elastic.json"]), None)
-    measured = [r["ours"] for r in section.records if r["ours"] is not None]
+    sweep, listed = build(read_results([tmp_path / "elastic.json"]), None)
+    assert len(listed.records) == 1
+    measured = [r["ours"] for r in sweep.records if r["ours"] is not None]
     assert measured == [setting["perplexity"] for setting in results["settings"]]
 
 
@@ -401,10 +413,6 @@ def test_bad_input_is_one_sentence_each(run, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "metrics.jsonl").write_text("")
-    dense_only = tmp_path / "dense.json"
-    dense_only.write_text(
-        json.dumps(perplexity_results(description("llama_162m"), {((), None): 12.0}))
-    )
     mistakes = [
         (["nowhere"], "nowhere is not there; give results of a task suite"),
         ([tmp_path / "empty"], "holds neither results.json nor metrics.jsonl; give results"),
@@ -418,7 +426,6 @@ def test_bad_input_is_one_sentence_each(run, tmp_path):
         ([dense, other], f"no dense run among the run folders has the geometry of {other}"),
         ([dense, young], "the run has not come to its first validation"),
         ([bare], "recipe.yaml cannot be read"),
-        ([dense_only], "there is nothing to make a table of"),
         ([dense, itt, "--compare-with", "ITT×5"], "has no row 'ITT×5'"),
         ([dense, itt, "--out", tmp_path / "old.json"], "old.json is a file; name a folder"),
     ]
