@@ -1,8 +1,8 @@
 """Runs a suite of lm-eval's tasks; what is finished is kept and never run again.
 
 Each task's result is a file of its own, named by the hash of everything that it depends on: the
-model's weights and thinking settings, the task's prompts and data, shots, seed and limit. So an
-interrupted suite goes on with the next task, and a changed model or setting is measured anew.
+model's weights, thinking settings and tokenizer, the task's prompts and data, shots, seed, limit. An
+interrupted suite thus goes on with the next task, and what has changed is measured anew.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +140,12 @@ def _measurements(
         for seed in seeds:
             depends_on = {
                 "format": FORMAT,
-                "lm_eval": version("lm_eval"),
                 "model": sha256,
                 "task": source.fingerprint(name),
                 "shots": settings.shots,
                 "fewshot_seed": seed,
                 "limit": settings.limit or suite.limit,
+                "bootstrap_iters": suite.bootstrap_iters,
             }
             digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
             file = Path(suite.output or ".") / "tasks" / f"{name}-{digest[:16]}.json"

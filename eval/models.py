@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from eval.suite import HUB_NAME, NO_MODEL, ModelSettings, model_name
 from itt_composer.checkpoints import ALLOW_CODE, find_checkpoint
@@ -82,8 +87,8 @@ class EvaluatedModel:
         return {**described, "parameters": parameters, **values}
 
     def sha256(self) -> str:
-        """Of the weights and the configuration, thinking settings included: a few seconds."""
-        digest = hashlib.sha256()
+        """Of weights, configuration (thinking settings included) and tokenizer: a few seconds."""
+        digest = hashlib.sha256(_identity(self.tokenizer()).encode())
         config = self.model.config.to_dict()
         known = {name: value for name, value in config.items() if name not in INCIDENTAL}
         digest.update(json.dumps(known, sort_keys=True, default=str).encode())
@@ -133,6 +138,15 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise UserError(
             f"the tokenizer in {source} cannot be loaded ({reason}); name the folder of one"
         ) from None
+
+
+def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that decides which ids a text becomes."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        rules = tokenizer.backend_tokenizer.to_str()
+    else:
+        rules = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
+    return rules + json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
 
 
 def think_as(model: PreTrainedModel, asked: Mapping[str, Any]) -> None:

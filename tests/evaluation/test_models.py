@@ -63,17 +63,21 @@ def test_a_run_its_checkpoint_and_its_export_are_one_model(run, shards, tmp_path
     ]
 
 
-def test_the_hash_tells_weights_thinking_and_precision(run):
+def test_the_hash_tells_weights_thinking_precision_and_tokenizer(run, tmp_path):
     own = load(run)
+    shutil.copytree(run / "model", tmp_path / "other")
+    config = tmp_path / "other/tokenizer_config.json"
+    config.write_text(config.read_text().replace('"add_bos_token": true', '"add_bos_token": false'))
     hashes = {
         own.sha256(),
         load(run, select_ratios=[0.9, 0.9]).sha256(),
         load(run, dtype="bfloat16").sha256(),
+        load(run, tokenizer=str(tmp_path / "other")).sha256(),
     }
     with torch.no_grad():
         own.model.get_input_embeddings().weight[0, 0] += 1e-3
     hashes.add(own.sha256())
-    assert len(hashes) == 4
+    assert len(hashes) == 5
     assert load(run).sha256() in hashes
 
 
