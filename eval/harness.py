@@ -1,7 +1,7 @@
 """Runs a suite of lm-eval's tasks; what is finished is kept and never run again.
 
 Each task's result is a file of its own, named by the hash of everything that it depends on: the
-model's weights, thinking settings and tokenizer, the task's prompts and data, shots, seed, limit. An
+model's weights, thinking and tokenizer, the task's prompts and data, shots, seed and limit. An
 interrupted suite thus goes on with the next task, and what has changed is measured anew.
 """
 
