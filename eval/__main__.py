@@ -99,7 +99,8 @@ def run_tasks(suite: TaskSuite) -> None:
     """Measure a suite of tasks, print its table and write its files."""
     if suite.compare_with is not None:
         paper.row(suite.compare_with)
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of lm-eval and datasets
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of datasets, and of the bootstrap
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # of which a second on one core is enough
     from eval import harness, ranks
 
     with TaskProgress() as progress:

@@ -14,7 +14,7 @@ from typing import Any
 from eval import paper
 from eval.perplexity_report import RULES, percentages
 from eval.rendering import Section, Table
-from eval.task_report import NO_SHARES
+from eval.task_report import SHARES
 
 HEADERS = {
     "sciq": "SciQ",
@@ -85,12 +85,22 @@ class Model:
     def cell(self, task: str) -> Cell:
         """Of a task, or the average of the ten where all are there."""
         if task == AVERAGE:
-            cells = [self.cell(name) for name in paper.tasks()]
+            cells = [self.cell(name) for name in paper.tasks() if self.is_as_reported(name)]
             means = [cell.ours for cell in cells if cell.ours is not None]
             reported = paper.row(self.row).average if self.row else None
-            return Cell(reported, (statistics.fmean(means),) if len(means) == len(cells) else ())
-        reported = paper.accuracy(self.row, task) if self.row else None
+            is_whole = len(means) == len(paper.tasks())
+            return Cell(reported, (statistics.fmean(means),) if is_whole else ())
+        reported = None
+        if self.row and self.is_as_reported(task):
+            reported = paper.accuracy(self.row, task)
         return Cell(reported, tuple(self.runs.get(task, {}).values()))
+
+    def is_as_reported(self, task: str) -> bool:
+        """Whether no run of a task had other shots or another metric than the paper."""
+        return all(
+            paper.is_as_reported(task, shots, metric)
+            for shots, metric, _ in self.ways.get(task, ())
+        )
 
 
 def section(results: Sequence[dict[str, Any]], compare_with: str | None) -> Section:
@@ -143,7 +153,7 @@ def models_of(results: Sequence[dict[str, Any]], compare_with: str | None) -> li
         )
         by_path = {model["path"]: model for model in result["models"]}
         for task, figures in result["tasks"].items():
-            scale = 1 if figures["metric"] in NO_SHARES else 100
+            scale = 100 if figures["metric"] in SHARES else 1
             for run in figures["runs"]:
                 model = _model(models, by_path[run["model"]], result, compare_with)
                 model.limited |= limited
@@ -233,6 +243,12 @@ def _notes(models: Sequence[Model]) -> list[str]:
                     for shots, metric, documents in sorted(ways, key=str)
                 )
                 notes.append(f"warning: {model.label}: {task} is the mean of runs at {told}")
+        others = [task for task in paper.tasks() if not model.is_as_reported(task)]
+        if others:
+            notes.append(
+                f"{model.label}: {', '.join(HEADERS[task] for task in others)} by other shots or "
+                "another metric than the paper's, so not beside its figure"
+            )
         if model.limited:
             notes.append(f"{model.label}: first questions of a task only, by the suite's limit")
     own = {model.row for model in models if model.reproduces}

@@ -6,6 +6,7 @@ interrupted suite thus goes on with the next task, and what has changed is measu
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -17,12 +18,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from lm_eval import evaluate
+from lm_eval.api import task as harness_task
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.utils import handle_non_serializable, sanitize_list
+from tqdm import tqdm
 
 from eval import ranks
 from eval.fetch import reason
@@ -35,6 +39,7 @@ from itt_composer.errors import UserError
 from itt_composer.files import write_whole
 
 FORMAT = 1
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of how it is used here
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,6 @@ def run(suite: TaskSuite, progress: TaskProgress) -> dict[str, Any]:
     Raises:
         UserError: no such task, data that is missing or malformed, a model that cannot be loaded.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     ranks.join()
     models, finished = [], []
     with open_tasks(suite.selected_tasks(), suite.data_dir) as source:
@@ -86,6 +90,7 @@ def run(suite: TaskSuite, progress: TaskProgress) -> dict[str, Any]:
                 think_causally(evaluated.model)
             sha256 = _of_first_rank(evaluated.sha256)
             models.append({**evaluated.description(), "sha256": sha256})
+            _check_repeat(models[0], models[-1], models[:-1])
             finished += _measure_all(suite, tasks, source, evaluated, models[-1], progress)
     return {
         "kind": "tasks",
@@ -94,6 +99,32 @@ def run(suite: TaskSuite, progress: TaskProgress) -> dict[str, Any]:
         "models": models,
         "tasks": {name: _summary(name, tasks[name], finished) for name in tasks},
     }
+
+
+def _check_repeat(
+    first: dict[str, Any], model: dict[str, Any], before: list[dict[str, Any]]
+) -> None:
+    """Refuse a model that is no repeat of the first one's experiment.
+
+    Raises:
+        UserError: it is the same again, or another model.
+    """
+    for other in before:
+        if other["sha256"] == model["sha256"]:
+            raise UserError(
+                f"model={model['path']} is the same model as {other['path']}; a repeat of a run "
+                "tells nothing"
+            )
+    differing = [
+        name
+        for name in (first.keys() | model.keys()) - {"path", "name", "sha256"}
+        if first.get(name) != model.get(name)
+    ]
+    if differing:
+        raise UserError(
+            f"model={model['path']} is no repeat of {first['path']}, as "
+            f"{', '.join(sorted(differing))} differ; evaluate them one at a time"
+        )
 
 
 def _measure_all(
@@ -106,6 +137,7 @@ def _measure_all(
 ) -> list[tuple[Measurement, dict[str, Any]]]:
     """Every task on one model, with what was found or measured."""
     wanted = list(_measurements(suite, tasks, source, evaluated.path, described["sha256"]))
+    several = f" of {evaluated.name}" if len(suite.model.path) > 1 else ""
     lm: EvaluatedLM | None = None
     finished = []
     for number, measurement in enumerate(wanted, start=1):
@@ -124,7 +156,7 @@ def _measure_all(
                 _write(measurement, result, samples)
             how = f"in {result['seconds']:,.0f} s"
         _, value = figure_of(result["harness"], measurement.task, measurement.settings.metric)
-        progress.end(measurement, f"{value:.4f} {how}")
+        progress.end(measurement, several, f"{value:.4f} {how}")
         finished.append((measurement, result))
     return finished
 
@@ -180,7 +212,11 @@ def measure(
         elif leaf.get_config("num_fewshot") is None:
             leaf.set_config("num_fewshot", 0)
         leaf.set_fewshot_seed(DEFAULT_OTHER_SEED if fewshot_seed is None else fewshot_seed)
-    with contextlib.redirect_stdout(io.StringIO()):
+    quiet = functools.partial(tqdm, disable=True)
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        mock.patch.object(harness_task, "tqdm", quiet),
+    ):
         results: Any = evaluate(
             lm,
             loaded,
@@ -200,12 +236,15 @@ def _read(measurement: Measurement, with_samples: bool) -> dict[str, Any] | None
     if with_samples and not measurement.samples.is_file():
         return None
     try:
-        return json.loads(measurement.file.read_bytes())
+        result = json.loads(measurement.file.read_bytes())
+        figure_of(result["harness"], measurement.task, measurement.settings.metric)
+        return result
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise UserError(
-            f"{measurement.file} is damaged ({error}); delete it to measure the task again"
+            f"{measurement.file} is damaged ({type(error).__name__}: {error}); delete it and the "
+            "task is measured again"
         ) from None
 
 

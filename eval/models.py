@@ -20,6 +20,7 @@ from itt_composer.checkpoints import ALLOW_CODE, find_checkpoint
 from itt_composer.errors import UserError
 from itt_composer.exporting import load_model_of
 from itt_composer.flops import dense_parameters, thinking_parameters
+from itt_composer.model_folder import tokenizer_files
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.loading import load_model
 
@@ -89,6 +90,8 @@ class EvaluatedModel:
     def sha256(self) -> str:
         """Of weights, configuration (thinking settings included) and tokenizer: a few seconds."""
         digest = hashlib.sha256(_identity(self.tokenizer()).encode())
+        generation = getattr(self.model, "generation_config", None)
+        digest.update(generation.to_json_string().encode() if generation else b"")
         config = self.model.config.to_dict()
         known = {name: value for name, value in config.items() if name not in INCIDENTAL}
         digest.update(json.dumps(known, sort_keys=True, default=str).encode())
@@ -107,7 +110,13 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
     """
     place, source = Path(path), path
     finished = place / "model"
-    if not place.exists() and not place.is_symlink() and HUB_NAME.fullmatch(path):
+    is_here = place.exists() or place.is_symlink()
+    if is_here and settings.revision is not None:
+        raise UserError(
+            f"model.revision={settings.revision} is of a model on the hub, but model={path} is a "
+            "place here; leave it out"
+        )
+    if not is_here and HUB_NAME.fullmatch(path):
         model = _load_from_hub(path, settings.revision)
     elif (place / "config.json").is_file():
         model = load_model(place)
@@ -135,8 +144,11 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # broken files raise all kinds
         reason = " ".join(str(error).split())[:200]
+        if Path(source).is_dir() and not tokenizer_files(Path(source)):
+            reason = "it has no tokenizer's files"
         raise UserError(
-            f"the tokenizer in {source} cannot be loaded ({reason}); name the folder of one"
+            f"the tokenizer in {source} cannot be loaded ({reason}); name the folder of one with "
+            "model.tokenizer"
         ) from None
 
 
@@ -189,7 +201,7 @@ def _load_from_hub(name: str, revision: str | None) -> PreTrainedModel:
     try:
         return load_model(name, revision)
     except UserError as error:
-        reason = str(error).partition(": ")[2]
+        reason = str(error).partition(": ")[2].partition(". ")[0]
         raise UserError(
             f"model={name} is neither a folder or checkpoint here nor a model that the hub gives: "
             f"{reason}"

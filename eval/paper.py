@@ -131,6 +131,17 @@ def tasks() -> list[str]:
     return list(next(iter(rows().values())).accuracies)
 
 
+@lru_cache
+def conditions() -> Mapping[str, tuple[int, str]]:
+    """(shots, metric) of each task of the suite, NQ-open included."""
+    return {line["task"]: (int(line["shots"]), line["metric"]) for line in _lines("tasks")}
+
+
+def is_as_reported(task: str, shots: int | None, metric: str) -> bool:
+    """Whether a figure can stand beside the paper's."""
+    return conditions().get(task) == (shots, metric)
+
+
 def accuracy(name: str, task: str) -> float | None:
     """What a row of Table 1 reports for a task of lm-eval, in percent; None for other tasks.
 

@@ -5,6 +5,7 @@ Only small results travel, on the CPU, so the processes talk over gloo whatever 
 
 import datetime
 import os
+import sys
 from typing import Any, TypeVar
 
 import torch
@@ -46,9 +47,15 @@ def join() -> None:
 
 
 def leave() -> None:
-    """The end of `join`."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    """The end of several ranks, all together; a single one goes on.
+
+    Threads of gloo can keep a process from ending: it ends here, with all that is written.
+    """
+    if world_size() > 1:
+        distributed.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def gather(result: Result) -> list[Result]:

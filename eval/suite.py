@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.errors import UserError
@@ -36,6 +36,13 @@ class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _without_repeats(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value} stands there twice; a repeat of the same run tells nothing")
+    return values
+
+
 class ModelSettings(_Group):
     """Which model, and how it thinks.
 
@@ -50,7 +57,12 @@ class ModelSettings(_Group):
         early_exit: ε of an ITT, or null for its own.
     """
 
-    path: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+    path: Annotated[
+        list[str],
+        BeforeValidator(_as_list),
+        Field(min_length=1),
+        AfterValidator(_without_repeats),
+    ]
     tokenizer: str | None = None
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -132,7 +144,9 @@ class TaskSuite(_Group):
     tasks: Annotated[dict[str, TaskSettings | None], Field(min_length=1)]
     only: list[str] | None = None
     data_dir: str | None = None
-    fewshot_seeds: Annotated[list[int], Field(min_length=1)] = [1234]
+    fewshot_seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_without_repeats)] = [
+        1234
+    ]
     limit: Positive | None = None
     batch_size: BatchSize = "auto"
     bootstrap_iters: Annotated[int, Field(ge=0)] = 1000
@@ -148,7 +162,7 @@ class TaskSuite(_Group):
                     f"only names {name!r}, which is none of the tasks; add tasks.{name}={{}}"
                 )
         if not self.selected_tasks():
-            raise ValueError("no task is left; give tasks, or names in only")
+            raise ValueError("tasks: none is left; give some, or names in only")
         return self
 
     def selected_tasks(self) -> dict[str, TaskSettings]:

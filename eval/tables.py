@@ -85,7 +85,12 @@ def build(results: Results, compare_with: str | None) -> list[Section]:
     if results.perplexities:
         sections.append(perplexity_table.section(results.perplexities))
     if results.runs:
-        sections.append(data_efficiency.section(results.runs))
+        try:
+            sections.append(data_efficiency.section(results.runs))
+        except UserError as error:
+            if not sections:
+                raise
+            sections[-1].table.notes.append(f"no data efficiency: {error}")
     return sections
 
 

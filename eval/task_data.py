@@ -137,7 +137,8 @@ class OpenTasks:
         }
         text = json.dumps(described, sort_keys=True, default=str, ensure_ascii=False)
         for folder in (_harness_tasks(), OWN_TASKS):  # functions are named by where they stand
-            text = text.replace(str(folder), "")
+            for place in (folder, folder.resolve()):  # of which links may lead to one
+                text = text.replace(str(place), "")
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -45,8 +45,10 @@ class TaskProgress:
         if self._bar.task_ids:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
-    def end(self, measurement: "Measurement", text: str) -> None:
+    def end(self, measurement: "Measurement", model: str, text: str) -> None:
         """It is measured, or was found so."""
         seed = measurement.fewshot_seed
         name = measurement.task + (f" (seed {seed})" if seed is not None else "")
-        self._console.print(f"{self._number} of {self._total}: {name}: {text}", highlight=False)
+        self._console.print(
+            f"{self._number} of {self._total}: {name}{model}: {text}", highlight=False
+        )

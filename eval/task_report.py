@@ -9,16 +9,16 @@ from rich.console import Console
 
 from eval import paper
 from eval.rendering import Table, as_csv
-from itt_composer.files import write_whole
+from itt_composer.files import whole_folder, write_whole
 
 AVERAGE = "average of the ten"
-# Metrics that are no shares of 1, of which a percentage would say nothing.
-NO_SHARES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+# Metrics that are shares of 1, and shown in percent.
+SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1")
 
 
 @dataclass
 class Line:
-    """A task's row; figures in percent, of `NO_SHARES` as they are.
+    """A task's row; figures of `SHARES` in percent, others as they are.
 
     Attributes:
         task: its name in lm-eval.
@@ -29,7 +29,8 @@ class Line:
         harness_error: lm-eval's standard error of one run, mean over the runs.
         runs: how many.
         run_error: standard error over the runs; None for a single one.
-        paper: what the paper reports for the row it is compared with.
+        paper: what the paper reports for the row it is compared with, at these shots and by this
+            metric.
     """
 
     task: str
@@ -57,7 +58,8 @@ def lines_of(results: dict[str, Any], row: str | None) -> list[Line]:
     """
     lines = []
     for name, figures in results["tasks"].items():
-        scale = 1 if figures["metric"] in NO_SHARES else 100
+        scale = 100 if figures["metric"] in SHARES else 1
+        is_as_reported = paper.is_as_reported(name, figures["shots"], figures["metric"])
         error, run_error = figures["stderr"], figures["standard_error"]
         lines.append(
             Line(
@@ -69,10 +71,14 @@ def lines_of(results: dict[str, Any], row: str | None) -> list[Line]:
                 harness_error=None if error is None else scale * error,
                 runs=len(figures["runs"]),
                 run_error=None if run_error is None else scale * run_error,
-                paper=paper.accuracy(row, name) if row else None,
+                paper=paper.accuracy(row, name) if row and is_as_reported else None,
             )
         )
-    by_task = {line.task: line for line in lines}
+    by_task = {
+        line.task: line
+        for line in lines
+        if paper.is_as_reported(line.task, line.shots, line.metric)
+    }
     if by_task.keys() >= set(paper.tasks()):
         mean = sum(by_task[task].value for task in paper.tasks()) / len(paper.tasks())
         reported = paper.row(row).average if row else None
@@ -148,10 +154,12 @@ def write_harness_results(results: dict[str, Any], folder: Path) -> None:
             if results["suite"]["log_samples"]:
                 for line in logged.read_text(encoding="utf-8").splitlines():
                     samples.setdefault(json.loads(line)["task"], []).append(line)
-        place = folder / "lm_eval" / name
-        write_whole(place / "results.json", json.dumps(merged, indent=1, ensure_ascii=False) + "\n")
-        for task, lines in samples.items():
-            write_whole(place / f"samples_{task}.jsonl", "\n".join(lines) + "\n")
+        with whole_folder(folder / "lm_eval" / name) as place:
+            text = json.dumps(merged, indent=1, ensure_ascii=False)
+            (place / "results.json").write_text(text + "\n", encoding="utf-8")
+            for task, lines in samples.items():
+                file = place / f"samples_{task}.jsonl"
+                file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _by_run(results: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
@@ -178,8 +186,7 @@ def title_of(results: dict[str, Any]) -> str:
     if model.get("router_selection"):
         ratios = "/".join(f"{100 * ratio:.0f}" for ratio in model["select_ratios"])
         kind += f", {ratios} by {model['router_selection']}"
-    limit = results["suite"]["limit"]
-    return f"{names} ({kind})" + (f", first {limit} questions of each task" if limit else "")
+    return f"{names} ({kind})"
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:

@@ -180,7 +180,11 @@ def _sentence(
     if details["type"] == "missing":
         return f"{source}: {path} is missing"
     if details["type"] == "value_error":
-        return f"{source}: {path}: {details['ctx']['error']}"
+        error = str(details["ctx"]["error"])
+        if path:
+            return f"{source}: {path}: {error}"
+        named = error.split()[0]  # of several keys together, the first word is one
+        return f"{sources.of(named) if sources.has([named]) else source}: {error}"
     message = forms.get(location[-1])
     if message is None:
         message = details["msg"][0].lower() + details["msg"][1:]

@@ -27,6 +27,7 @@ def folder(tmp_path, monkeypatch):
     """Point the quickstart at a folder of its own."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(quickstart, "FOLDER", tmp_path)
+    monkeypatch.setattr(quickstart, "ELASTIC_SETTINGS", ("[0,0,0]",))
     for name in ("corpus", "tokenizer", "shards"):
         monkeypatch.setattr(quickstart, name.upper(), tmp_path / name)
     for name, thinking in (("DENSE_RECIPE", "dense"), ("ITT_RECIPE", "itt_x4")):

@@ -63,7 +63,7 @@ class TaskEvaluation(Callback):
         data_dir: str | None,
         tokenizer: str,
     ):
-        given = {"only": only, "limit": limit, "data_dir": data_dir}
+        given = {"only": only, "limit": limit, "data_dir": data_dir, "bootstrap_iters": 0}
         self._suite = read_task_suite(Path(suite), given)
         self._interval = BatchInterval(eval_interval)
         self._tokenizer = tokenizer

@@ -1,6 +1,7 @@
 """Task suites: the harness's own numbers, on any number of ranks, and nothing measured twice."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from eval import harness
 from eval.__main__ import app
 from eval.suite import load_suite
 from eval.task_data import open_tasks
+from eval.task_report import AVERAGE, compared_row, lines_of
 from itt_composer.calibration import calibrate
 from itt_composer.model_folder import write_model_folder
 from itt_composer.train import build_model
@@ -37,7 +39,7 @@ class Silent:
     def go_on(self, done, total):
         pass
 
-    def end(self, measurement, text):
+    def end(self, measurement, model, text):
         self.told[-1] += f" {text}"
 
 
@@ -258,6 +260,9 @@ MISTAKES = {
     ("model.tokenizer=eval",): "the tokenizer in eval cannot be loaded",
     ("data_dir=null",): "the data of piqa cannot be loaded (",
     ("tasks.humaneval={}", "only=[humaneval]", "data_dir=null"): "humaneval runs code that the",
+    ("fewshot_seeds=[1,1]",): "fewshot_seeds: 1 stands there twice; a repeat of the same run",
+    ("model.revision=main",): "model.revision=main is of a model on the hub, but model=",
+    ("only=[]",): "tasks: none is left; give some, or names in only",
     ("output=README.md",): "output=README.md is a file; name a folder for the results",
 }
 
@@ -269,6 +274,36 @@ def test_a_mistake_is_told_in_one_sentence(model, data_dir, tmp_path, override):
     assert MISTAKES[override] in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_repeat_of_an_experiment_is_refused(run, model, make_folder, tmp_path):
+    shutil.copytree(model, tmp_path / "copy")
+    with pytest.raises(harness.UserError, match=r"copy is the same model as .*model; a repeat"):
+        run("only=[piqa]", path=f"[{model},{tmp_path / 'copy'}]")
+    other = make_folder(1)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"select_ratios": [0.9, 0.9]}))
+    with pytest.raises(harness.UserError, match=r"is no repeat of .*, as select_ratios differ"):
+        run("only=[piqa]", path=f"[{model},{other}]")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"harness": {"results": {}}}', "[]"])
+def test_a_damaged_result_is_named(run, tmp_path, content):
+    run("only=[piqa]")
+    (file,) = tmp_path.glob("out/tasks/piqa-*.json")
+    file.write_text(content)
+    with pytest.raises(harness.UserError, match=rf"{file.name} is damaged .* delete it"):
+        run("only=[piqa]")
+
+
+def test_a_figure_got_another_way_is_not_put_beside_the_papers(run):
+    for override, average in (("tasks.piqa.shots=0", True), ("tasks.sciq.metric=acc_norm", False)):
+        results, _ = run(override, "compare_with=LLaMA-162M", "tasks.mmlu.limit=1")
+        lines = {line.task: line for line in lines_of(results, compared_row(results))}
+        assert (AVERAGE in lines) == average
+        assert (lines["sciq"].paper is None) != average
+        assert lines["piqa"].paper == 62.7
+        assert lines["nq_open"].paper is None
 
 
 def test_an_itt_without_thresholds_is_measured_by_top_k_only_where_that_is_asked_for(

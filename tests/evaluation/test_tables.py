@@ -36,8 +36,8 @@ def task_results(model, accuracies, seeds=(None,), **suite):
     """Of a task suite: the same accuracies (in percent) for every seed, one more with each."""
     tasks = {
         task: {
-            "shots": 0,
-            "metric": "acc",
+            "shots": paper.conditions().get(task, (0, "acc"))[0],
+            "metric": paper.conditions().get(task, (0, "acc"))[1],
             "documents": 100,
             "runs": [
                 {"model": model["path"], "fewshot_seed": seed, "value": (value + number) / 100}
@@ -142,7 +142,7 @@ def test_fewshot_seeds_are_runs_and_other_shots_are_told(sections):
     table_1 = sections(results, other)["table_1"]
     (record,) = records_of(table_1, task="boolq")
     assert (record["ours"], record["runs"]) == (pytest.approx((40 + 41 + 40) / 3), 3)
-    assert any("boolq is the mean of runs at 0 shots" in note for note in table_1.table.notes)
+    assert any("boolq is the mean of runs at 32 shots" in note for note in table_1.table.notes)
 
 
 def test_by_top_k_is_another_line_than_by_thresholds(sections):
@@ -233,6 +233,25 @@ def test_another_elastic_model_has_no_differences(sections):
     assert "not the paper's elastic model" in table_2.table.notes[1]
     compared = sections(results, compare_with="ITT×4-162M")["table_2"]
     assert records_of(compared, setting="70/70/70", rule="top_k")[0]["difference"] == 0.5
+
+
+def test_runs_that_tell_nothing_are_a_note_beside_other_tables(sections, run):
+    results = task_results(description("llama_162m"), TEN)
+    found = sections(results, runs=[run("llama_162m", DENSE)])
+    assert list(found) == ["table_1"]
+    assert "no data efficiency: there are only dense runs" in found["table_1"].table.notes[-1]
+
+
+def test_other_shots_or_metrics_have_no_figure_of_the_paper(sections):
+    results = task_results(description("llama_162m"), TEN)
+    results["tasks"]["sciq"]["metric"] = "acc_norm"
+    table_1 = sections(results)["table_1"]
+    (sciq,) = records_of(table_1, task="sciq")
+    (piqa,) = records_of(table_1, task="piqa")
+    (average,) = records_of(table_1, task="average")
+    assert (sciq["ours"], sciq["paper"], piqa["paper"]) == (50.0, None, 62.7)
+    assert average["ours"] is None
+    assert any("SciQ by other shots or another metric" in note for note in table_1.table.notes)
 
 
 def test_any_models_perplexity_is_listed_as_it_thinks_by_itself(sections):
@@ -422,7 +441,7 @@ def test_bad_input_is_one_sentence_each(run, tmp_path):
         ([tmp_path / "old.json"], "is of another version of this program; measure it again"),
         ([tmp_path / "newer.json"], "is of another version of this program; measure it again"),
         ([itt], "there is no dense run among the run folders"),
-        ([dense], "there are only dense runs among the run folders"),
+        ([dense, dense], "there are only dense runs among the run folders"),
         ([dense, other], f"no dense run among the run folders has the geometry of {other}"),
         ([dense, young], "the run has not come to its first validation"),
         ([bare], "recipe.yaml cannot be read"),
