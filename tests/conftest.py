@@ -18,10 +18,10 @@ from itt_composer.config import Recipe, load_recipe
 pytest_plugins = ["object_store"]
 
 # Streaming keeps files of shared memory open until the process ends, a dozen for each dataset.
-OPEN_FILES = 16_384
+OPEN_FILES = 65_536
 SOFT_LIMIT, HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
-if SOFT_LIMIT < OPEN_FILES <= HARD_LIMIT:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, HARD_LIMIT))
+if SOFT_LIMIT < min(OPEN_FILES, HARD_LIMIT):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, HARD_LIMIT), HARD_LIMIT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

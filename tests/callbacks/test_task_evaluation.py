@@ -6,13 +6,13 @@ import random
 import pytest
 import torch
 import yaml
-from composer.utils import reproducibility
 
 from eval.harness import figure_of, measure
 from eval.language_model import EvaluatedLM
 from eval.models import load_tokenizer, think_causally
 from eval.suite import read_task_suite
 from eval.task_data import open_tasks
+from itt_composer.callbacks.task_evaluation import TaskEvaluation
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
 
@@ -43,7 +43,7 @@ def overrides(suite, data_dir):
     return [f"callbacks.lm_eval={{suite: {suite}, eval_interval: 5ba, data_dir: {data_dir}}}"]
 
 
-def test_the_last_figure_is_that_of_the_finished_model(
+def test_the_last_figure_is_of_the_finished_model_and_random_states_are_left_alone(
     small_recipe, overrides, suite, data_dir, make_trainer, shards
 ):
     trainer, log = make_trainer(small_recipe(*overrides))
@@ -51,6 +51,12 @@ def test_the_last_figure_is_that_of_the_finished_model(
     figures = {time.batch.value: value for time, value in log.data[PERPLEXITY]}
     assert list(figures) == [5, 10]
     assert figures[5] != figures[10]
+    states = random.getstate(), torch.get_rng_state().tolist()
+    for callback in trainer.state.callbacks:
+        if isinstance(callback, TaskEvaluation):
+            callback.eval_after_all(trainer.state, trainer.logger)
+    assert (random.getstate(), torch.get_rng_state().tolist()) == states
+    assert log.data[PERPLEXITY][-1][1] == figures[10]
     model = trainer.state.model.model
     assert model.config.router_selection == "top_k"
     assert model.training
@@ -63,37 +69,25 @@ def test_the_last_figure_is_that_of_the_finished_model(
     assert figure_of(results["harness"], "lambada_openai", None) == ("perplexity", figures[10])
 
 
-def test_training_goes_on_as_if_nothing_had_been_asked(
-    small_recipe, overrides, make_trainer, tmp_path
-):
-    left = []
-    for name, given in (("without", []), ("with", overrides)):
-        reproducibility.seed_all(17)
-        trainer, log = make_trainer(small_recipe(f"run_folder={tmp_path / name}", *given))
-        trainer.fit()
-        assert (PERPLEXITY in log.data) == bool(given)
-        losses = [value for _, value in log.data["loss/train/total"]]
-        left.append((losses, torch.get_rng_state().tolist(), random.getstate()))
-    assert left[0] == left[1]
-    assert len(left[0][0]) == 10
-
-
-def test_ranks_that_shard_the_model_ask_the_whole_one(
+def test_ranks_that_shard_the_model_ask_the_whole_one_and_train_as_if_they_had_not(
     fork_server, recipe_file, shards, overrides, tmp_path
 ):
-    figures = []
-    for ranks, sharding in ((1, "none"), (2, "fsdp")):
-        folder = tmp_path / sharding
+    figures, losses = [], []
+    for ranks, sharding, given in ((1, "none", []), (1, "none", overrides), (2, "fsdp", overrides)):
+        folder = tmp_path / f"{ranks}-{len(given)}"
         places = [f"data.local={shards}", f"run_folder={folder}", f"train.sharding={sharding}"]
         lines = f"loggers.json_lines.path={folder}/metrics.jsonl"
-        result = fork_server.run(
-            "itt_composer.train", recipe_file, *places, lines, *overrides, ranks=ranks
-        )
+        keys = ["train.eval_interval=5ba", *places, lines, *given]
+        result = fork_server.run("itt_composer.train", recipe_file, *keys, ranks=ranks)
         assert result.returncode == 0, result.stderr
-        assert "batch 10 · lambada_openai" in result.stdout
-        figures.append([line[PERPLEXITY] for line in read_metrics(folder) if PERPLEXITY in line])
-    assert len(figures[0]) == 2
-    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+        assert ("batch 10 · lambada_openai" in result.stdout) == bool(given)
+        logged = read_metrics(folder)
+        figures.append([line[PERPLEXITY] for line in logged if PERPLEXITY in line])
+        losses.append([line["loss/train/total"] for line in logged])
+    assert [len(values) for values in figures] == [0, 2, 2]
+    assert figures[2] == pytest.approx(figures[1], rel=1e-4)
+    assert losses[1] == losses[0]
+    assert len(losses[0]) == 10
 
 
 MISTAKES = {
@@ -106,8 +100,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("settings", MISTAKES)
-def test_a_mistake_is_told_before_the_first_batch(small_recipe, make_trainer, settings):
+def test_a_mistake_is_told_before_the_first_batch(small_recipe, settings):
     with pytest.raises(UserError) as caught:
-        make_trainer(small_recipe(f"callbacks.lm_eval={settings}"))[0].fit()
+        for callback in small_recipe(f"callbacks.lm_eval={settings}").callbacks.build():
+            callback.fit_start(None, None)
     assert MISTAKES[settings] in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1

@@ -9,23 +9,20 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.models import load_evaluated, think_causally
 from eval.suite import ModelSettings
-from itt_composer.config import load_recipe
 from itt_composer.errors import UserError
 from itt_composer.exporting import export_checkpoint
-from itt_composer.run_folder import RunFolder
-from itt_composer.train import train
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def run(shards, tmp_path_factory):
+def run(shards, tmp_path_factory, fork_server):
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "small.yaml").write_text(RECIPE)
     places = [f"data.local={shards}", f"run_folder={folder / 'run'}"]
-    recipe = load_recipe(folder / "small.yaml", places)
-    train(recipe, RunFolder(recipe))
+    result = fork_server.run("itt_composer.train", folder / "small.yaml", *places)
+    assert result.returncode == 0, result.stderr
     return folder / "run"
 
 
