@@ -20,7 +20,7 @@ pytest_plugins = ["object_store"]
 # Streaming keeps files of shared memory open until the process ends, a dozen for each dataset.
 OPEN_FILES = 65_536
 SOFT_LIMIT, HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
-if SOFT_LIMIT < min(OPEN_FILES, HARD_LIMIT):
+if min(OPEN_FILES, HARD_LIMIT) > SOFT_LIMIT:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, HARD_LIMIT), HARD_LIMIT))
 
 
