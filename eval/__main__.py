@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eval import fetch, paper, tables, task_report
+from eval.rendering import wide_console
 from eval.suite import PerplexitySuite, TaskSuite, load_suite
 from eval.task_progress import TaskProgress
 from itt_composer.default_command import DefaultCommand
@@ -87,7 +88,7 @@ def measure_perplexity(suite: PerplexitySuite) -> None:
         )
     if is_first_rank():
         output = Path(suite.output or "results.json")
-        print_results(results, Console())
+        print_results(results, wide_console())
         write_results(results, output)
         if suite.plot:
             plot_results(results, output.with_suffix(".png"))
@@ -109,7 +110,7 @@ def run_tasks(suite: TaskSuite) -> None:
         folder = Path(suite.output or ".")
         task_report.write_results(results, folder)
         task_report.write_harness_results(results, folder)
-        task_report.print_results(results, Console())
+        task_report.print_results(results, wide_console())
         print(f"results in {folder}")
     ranks.leave()
 

@@ -10,6 +10,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
+LEAST_WIDTH = 160  # of what is printed where there is no terminal
+
+
+def wide_console() -> Console:
+    """Of the terminal, or where there is none wide enough that nothing is cut off."""
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width of its own
+        console.width = LEAST_WIDTH
+    return console
+
 
 @dataclass
 class Table:

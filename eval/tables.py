@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 
 from eval import (
     ablation_table,
@@ -19,14 +18,13 @@ from eval import (
     paper,
     perplexity_table,
 )
-from eval.rendering import Section
+from eval.rendering import Section, wide_console
 from eval.result_files import Results, read_results
 from itt_composer.errors import UserError, errors_as_sentences
 from itt_composer.files import write_whole
 
 Item = TypeVar("Item")
 FORMAT = 1
-LEAST_WIDTH = 160  # of what is printed where there is no terminal
 
 
 def command(
@@ -52,9 +50,7 @@ def command(
         if out is not None and out.is_file():
             raise UserError(f"--out {out} is a file; name a folder")
         sections = build(read_results(results), compare_with)
-        console = Console()
-        if not console.is_terminal:  # a pipe has no width of its own
-            console.width = LEAST_WIDTH
+        console = wide_console()
         for section in sections:
             section.table.print(console)
             console.print()

@@ -11,7 +11,7 @@ from eval import paper
 from eval.rendering import Table, as_csv
 from itt_composer.files import whole_folder, write_whole
 
-AVERAGE = "average of the ten"
+AVERAGE = "average of ten"
 # Metrics that are shares of 1, and shown in percent.
 SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em", "f1")
 
@@ -102,9 +102,9 @@ def compared_row(results: dict[str, Any]) -> str | None:
 def table_of(results: dict[str, Any], lines: list[Line], row: str | None) -> Table:
     """For people; columns that would be empty are left out."""
     several = any(line.run_error is not None for line in lines)
-    columns = ["\ntask", "\nmetric", "\nshots", "\nquestions", "\nvalue", "±\n(lm-eval)"]
+    columns = ["\ntask", "\nmetric", "\nshots", "\nasked", "\nvalue", "±\n(lm-eval)"]
     columns += ["±\n(runs)", "\nruns"] if several else []
-    columns += [f"paper,\n{row}", "\ndifference"] if row else []
+    columns += [f"paper,\n{row}", "\ndiff."] if row else []
     table = Table(title_of(results), columns, text_columns=2)
     for line in lines:
         cells = [line.task, line.metric, _number(line.shots, 0), _number(line.documents, 0)]

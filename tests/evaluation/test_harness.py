@@ -230,6 +230,7 @@ def test_the_files_hold_the_table(model, data_dir, tmp_path):
     given = arguments(model, data_dir, tmp_path, "only=[piqa,arc_challenge]", "log_samples=true")
     result = invoke(*given, "compare_with=ITT×4-162M", "fewshot_seeds=[1,2]")
     assert result.exit_code == 0, result.output
+    assert "…" not in result.output  # nothing was cut off
     table = (tmp_path / "results.md").read_text()
     assert "| arc_challenge | acc_norm | 25 | 3 |" in table
     assert "| 20.5 |" in table
