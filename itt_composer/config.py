@@ -284,7 +284,7 @@ class Recipe(_Group):
     @model_validator(mode="after")
     def _tasks_know_the_tokenizer(self) -> "Recipe":
         tasks = self.callbacks.named().get("lm_eval")
-        if isinstance(tasks, LmEval) and tasks.tokenizer is None:
+        if isinstance(tasks, LmEval) and not tasks.tokenizer:
             tasks.tokenizer = f"{self.data.local}/tokenizer"
         return self
 

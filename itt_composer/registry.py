@@ -198,14 +198,14 @@ class GradientNorms(Settings):
 
 @CALLBACKS.register("lm_eval", "itt_composer.callbacks.task_evaluation:TaskEvaluation")
 class LmEval(Settings):
-    """Tasks of lm-eval on the model in training; the tokenizer is that of the shards."""
+    """Tasks of lm-eval on the model in training: by default all eleven, the shards' tokenizer."""
 
-    suite: str = "eval/suites/eleven_tasks.yaml"
+    suite: str | None = None
     eval_interval: Batches = "5000ba"
     only: list[str] | None = None
     limit: Annotated[int, Field(ge=1)] | None = 200
     data_dir: str | None = None
-    tokenizer: str | None = None
+    tokenizer: str = ""
 
 
 @CALLBACKS.register("speed_monitor", "composer.callbacks:SpeedMonitor")

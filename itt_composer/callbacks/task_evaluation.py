@@ -10,6 +10,7 @@ from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 
+from eval.fetch import SUITE as ELEVEN_TASKS
 from eval.harness import figure_of, measure
 from eval.language_model import EvaluatedLM
 from eval.models import load_tokenizer
@@ -42,7 +43,7 @@ class TaskEvaluation(Callback):
     random states are put back.
 
     Args:
-        suite: YAML of the tasks.
+        suite: YAML of the tasks; None takes the eleven tasks.
         eval_interval: batches from one to the next ("5000ba"), a multiple of the run's own; the
             run's last evaluation is always one.
         only: names of the tasks that are run; None for all.
@@ -56,7 +57,7 @@ class TaskEvaluation(Callback):
 
     def __init__(
         self,
-        suite: str,
+        suite: str | None,
         eval_interval: str,
         only: list[str] | None,
         limit: int | None,
@@ -64,7 +65,7 @@ class TaskEvaluation(Callback):
         tokenizer: str,
     ):
         given = {"only": only, "limit": limit, "data_dir": data_dir, "bootstrap_iters": 0}
-        self._suite = read_task_suite(Path(suite), given)
+        self._suite = read_task_suite(Path(suite) if suite else ELEVEN_TASKS, given)
         self._interval = BatchInterval(eval_interval)
         self._tokenizer = tokenizer
         self._open = contextlib.ExitStack()
