@@ -1,18 +1,15 @@
 """Small real material: text of the standard library, a tokenizer, shards, a recipe, trainers."""
 
-import contextlib
 import json
 import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
 
 import pytest
 from fork_server import ForkServer
 from small_recipe import RECIPE
-from streaming.base.shared.memory import SharedMemory
 
 from data_prep.convert import Options, convert
 from data_prep.tokenizer_training import train_tokenizer
@@ -20,40 +17,11 @@ from itt_composer.config import Recipe, load_recipe
 
 pytest_plugins = ["object_store"]
 
-# Streaming keeps files of shared memory open until the process ends, a dozen for each dataset; and
-# each dataset opens those of all that are there.
+# Streaming keeps files of shared memory open until the process ends, a dozen for each dataset.
 OPEN_FILES = 65_536
 SOFT_LIMIT, HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
 if min(OPEN_FILES, HARD_LIMIT) > SOFT_LIMIT:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, HARD_LIMIT), HARD_LIMIT))
-
-
-MEMORY: list[SharedMemory] = []  # of this process
-_allocate = SharedMemory.__init__
-
-
-def _allocate_and_remember(memory: SharedMemory, *arguments: Any, **settings: Any) -> None:
-    _allocate(memory, *arguments, **settings)
-    MEMORY.append(memory)
-
-
-SharedMemory.__init__ = _allocate_and_remember  # type: ignore[method-assign]
-
-
-def forget_datasets(since: int) -> None:
-    """Remove what datasets keep in shared memory, so that later ones need not look into it.
-
-    Args:
-        since: place in `MEMORY` of the first that is no longer used.
-    """
-    for memory in MEMORY[since:]:
-        for shared in memory.created_shms:
-            with contextlib.suppress(FileNotFoundError):
-                shared.unlink()
-        for shared in memory.opened_shms:
-            with contextlib.suppress(BufferError):  # an array still stands in it
-                shared.close()
-    del MEMORY[since:]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -116,7 +84,7 @@ def make_trainer() -> Iterator[Callable]:
     from itt_composer.run_folder import RunFolder
     from itt_composer.train import build_model, build_trainer
 
-    trainers, since = [], len(MEMORY)
+    trainers = []
 
     def build(recipe: Recipe, *callbacks):
         trainer = build_trainer(recipe, RunFolder(recipe), build_model(recipe), "cpu")
@@ -130,4 +98,3 @@ def make_trainer() -> Iterator[Callable]:
     yield build
     for trainer in trainers:
         trainer.close()
-    forget_datasets(since)
