@@ -106,7 +106,7 @@ def run_tasks(suite: TaskSuite) -> None:
 
     with TaskProgress() as progress:
         results = harness.run(suite, progress)
-    if ranks.rank() == 0:
+    if is_first_rank():
         folder = Path(suite.output or ".")
         task_report.write_results(results, folder)
         task_report.write_harness_results(results, folder)

@@ -37,6 +37,7 @@ from eval.task_data import OpenTasks, open_tasks
 from eval.task_progress import TaskProgress
 from itt_composer.errors import UserError
 from itt_composer.files import write_whole
+from itt_composer.launched import is_first_rank
 
 FORMAT = 1
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of how it is used here
@@ -152,7 +153,7 @@ def _measure_all(
             )
             samples = result["harness"].pop("samples", {})
             result |= {"model": described, "seconds": time.monotonic() - started}
-            if ranks.rank() == 0:
+            if is_first_rank():
                 _write(measurement, result, samples)
             how = f"in {result['seconds']:,.0f} s"
         _, value = figure_of(result["harness"], measurement.task, measurement.settings.metric)
@@ -221,7 +222,7 @@ def measure(
             lm,
             loaded,
             limit=settings.limit or suite.limit,
-            bootstrap_iters=suite.bootstrap_iters if ranks.rank() == 0 else 0,
+            bootstrap_iters=suite.bootstrap_iters if is_first_rank() else 0,
             log_samples=suite.log_samples,
         )
     results["configs"] = {
@@ -378,4 +379,4 @@ def _draws_examples(source: OpenTasks, name: str, settings: TaskSettings) -> boo
 
 def _of_first_rank(ask: Any) -> Any:
     """What rank 0 answers, on every rank."""
-    return ranks.gather(ask() if ranks.rank() == 0 else None)[0]
+    return ranks.gather(ask() if is_first_rank() else None)[0]

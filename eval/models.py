@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from eval.paper import GEOMETRY_FIELDS
 from eval.suite import HUB_NAME, NO_MODEL, ModelSettings, model_name
 from itt_composer.checkpoints import ALLOW_CODE, find_checkpoint
 from itt_composer.errors import UserError
@@ -27,14 +28,6 @@ from itt_composer.models.loading import load_model
 THINKING_KEYS = ("select_ratios", "router_selection", "early_exit")
 # Of a configuration: what is no part of the model itself.
 INCIDENTAL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "dtype")
-GEOMETRY = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
 THINKING = (
     "thinking",
     "thinking_steps",
@@ -83,7 +76,7 @@ class EvaluatedModel:
             parameters = dense_parameters(config) + thinking_parameters(config)
         else:
             parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        fields = (*GEOMETRY, *THINKING)
+        fields = (*GEOMETRY_FIELDS, *THINKING)
         values = {name: getattr(config, name) for name in fields if hasattr(config, name)}
         return {**described, "parameters": parameters, **values}
 

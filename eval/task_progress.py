@@ -1,10 +1,11 @@
 """How far a suite of tasks is: a line for each finished task and, on a terminal, a bar."""
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from itt_composer.launched import is_first_rank
 
 if TYPE_CHECKING:
     from eval.harness import Measurement
@@ -14,8 +15,7 @@ class TaskProgress:
     """Prints on stderr, from rank 0 alone."""
 
     def __init__(self) -> None:
-        is_first = int(os.environ.get("RANK", "0")) == 0
-        self._console = Console(stderr=True, quiet=not is_first, soft_wrap=True)
+        self._console = Console(stderr=True, quiet=not is_first_rank(), soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

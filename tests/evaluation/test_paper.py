@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from eval import paper
-from eval.models import GEOMETRY, THINKING
+from eval.models import THINKING
+from eval.paper import GEOMETRY_FIELDS
 from itt_composer.errors import UserError
 from itt_composer.recipes import find_recipes, model_config
 
@@ -16,7 +17,9 @@ CONFIGS = {name: model_config(recipe) for name, recipe in find_recipes(YAMLS / "
 def description(recipe, **changes):
     """What `EvaluatedModel.description` says of a recipe's model."""
     config = CONFIGS[recipe]
-    return {name: getattr(config, name) for name in ("model_type", *GEOMETRY, *THINKING)} | changes
+    return {
+        name: getattr(config, name) for name in ("model_type", *GEOMETRY_FIELDS, *THINKING)
+    } | changes
 
 
 @pytest.mark.parametrize("row", paper.rows().values(), ids=lambda row: row.name)
@@ -54,7 +57,7 @@ def test_the_model_of_a_rows_recipe_is_found_in_table_1(row):
 
 
 def test_a_transformers_llama_is_a_row_by_its_geometry():
-    config = {name: getattr(CONFIGS["llama_230m"], name) for name in GEOMETRY}
+    config = {name: getattr(CONFIGS["llama_230m"], name) for name in GEOMETRY_FIELDS}
     assert paper.row_of({"model_type": "llama", **config}) == "LLaMA-230M"
     assert paper.row_of({"model_type": "mistral", **config}) is None
     assert paper.row_of({"model_type": "gpt2"}) is None

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from eval import paper
 from eval.__main__ import app
 from eval.data_efficiency import tokens_to_reach
-from eval.models import GEOMETRY, THINKING
+from eval.models import THINKING
+from eval.paper import GEOMETRY_FIELDS
 from eval.result_files import read_results
 from eval.tables import build
 from itt_composer.config import recipe_as_yaml
@@ -26,7 +27,7 @@ RECIPES = dict(find_recipes(Path(__file__).parents[2] / "yamls/pretrain"))
 def description(recipe, **changes):
     """What `EvaluatedModel.description` says of a recipe's model."""
     config = model_config(RECIPES[recipe])
-    fields = {name: getattr(config, name) for name in (*GEOMETRY, *THINKING)}
+    fields = {name: getattr(config, name) for name in (*GEOMETRY_FIELDS, *THINKING)}
     count = dense_parameters(config) + thinking_parameters(config)
     names = {"path": f"runs/{recipe}", "name": recipe, "model_type": "itt", "parameters": count}
     return {**names, **fields, "sha256": recipe, **changes}
@@ -178,7 +179,7 @@ def test_flops_of_ours_are_of_our_model(sections):
     assert record["tflops"] == pytest.approx(paper_tflops(model_config(RECIPES["itt_x4_230m"])))
     assert record["tflops_in_paper"] == 3.41 < record["tflops"]
     llama = {"model_type": "llama", "path": "hub/llama", "name": "llama", "sha256": "0"}
-    geometry = {name: every_other[name] for name in GEOMETRY}
+    geometry = {name: every_other[name] for name in GEOMETRY_FIELDS}
     for tied in (0, 32_000 * 1536):
         model = {**llama, **geometry, "parameters": 249_325_056 - tied}
         (record,) = records_of(sections(task_results(model, {"piqa": 1.0}))["table_1"], task="piqa")
