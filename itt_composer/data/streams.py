@@ -55,9 +55,10 @@ def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def build_dataset(data: DataRecipe, split: str, batch_size: int) -> TokenRows:
-    """Stream a split: training rows shuffled by `shuffle_seed`, others in their stored order.
+    """Stream a split: training rows shuffled by `shuffle_seed`, others in a fixed order.
 
-    Training draws domains by `data.domains`, if given; other splits take every row once. An epoch
+    Training draws domains by `data.domains`, if given; other splits take every row once, domains
+    mixed in proportion to their rows. An epoch
     of training is as many whole batches as there are rows for, over all ranks: so it ends at the
     same batch on any number of them.
 

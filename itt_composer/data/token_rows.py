@@ -1,7 +1,7 @@
 """Streaming's dataset and stream, with what training needs on top.
 
 - Every stretch of an epoch holds the domains in their shares; the library mixes whole shards, so
-  that shares hold over an epoch only.
+  that shares hold over an epoch only. So the first batches of an evaluation stand for all.
 - A row carries the number of its domain, and its own number in there.
 - A shard that cannot be had ends training with one sentence. The library logs a traceback from a
   thread and ends the epoch early.
@@ -109,18 +109,22 @@ class TokenRows(StreamingDataset):
     def resample_streams(
         self, epoch: int, stream_id: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of an epoch in the order of training, which depends on no rank or worker.
+        """The rows of an epoch in their order, which depends on no rank or worker.
+
+        Without shuffling it is the same in every epoch, each domain's rows as they are stored.
 
         Returns:
             Rows per shuffled unit, which nothing reads here, and the rows' numbers.
         """
-        if not self._is_shuffled:
-            return super().resample_streams(epoch, stream_id)
-        shuffled = []
+        seed = self.shuffle_seed + epoch if self._is_shuffled else 0
+        ordered_rows = []
         for number, stream in enumerate(self.streams):
             if not stream.choose:
                 continue  # too small a share for a row
             units, rows = super().resample_streams(epoch, number)
+            if not self._is_shuffled:
+                ordered_rows.append(rows)
+                continue
             assert isinstance(self.shuffle_block_size, int)
             # A domain's part of the block, so that it says how many shards are in use at once.
             block_size = int(self.shuffle_block_size * stream.proportion)
@@ -132,10 +136,10 @@ class TokenRows(StreamingDataset):
                 epoch,
                 max(block_size, SHARDS_MIXED * int(units.max())),
             )
-            shuffled.append(rows[order])
-        ordered = np.empty(sum(map(len, shuffled)), np.int64)
-        places = interleave([len(rows) for rows in shuffled], self.shuffle_seed + epoch)
-        for rows, positions in zip(shuffled, places, strict=True):
+            ordered_rows.append(rows[order])
+        ordered = np.empty(sum(map(len, ordered_rows)), np.int64)
+        places = interleave([len(rows) for rows in ordered_rows], seed)
+        for rows, positions in zip(ordered_rows, places, strict=True):
             ordered[positions] = rows
         return np.array([len(ordered)], np.int64), ordered
 

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The experiment of docs/results.md with the product's own commands; every stage goes on where it was.
+#
+#     scripts/experiment.sh data REDPAJAMA    tokenizer and shards from <domain>/*.jsonl
+#     scripts/experiment.sh train 2m          every run of a size (2m, 6m), JOBS at once (default: 2)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PARTS=yamls/experiments
+RUNS=runs/experiments
+MAIN="llama itt_x4 loop_x4 itt_x3 itt_x2 loop_x3"
+ABLATIONS="no_rtc no_routing no_step_encoding top_p tanh symmetric"
+
+# run RECIPE NAME [key=value …]: a row of the paper's tables with the experiment's size, data and schedule.
+run() {
+    local recipe=$1 name=$2
+    shift 2
+    echo "yamls/pretrain/$recipe.yaml parts.model=$PARTS/llama_$size.yaml parts.data=$PARTS/data.yaml" \
+        "parts.train=$PARTS/train.yaml run_name=$name run_folder=$RUNS/$size/$name $*"
+}
+
+
+# The main rows with one seed of weights and order of the data.
+main_rows() { for row in $MAIN; do run "${row}_162m" "$row-seed$1" seed="$1" data.shuffle_seed="$1"; done; }
+
+runs_of_2m() {
+    main_rows 17
+    run itt_x4_162m_elastic itt_x4_elastic-seed17
+    for lr in 1.0e-3 4.0e-3; do
+        for row in llama itt_x4; do run "${row}_162m" "$row-seed17-lr$lr" optimizer.decoupled_adamw.lr=$lr; done
+    done
+    for ablation in $ABLATIONS; do run "itt_x4_162m_$ablation" "itt_x4_$ablation-seed17"; done
+    main_rows 18
+    # As much executed compute as ITT x4, and as Loop x4.
+    for batches in 1600 2450; do run llama_162m "llama-seed17-${batches}ba" train.max_duration=${batches}ba; done
+}
+
+runs_of_6m() { main_rows 17; main_rows 18; }
+
+case ${1:-} in
+data)
+    python -m data_prep train-tokenizer "$2" --out $RUNS/tokenizer --vocab-size 4096
+    python -m data_prep convert "$2" --out $RUNS/shards --tokenizer $RUNS/tokenizer --seq-len 256
+    ;;
+train)
+    size=$2
+    mkdir -p "$RUNS/$size"
+    "runs_of_$size" | OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -I{} sh -c 'composer -n 1 -m itt_composer.train {}'
+    ;;
+*)
+    sed -n 's/^# \{0,1\}//p' "$0" | sed -n '2,/^$/p'
+    exit 1
+    ;;
+esac
