@@ -34,6 +34,7 @@ THINKING = (
     "thinking_layers",
     "adaptive_routing",
     "residual_thinking",
+    "thinking_update",
     "step_encoding",
     "router_norm",
     "reweighting",

@@ -44,6 +44,7 @@ ELASTIC_RATIOS = [0.7, 0.7, 0.7]
 ITT_SETTINGS: dict[str, tuple[Any, ...]] = {
     "adaptive_routing": (True,),
     "residual_thinking": (True,),
+    "thinking_update": ("output", None),  # None: measured before there was a choice
     "step_encoding": (True,),
     "router_norm": ("sigmoid",),
     "router_selection": ("top_k", "threshold"),

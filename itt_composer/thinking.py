@@ -14,6 +14,7 @@ Thinking = Literal["dense", "loop", "itt"]
 RouterNorm = Literal["sigmoid", "tanh"]
 RouterSelection = Literal["top_k", "top_p", "threshold"]
 Reweighting = Literal["select_only", "symmetric"]
+ThinkingUpdate = Literal["output", "increment"]
 
 DEFAULT_THINKING_STEPS = 4
 # Tables of thresholds grow with the cube of the steps; these are 31 MB in each layer.
@@ -40,8 +41,11 @@ class ThinkingSettings:
             them too, with the identity in place of the layer.
         residual_thinking: accumulate the steps (Residual Thinking Connection); False: each
             step replaces the state.
+        thinking_update: what a step contributes: "output" is the layer's output f(Y), as the
+            paper's formula has it; "increment" is f(Y) − Y, what the layer adds to its input.
         adaptive_routing: let a router pick tokens; False: every token takes every step.
         step_encoding: learn a Thinking Step Encoding φ_t per step; False: φ = 1.
+        step_encoding_init: what φ_t of the further steps starts training with; φ_0 starts at 1.
         early_exit: ε; a token whose state a step changes by less than this share of its norm
             takes no further step in that layer. 0 is off.
     """
@@ -56,8 +60,10 @@ class ThinkingSettings:
     router_selection: RouterSelection | None = None
     reweighting: Reweighting | None = None
     residual_thinking: bool | None = None
+    thinking_update: ThinkingUpdate | None = None
     adaptive_routing: bool | None = None
     step_encoding: bool | None = None
+    step_encoding_init: float | None = None
     early_exit: float = 0.0
 
     def resolve(self, num_hidden_layers: int) -> "ThinkingSettings":
@@ -114,6 +120,8 @@ class ThinkingSettings:
                 )
         if sorted(set(layers)) != list(layers):
             raise ValueError(f"thinking_layers must rise without repeats, not {list(layers)}")
+        if self.thinking == "itt":
+            self._check_updates()
         check_select_ratios(self.select_ratios, steps, adaptive_routing=bool(self.adaptive_routing))
         if self.adaptive_routing:
             if steps > MOST_ROUTED_STEPS:
@@ -128,6 +136,24 @@ class ThinkingSettings:
                     "router_selection='top_p' needs router_norm='sigmoid': shares of the weight "
                     "are only defined for positive weights"
                 )
+
+    def _check_updates(self) -> None:
+        check_choice("thinking_update", self.thinking_update, ThinkingUpdate)
+        if self.thinking_update == "increment" and not self.residual_thinking:
+            raise ValueError(
+                "thinking_update='increment' needs residual_thinking=True: an increment alone is "
+                "no state"
+            )
+        if self.thinking_update == "increment" and self.reweighting == "symmetric":
+            raise ValueError(
+                "reweighting='symmetric' needs thinking_update='output': the identity, in place of "
+                "the layer, has no increment"
+            )
+        initial = self.step_encoding_init
+        if self.step_encoding and (
+            isinstance(initial, bool) or not isinstance(initial, Real) or not math.isfinite(initial)
+        ):
+            raise ValueError(f"step_encoding_init must be a number, not {initial!r}")
 
 
 def check_early_exit(epsilon: float) -> float:
@@ -172,8 +198,10 @@ def _fixed_by_kind(settings: ThinkingSettings) -> dict:
     no_router = {"router_norm": None, "router_selection": None, "reweighting": None}
     loop = {
         "residual_thinking": False,
+        "thinking_update": None,
         "adaptive_routing": False,
         "step_encoding": False,
+        "step_encoding_init": None,
         **no_router,
     }
     if settings.thinking == "dense":
@@ -181,12 +209,13 @@ def _fixed_by_kind(settings: ThinkingSettings) -> dict:
         return {**nothing, "early_exit": 0.0, **loop}
     if settings.thinking == "loop":
         return loop
-    return no_router if settings.adaptive_routing is False else {}
+    no_encoding = {"step_encoding_init": None} if settings.step_encoding is False else {}
+    return {**no_encoding, **(no_router if settings.adaptive_routing is False else {})}
 
 
 def _why_fixed(settings: ThinkingSettings, name: str) -> str:
     if settings.thinking == "itt":
-        return "adaptive_routing=False"
+        return f"{'step_encoding' if name == 'step_encoding_init' else 'adaptive_routing'}=False"
     return f"thinking='{settings.thinking}'"
 
 
@@ -203,8 +232,10 @@ def _defaults(settings: ThinkingSettings, num_hidden_layers: int) -> dict:
         "router_selection": "top_k",
         "reweighting": "select_only",
         "residual_thinking": True,
+        "thinking_update": "output",
         "adaptive_routing": True,
         "step_encoding": True,
+        "step_encoding_init": 1.0,
     }
 
 

@@ -3,6 +3,7 @@
 #
 #     scripts/experiment.sh data REDPAJAMA    tokenizer and shards from <domain>/*.jsonl
 #     scripts/experiment.sh train 2m          every run of a size (2m, 6m), JOBS at once (default: 2)
+#     scripts/experiment.sh measure 2m        perplexity of every finished run on all held-out documents
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,6 +36,19 @@ runs_of_2m() {
     for batches in 1600 2450; do run llama_162m "llama-seed17-${batches}ba" train.max_duration=${batches}ba; done
 }
 
+# Own ratios, by the rule of training and by thresholds; of the elastic models, every setting.
+measure() {
+    local run=$1 suite=perplexity.yaml options=()
+    case $(basename "$run") in
+    itt_x4-seed* | itt_x4_elastic-*) suite=elastic.yaml ;;
+    *top_p*) options=("router_selection=[top_p,threshold]") ;;
+    *no_routing*) ;;
+    itt_*) options=("router_selection=[top_k,threshold]") ;;
+    esac
+    [ "$run/perplexity.json" -nt "$run/summary.json" ] ||
+        python -m eval eval/suites/$suite "model=$run" data=$RUNS/shards "output=$run/perplexity.json" "${options[@]}"
+}
+
 runs_of_6m() { main_rows 17; main_rows 18; }
 
 case ${1:-} in
@@ -47,8 +61,11 @@ train)
     mkdir -p "$RUNS/$size"
     "runs_of_$size" | OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -I{} sh -c 'composer -n 1 -m itt_composer.train {}'
     ;;
+measure)
+    for run in "$RUNS/$2"/*/; do [ ! -f "$run/summary.json" ] || measure "${run%/}"; done
+    ;;
 *)
-    sed -n 's/^# \{0,1\}//p' "$0" | sed -n '2,/^$/p'
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
     exit 1
     ;;
 esac

@@ -29,6 +29,7 @@ KINDS = {
     "itt in every layer": {"thinking_steps": 3, "thinking_layers": [0, 1, 2]},
     "symmetric": {"thinking_steps": 3, "reweighting": "symmetric"},
     "without accumulation": {"thinking_steps": 3, "residual_thinking": False},
+    "increments": {"thinking_steps": 3, "thinking_update": "increment"},
     "without a router": {"thinking_steps": 3, "adaptive_routing": False},
     "eager": {"thinking_steps": 4, "attn_implementation": "eager"},
 }

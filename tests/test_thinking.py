@@ -23,8 +23,10 @@ def test_itt_thinks_four_steps_with_half_of_the_tokens_in_every_other_layer():
         router_selection="top_k",
         reweighting="select_only",
         residual_thinking=True,
+        thinking_update="output",
         adaptive_routing=True,
         step_encoding=True,
+        step_encoding_init=1.0,
     )
 
 
@@ -108,6 +110,14 @@ def test_default_layers_are_those_the_model_has(layers):
         ("router_norm", {"thinking": "loop", "router_norm": "sigmoid"}),
         ("router_selection", {"adaptive_routing": False, "router_selection": "top_k"}),
         ("reweighting", {"adaptive_routing": False, "reweighting": "symmetric"}),
+        ("thinking_update", {"thinking_update": "difference"}),
+        ("thinking_update", {"thinking_update": "increment", "residual_thinking": False}),
+        ("thinking_update", {"thinking": "loop", "thinking_update": "output"}),
+        ("reweighting", {"thinking_update": "increment", "reweighting": "symmetric"}),
+        ("step_encoding_init", {"step_encoding_init": math.nan}),
+        ("step_encoding_init", {"step_encoding_init": True}),
+        ("step_encoding_init", {"step_encoding_init": 0.5, "step_encoding": False}),
+        ("step_encoding_init", {"thinking": "dense", "step_encoding_init": 1.0}),
         ("router_norm", {"router_norm": "softmax"}),
         ("router_selection", {"router_selection": "top_q"}),
         ("reweighting", {"reweighting": "all"}),
@@ -136,6 +146,8 @@ ANY_SETTINGS = st.builds(
     residual_thinking=maybe(st.booleans()),
     adaptive_routing=maybe(st.booleans()),
     step_encoding=maybe(st.booleans()),
+    thinking_update=maybe(st.sampled_from(["output", "increment"])),
+    step_encoding_init=maybe(st.sampled_from([0, 0.5, 1.0])),
 )
 
 

@@ -15,8 +15,9 @@ class IttConfig(LlamaConfig):
 
     Args:
         thinking, thinking_steps, thinking_layers, select_ratios, router_norm, router_selection,
-            reweighting, residual_thinking, adaptive_routing, step_encoding, early_exit: see
-            `itt_composer.thinking.ThinkingSettings`. None means the value the kind implies.
+            reweighting, residual_thinking, thinking_update, adaptive_routing, step_encoding,
+            step_encoding_init, early_exit: see `itt_composer.thinking.ThinkingSettings`. None
+            means the value the kind implies.
         **kwargs: the fields of `transformers.LlamaConfig`.
 
     Raises:
@@ -38,8 +39,10 @@ class IttConfig(LlamaConfig):
         router_selection=None,
         reweighting=None,
         residual_thinking=None,
+        thinking_update=None,
         adaptive_routing=None,
         step_encoding=None,
+        step_encoding_init=None,
         early_exit=0.0,
         **kwargs,
     ):
@@ -53,8 +56,10 @@ class IttConfig(LlamaConfig):
             router_selection=router_selection,
             reweighting=reweighting,
             residual_thinking=residual_thinking,
+            thinking_update=thinking_update,
             adaptive_routing=adaptive_routing,
             step_encoding=step_encoding,
+            step_encoding_init=step_encoding_init,
             early_exit=early_exit,
         ).resolve(self.num_hidden_layers)
         for name in THINKING_FIELDS:

@@ -305,7 +305,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
         if weights_BS is not None:
             weights_BS1 = weights_BS.to(states_BSD.dtype).unsqueeze(-1)
         if selection is None:
-            update_BSD = weights_BS1 * apply_layer(states_BSD, None, step)
+            update_BSD = weights_BS1 * self._contribution(step, states_BSD, None, apply_layer)
             return self._accumulate(step, states_BSD, update_BSD)
         indices_BK, is_selected_BK = selection
         skipped_BSD = states_BSD
@@ -316,12 +316,25 @@ class IttDecoderLayer(LlamaDecoderLayer):
         old_BKD = routing.take_tokens(states_BSD, indices_BK)
         if weights_BS is not None:
             weights_BS1 = routing.take_tokens(weights_BS1, indices_BK)
-        update_BKD = weights_BS1 * apply_layer(old_BKD, selection, step)
+        update_BKD = weights_BS1 * self._contribution(step, old_BKD, selection, apply_layer)
         new_BKD = self._accumulate(step, old_BKD, update_BKD)
         if is_selected_BK is not None:
             kept_BKD = routing.take_tokens(skipped_BSD, indices_BK)
             new_BKD = torch.where(is_selected_BK.unsqueeze(-1), new_BKD, kept_BKD)
         return routing.put_tokens(skipped_BSD, indices_BK, new_BKD)
+
+    def _contribution(
+        self,
+        step: int,
+        tokens_BKD: Tensor,
+        selection: routing.Selection | None,
+        apply_layer: Callable[..., Tensor],
+    ) -> Tensor:
+        """What a step has to add, before weight and encoding: f(Y), or f(Y) − Y."""
+        output_BKD = apply_layer(tokens_BKD, selection, step)
+        if self.config.thinking_update == "increment":
+            return output_BKD - tokens_BKD
+        return output_BKD
 
     def _accumulate(self, step: int, states: Tensor, update: Tensor) -> Tensor:
         """Residual Thinking Connection: add the encoded update; without it, replace the state."""

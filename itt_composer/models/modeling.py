@@ -63,7 +63,8 @@ class IttPreTrainedModel(LlamaPreTrainedModel):
             module.weight.data.normal_(mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, IttDecoderLayer):
             if module.step_encoding is not None:
-                module.step_encoding.data.fill_(1.0)
+                module.step_encoding.data[0] = 1.0
+                module.step_encoding.data[1:] = self.config.step_encoding_init
             if module.routers is not None:
                 module.router_temperature.fill_(1.0)
                 module.score_quantiles.fill_(torch.nan)

@@ -53,6 +53,8 @@ def thinking_layer(layer, settings, inputs):
         thought = decoder_layer(layer, settings, [states[i] for i in chosen], chosen)
         following = list(states)
         for position, out in zip(chosen, thought, strict=True):
+            if settings.thinking_update == "increment":
+                out = out - states[position]
             update = phi(step) * weights[position] * out
             following[position] = (
                 states[position] + update if settings.residual_thinking else update

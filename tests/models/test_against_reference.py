@@ -22,6 +22,8 @@ CASES = {
     "symmetric_without_residual": {"reweighting": "symmetric", "residual_thinking": False},
     "symmetric_top_p": {"reweighting": "symmetric", "router_selection": "top_p"},
     "a_skipped_and_a_full_step": {"select_ratios": [0.4, 0.0, 1.0]},
+    "increment": {"thinking_update": "increment"},
+    "increment_without_routing": {"thinking_update": "increment", "adaptive_routing": False},
     "loop": {"thinking": "loop"},
     "dense": {"thinking": "dense"},
 }
@@ -89,6 +91,7 @@ def settings_of(config: IttConfig) -> SimpleNamespace:
         router_selection=config.router_selection,
         reweighting=config.reweighting,
         residual_thinking=config.residual_thinking,
+        thinking_update=config.thinking_update,
     )
 
 

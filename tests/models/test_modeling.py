@@ -123,6 +123,12 @@ def test_one_seed_gives_every_kind_the_same_llama_weights():
         assert all(torch.equal(weight, model[name]) for model in models[1:]), name
 
 
+def test_further_steps_start_with_the_encoding_that_is_asked_for():
+    for layer in build(**KINDS["itt"], step_encoding_init=0.1).thinking_layers:
+        assert torch.equal(layer.step_encoding[0], torch.ones(layer.hidden_size))
+        assert torch.equal(layer.step_encoding[1:], torch.full((3, layer.hidden_size), 0.1))
+
+
 def test_a_new_model_starts_with_neutral_encodings_and_small_routers():
     for layer in build(hidden_size=256, **KINDS["itt"]).thinking_layers:
         assert torch.equal(layer.step_encoding, torch.ones(4, 256))
