@@ -226,13 +226,12 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def prompt_ids(config: Any, tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt's tokens as in training rows: BOS first, names of special tokens are text.
+    """The prompt's tokens, see `document_ids`.
 
     Raises:
         UserError: nothing to begin with, or more than the model has positions for.
     """
-    text = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids
-    ids = [*([] if config.bos_token_id is None else [config.bos_token_id]), *text]
+    ids = document_ids(config, tokenizer, prompt)
     if not ids:
         raise UserError("this model has no token that begins a document: give a --prompt")
     if len(ids) >= config.max_position_embeddings:
@@ -246,6 +245,12 @@ def prompt_ids(config: Any, tokenizer: Any, prompt: str) -> list[int]:
             "another model's tokenizer"
         )
     return ids
+
+
+def document_ids(config: Any, tokenizer: Any, text: str) -> list[int]:
+    """A text's tokens as in training rows: BOS first, names of special tokens are text."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    return [*([] if config.bos_token_id is None else [config.bos_token_id]), *ids]
 
 
 def summary(

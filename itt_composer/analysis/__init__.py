@@ -1,0 +1,1 @@
+"""What trained models do inside: gradients of easy and hard problems, and which tokens think."""

@@ -1,0 +1,282 @@
+"""Gradient nuclear norms of easy and hard problems: the observation that motivates the paper.
+
+A model is fine-tuned on a few problems and asked others. Those that it answers correctly are easy,
+the rest hard; for each, the nuclear norm of its loss gradient is taken at every layer's q, k, v and
+o projection. A weight that several thinking steps share has one gradient, the sum over the steps.
+
+Shapes: S tokens of a row, N problems, L layers, P projections.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from eval.likelihoods import TOKENS_PER_BATCH, Scorer, plan
+from itt_composer.analysis.problems import EncodedProblem, Problem, encode_problem
+from itt_composer.analysis.projections import (
+    PROJECTIONS,
+    Projection,
+    attention_projections,
+    nuclear_norm,
+)
+from itt_composer.errors import UserError
+from itt_composer.generate import document_ids
+from itt_composer.models.loss import IGNORED
+
+MOST_GRADIENT = 1.0  # norm at which gradients are clipped in fine-tuning
+# What is done, how much of it, and how much of it there is.
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a model is fine-tuned on the first problems of a file: AdamW without weight decay.
+
+    Attributes:
+        problems: the first so many; 0 leaves the model as it is.
+        epochs: over them.
+        learning_rate: the same throughout.
+        batch_size: problems in a batch.
+        seed: of their order, and of dropout where the model has it.
+    """
+
+    problems: int = 100
+    epochs: int = 3
+    learning_rate: float = 5e-5
+    batch_size: int = 8
+    seed: int = 0
+
+
+def analyse_gradients(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    fine_tuning: FineTuning,
+    measured: int | None = None,
+    on_progress: OnProgress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Fine-tune, ask, and take the gradients: the whole protocol.
+
+    Args:
+        model: on its device; it is changed.
+        tokenizer: the model's own.
+        problems: the first ones are for fine-tuning, those behind them are asked.
+        fine_tuning: how.
+        measured: how many are asked; None is all that are left.
+        on_progress: called after each problem.
+
+    Returns:
+        `problems` (how it was done, accuracy, shares of problems whose rows were cut), and
+        `projections`, `layers`, `thinking_layers`, `easy` and `hard` as `summary_of` gives them.
+
+    Raises:
+        UserError: too few problems, or a model whose projections are of no known kind.
+    """
+    projections = attention_projections(model)
+    asked = list(problems[fine_tuning.problems :][:measured])
+    if len(problems) < fine_tuning.problems or not asked:
+        raise UserError(
+            f"there are {len(problems)} problems, and {fine_tuning.problems} of them are for "
+            "fine-tuning: none is left to measure; lower --fine-tune"
+        )
+    encoded = encode_all(model, tokenizer, problems[: fine_tuning.problems + len(asked)])
+    learnt, asked_rows = encoded[: fine_tuning.problems], encoded[fine_tuning.problems :]
+    losses = fine_tune(model, learnt, fine_tuning, on_progress)
+    answers = answer(model, asked_rows)
+    is_easy_N = torch.tensor(
+        [given == problem.correct for given, problem in zip(answers, asked_rows, strict=True)]
+    )
+    norms_NLP = gradient_nuclear_norms(model, asked_rows, projections, on_progress)
+    return {
+        "problems": {
+            **{f"fine_tuning_{name}": value for name, value in asdict(fine_tuning).items()},
+            "fine_tuned_on": len(learnt),
+            "fine_tuning_losses": losses,
+            "measured": len(asked),
+            "accuracy": is_easy_N.double().mean().item(),
+            "chance": sum(1 / len(problem.options) for problem in asked) / len(asked),
+            "cut": sum(problem.lost > 0 for problem in asked_rows),
+        },
+        "projections": list(PROJECTIONS),
+        "layers": list(range(norms_NLP.shape[1])),
+        "thinking_layers": list(getattr(model.config, "thinking_layers", [])),
+        "easy": summary_of(norms_NLP[is_easy_N]),
+        "hard": summary_of(norms_NLP[~is_easy_N]),
+    }
+
+
+def encode_all(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
+) -> list[EncodedProblem]:
+    """The problems as the model's tokens, as long as it has positions."""
+    config: Any = model.config
+    eos = config.eos_token_id
+    ends = [] if eos is None else [eos[0] if isinstance(eos, list) else eos]
+    longest = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+
+    def encode(text: str) -> list[int]:
+        return document_ids(config, tokenizer, text)
+
+    return [encode_problem(problem, encode, ends, longest) for problem in problems]
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    problems: Sequence[EncodedProblem],
+    settings: FineTuning,
+    on_progress: OnProgress = lambda what, done, total: None,
+) -> list[float]:
+    """Train a model to give the responses; one row at a time, so that nothing is padded.
+
+    Args:
+        model: all of its weights are trained, in its own mode of training (dropout).
+        problems: may be empty; then nothing happens.
+        settings: how; `settings.problems` is not looked at.
+        on_progress: called after each problem.
+
+    Returns:
+        the mean loss of each epoch, nats per token of the responses.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(settings.seed)
+    losses = []
+    with torch.random.fork_rng(), _training(model):
+        torch.manual_seed(settings.seed)
+        for epoch in range(settings.epochs if problems else 0):
+            order = torch.randperm(len(problems), generator=generator).tolist()
+            total = 0.0
+            for start in range(0, len(order), settings.batch_size):
+                batch = [problems[place] for place in order[start : start + settings.batch_size]]
+                for problem in batch:
+                    loss = response_loss(model, problem)
+                    (loss / len(batch)).backward()
+                    total += loss.item()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), MOST_GRADIENT)
+                optimizer.step()
+                optimizer.zero_grad()
+                done = epoch * len(order) + start + len(batch)
+                on_progress("fine-tuning", done, settings.epochs * len(order))
+            losses.append(total / len(order))
+    return losses
+
+
+@contextlib.contextmanager
+def _training(model: PreTrainedModel) -> Iterator[None]:
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def response_loss(model: PreTrainedModel, problem: EncodedProblem) -> Tensor:
+    """Mean cross entropy of the response's tokens, nats; the question is given."""
+    ids_1S = torch.tensor([problem.row], device=model.device)
+    labels_1S = ids_1S.clone()
+    labels_1S[:, : problem.response_start] = IGNORED
+    loss: Tensor = model(
+        input_ids=ids_1S,
+        attention_mask=torch.ones_like(ids_1S),
+        labels=labels_1S,
+        use_cache=False,
+    ).loss
+    return loss
+
+
+def answer(model: PreTrainedModel, problems: Sequence[EncodedProblem]) -> list[int]:
+    """The place of the option whose letter is likeliest after the question, for each problem."""
+    requests = [choice for problem in problems for choice in problem.choices]
+    scorer = Scorer(model)
+    batches = plan(
+        requests,
+        getattr(model.config, "max_position_embeddings", None) or max(map(_length, requests)),
+        batch_size=None,
+        tokens_per_batch=TOKENS_PER_BATCH.get(model.device.type, TOKENS_PER_BATCH["cpu"]),
+        can_share=False,  # letters of one token are read from the same place
+        can_pad=not scorer.looks_ahead,
+    )
+    found: dict[int, float] = {}
+    for batch in batches:
+        for request, (likelihood, _) in scorer.score(batch).items():
+            found[request] = likelihood
+    values = iter(found[request] for request in range(len(requests)))
+    answers = []
+    for problem in problems:
+        own = [next(values) for _ in problem.choices]
+        answers.append(own.index(max(own)))
+    return answers
+
+
+def _length(request: tuple[list[int], list[int]]) -> int:
+    return len(request[0]) + len(request[1])
+
+
+def gradient_nuclear_norms(
+    model: PreTrainedModel,
+    problems: Sequence[EncodedProblem],
+    projections: Sequence[Projection] | None = None,
+    on_progress: OnProgress = lambda what, done, total: None,
+) -> Tensor:
+    """Nuclear norms of each problem's `response_loss` gradient, (N, L, P) in float64.
+
+    One backward pass per problem, to the projections' weights alone; gradients are of the model's
+    own dtype, their singular values in float64.
+
+    Args:
+        model: in evaluation mode.
+        problems: each on its own.
+        projections: as `attention_projections` gives them, or None.
+        on_progress: called after each problem.
+
+    Raises:
+        UserError: a model whose projections are of no known kind.
+    """
+    projections = projections or attention_projections(model)
+    weights = list(dict.fromkeys(projection.weight for projection in projections))
+    norms = []
+    for done, problem in enumerate(problems, start=1):
+        with tokens_through(projections) as tokens:
+            loss = response_loss(model, problem)
+        gradients = dict(zip(weights, torch.autograd.grad(loss, weights), strict=True))
+        of_problem = [
+            nuclear_norm(projection.of(gradients[projection.weight]), tokens[projection.module])
+            for projection in projections
+        ]
+        norms.append(torch.stack(of_problem).cpu())
+        on_progress("gradients", done, len(problems))
+    return torch.stack(norms).view(len(problems), -1, len(PROJECTIONS))
+
+
+@contextlib.contextmanager
+def tokens_through(projections: Sequence[Projection]) -> Iterator[dict[torch.nn.Module, int]]:
+    """Counts the tokens that go through each projection's module, each time it is applied."""
+    tokens = dict.fromkeys((projection.module for projection in projections), 0)
+
+    def count(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        tokens[module] += inputs[0].shape[:-1].numel()
+
+    handles = [module.register_forward_pre_hook(count) for module in tokens]
+    try:
+        yield tokens
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def summary_of(norms_NLP: Tensor) -> dict[str, Any]:
+    """`problems` (N), and `mean` and `std` over them: by projection a list over the layers.
+
+    The deviation is that of the group itself (divided by N); without problems all are None.
+    """
+    summary: dict[str, Any] = {"problems": len(norms_NLP), "mean": {}, "std": {}}
+    for place, name in enumerate(PROJECTIONS):
+        own_NL = norms_NLP[:, :, place]
+        none = [None] * own_NL.shape[1]
+        summary["mean"][name] = own_NL.mean(dim=0).tolist() if len(own_NL) else none
+        summary["std"][name] = own_NL.std(dim=0, correction=0).tolist() if len(own_NL) else none
+    return summary

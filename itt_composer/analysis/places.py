@@ -1,0 +1,47 @@
+"""Where an analysis reads and writes: the run folder of a model, its shards, its result."""
+
+from pathlib import Path
+
+import yaml
+
+from itt_composer.errors import UserError
+
+RECIPE = "recipe.yaml"
+
+
+def result_file(model: str, name: str, output: Path | None) -> Path:
+    """Where the result of an analysis goes: `output`, else `analysis/<name>` of a run folder.
+
+    Raises:
+        UserError: `output` is no JSON file, or is not given for a model that is no run folder.
+    """
+    if output is None:
+        if not (Path(model) / RECIPE).is_file():
+            raise UserError(f"{model} is no run folder (it has no {RECIPE}): give --output FILE")
+        return Path(model) / "analysis" / name
+    if output.suffix != ".json" or output.is_dir():
+        raise UserError(f"--output {output} is no JSON file; name one, like {name}")
+    return output
+
+
+def shards_of(model: str, data: Path | None) -> Path:
+    """The shards to take rows from: `data`, else those that the recipe of a run folder names.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if data is not None:
+        return data
+    recipe = Path(model) / RECIPE
+    if not recipe.is_file():
+        raise UserError(f"{model} is no run folder (it has no {RECIPE}): give --data SHARDS")
+    try:
+        shards = Path(yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]["local"])
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(f"{recipe} names no data.local; is it damaged?") from None
+    if not shards.is_dir():
+        raise UserError(
+            f"{recipe} names the shards in {shards}, which is not there: start from the folder "
+            "that the run was trained in, or give --data SHARDS"
+        )
+    return shards

@@ -1,0 +1,73 @@
+"""Rows and documents of a split that an analysis looks at."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+
+from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.data.stored_rows import StoredRows, batches_of, spread_indices
+from itt_composer.errors import UserError
+
+SPLIT = "validation"
+
+
+def open_shards(folder: Path, vocab_size: int) -> dict[str, Any]:
+    """The manifest of shards with validation rows for a model of so many ids.
+
+    Raises:
+        UserError: no shards, none with validation rows, or those of another tokenizer.
+    """
+    manifest = read_manifest(folder)
+    if not domains_with_rows(manifest, SPLIT):
+        raise UserError(f"the shards in {folder} have no rows in their split {SPLIT!r}")
+    if manifest["vocab_size"] > vocab_size:
+        raise UserError(
+            f"the shards in {folder} were made with a tokenizer of {manifest['vocab_size']} ids, "
+            f"but the model has {vocab_size}"
+        )
+    return manifest
+
+
+def validation_batches(
+    folder: Path, manifest: dict[str, Any], rows: int, batch_size: int
+) -> list[dict[str, Tensor]]:
+    """Validation rows spread evenly over the domains, in batches.
+
+    Args:
+        folder: of shards.
+        manifest: theirs.
+        rows: how many; all if there are fewer.
+        batch_size: rows per batch.
+    """
+    domains = domains_with_rows(manifest, SPLIT)
+    every: ConcatDataset = ConcatDataset([StoredRows(folder / SPLIT / name) for name in domains])
+    return list(batches_of(every, spread_indices(len(every), rows), batch_size))
+
+
+def document_beginning(
+    folder: Path, manifest: dict[str, Any], longest: int
+) -> tuple[str, list[int]]:
+    """The first validation document of the domain with most rows, to its end or that of its row.
+
+    Args:
+        folder: of shards.
+        manifest: theirs.
+        longest: most tokens.
+
+    Returns:
+        a name that says which it is, and its tokens.
+    """
+    domains = domains_with_rows(manifest, SPLIT)
+    domain = max(domains, key=lambda name: domains[name])
+    ids = StoredRows(folder / SPLIT / domain)[0]["input_ids"].tolist()
+    # A row's first token begins a document; the next one begins where another BOS, or else
+    # behind where an EOS stands.
+    bos, eos = manifest["bos_id"], manifest["eos_id"]
+    end = len(ids)
+    if bos is not None and bos in ids[1:]:
+        end = ids.index(bos, 1)
+    elif eos is not None and eos in ids:
+        end = ids.index(eos) + 1
+    return f"first validation document of {domain}", ids[: min(end, longest)]

@@ -1,0 +1,75 @@
+"""The results of analyses as tables."""
+
+from typing import Any
+
+from eval.rendering import Table
+from itt_composer.analysis.token_classes import KINDS
+
+
+def gradient_tables(result: dict[str, Any], name: str) -> list[Table]:
+    """Mean ± deviation of the nuclear norms, a row per layer.
+
+    Args:
+        result: of `gradients.json`.
+        name: of the model.
+    """
+    how, projections = result["problems"], result["projections"]
+    counts = {group: result[group]["problems"] for group in ("easy", "hard")}
+    table = Table(
+        f"Gradient nuclear norm, {name}: mean ± standard deviation over the problems",
+        ["layer", *(f"{group}\n{each}" for group in counts for each in projections)],
+    )
+    for place, layer in enumerate(result["layers"]):
+        thinks = " (thinks)" if layer in result["thinking_layers"] else ""
+        cells = [
+            _with_deviation(result[group]["mean"][each][place], result[group]["std"][each][place])
+            for group in counts
+            for each in projections
+        ]
+        table.rows.append([f"{layer}{thinks}", *cells])
+    table.notes = [
+        f"{how['measured']} problems of {how['file']} behind the {how['fine_tuned_on']} that the "
+        f"model was fine-tuned on: {counts['easy']} answered correctly (easy), {counts['hard']} "
+        f"not (hard); accuracy {100 * how['accuracy']:.1f} %, by chance "
+        f"{100 * how['chance']:.1f} %",
+    ]
+    return [table]
+
+
+def thinking_tables(result: dict[str, Any], name: str) -> list[Table]:
+    """Shares and weights by layer and step, kinds of tokens, and φ.
+
+    Args:
+        result: of `thinking.json`.
+        name: of the model.
+    """
+    if not result["steps"]:
+        note = "the model takes no thinking steps"
+        return [Table(f"Which tokens think, {name}", ["layer"], notes=[note])]
+    data = result["data"]
+    figures = ("share", "weight_mean", "weight_std", "selected_weight_mean", "overlap", "union")
+    looked_at = f"{data['rows']} {data['split']} rows, {data['tokens']:,} tokens"
+    shares = Table(
+        f"Which tokens think, {name}: {looked_at}",
+        ["layer", "step", *(figure.replace("_", "\n") for figure in figures)],
+    )
+    kinds = Table("Share of the tokens of a kind that take the step, %", ["layer", "step", *KINDS])
+    for step in result["steps"]:
+        place = [str(step["layer"]), str(step["step"])]
+        shares.rows.append([*place, *(_number(step[figure]) for figure in figures)])
+        shown = [step["classes"][kind]["share"] for kind in KINDS]
+        kinds.rows.append([*place, *(_number(share, 100, 1) for share in shown)])
+    columns = ("mean", "std", "min", "max")
+    encodings = Table("Thinking Step Encoding φ", ["layer", "step", *columns])
+    for encoding in result["step_encodings"]:
+        place = [str(encoding["layer"]), str(encoding["step"])]
+        encodings.rows.append([*place, *(_number(encoding[column]) for column in columns)])
+    return [shares, kinds, *([encodings] if encodings.rows else [])]
+
+
+def _with_deviation(mean: float | None, deviation: float | None) -> str:
+    return "–" if mean is None else f"{mean:.3g} ± {deviation:.2g}"
+
+
+def _number(value: float | None, times: float = 1, digits: int = 3) -> str:
+    return "–" if value is None else f"{times * value:.{digits}f}"

@@ -1,0 +1,265 @@
+"""Which tokens think: shares, router weights, overlap of steps, kinds of tokens; by layer and step.
+
+Step 0 is the first pass, which all tokens take; a step of ratio 0 is not there. "The step before"
+is that of the same layer, the first pass apart.
+
+Shapes: B batch, S sequence, C kinds of tokens, H bins of a histogram.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from itt_composer.analysis.token_classes import KINDS, TokenClasses
+from itt_composer.models import IttForCausalLM
+from itt_composer.models.layer import ThinkingStep
+from itt_composer.text_stream import IncrementalDecoder
+
+BINS = 50
+RANGES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+WEIGHT_DIGITS = 5  # of a text's weights
+
+
+class StepTotals:
+    """Sums over the tokens of one step of one layer.
+
+    Args:
+        weights_range: smallest and largest weight of the router's norm; None without a router.
+    """
+
+    def __init__(self, weights_range: tuple[float, float] | None):
+        self._range = weights_range
+        self._has_step_before = False
+        self._tokens = 0
+        # Selected, in both steps, in either.
+        self._selected, self._again, self._union = 0, 0, 0
+        self._weight, self._square, self._selected_weight = 0.0, 0.0, 0.0
+        self._counts_H = torch.zeros(BINS, dtype=torch.long)
+        self._selected_H = torch.zeros(BINS, dtype=torch.long)
+        self._of_kind_C = torch.zeros(len(KINDS), dtype=torch.long)
+        self._selected_C = torch.zeros(len(KINDS), dtype=torch.long)
+
+    def add(
+        self,
+        is_selected_BS: Tensor,
+        weights_BS: Tensor | None,
+        before_BS: Tensor | None,
+        is_kind_CBS: Tensor,
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            is_selected_BS: which tokens took the step.
+            weights_BS: the router's; None without one.
+            before_BS: which tokens took the step before; None for the first.
+            is_kind_CBS: as `TokenClasses.of` gives them.
+        """
+        self._tokens += is_selected_BS.numel()
+        self._selected += int(is_selected_BS.sum())
+        self._of_kind_C += is_kind_CBS.sum(dim=(1, 2))
+        self._selected_C += (is_kind_CBS & is_selected_BS).sum(dim=(1, 2))
+        if before_BS is not None:
+            self._has_step_before = True
+            self._again += int((is_selected_BS & before_BS).sum())
+            self._union += int((is_selected_BS | before_BS).sum())
+        if weights_BS is not None:
+            exact_BS = weights_BS.double()
+            self._weight += exact_BS.sum().item()
+            self._square += exact_BS.square().sum().item()
+            self._selected_weight += exact_BS[is_selected_BS].sum().item()
+            self._counts_H += self._binned(exact_BS.flatten())
+            self._selected_H += self._binned(exact_BS[is_selected_BS])
+
+    def figures(self) -> dict[str, Any]:
+        """What `thinking.json` says of the step; None where something has no meaning."""
+        mean = _ratio(self._weight, self._tokens)
+        variance = _ratio(self._square, self._tokens) or 0.0
+        figures: dict[str, Any] = {
+            "share": _ratio(self._selected, self._tokens),
+            "weight_mean": None,
+            "weight_std": None,
+            "selected_weight_mean": None,
+            "histogram": None,
+            "overlap": None,
+            "complement": None,
+            "union": None,
+        }
+        if self._range is not None:
+            assert mean is not None
+            figures["weight_mean"] = mean
+            figures["weight_std"] = max(variance - mean**2, 0.0) ** 0.5
+            figures["selected_weight_mean"] = _ratio(self._selected_weight, self._selected)
+            figures["histogram"] = {
+                "edges": torch.linspace(*self._range, BINS + 1, dtype=torch.float64).tolist(),
+                "counts": self._counts_H.tolist(),
+                "selected_counts": self._selected_H.tolist(),
+            }
+        if self._has_step_before:
+            figures["overlap"] = _ratio(self._again, self._selected)
+            figures["complement"] = _ratio(self._selected - self._again, self._selected)
+            figures["union"] = _ratio(self._union, self._tokens)
+        kinds = zip(KINDS, self._of_kind_C.tolist(), self._selected_C.tolist(), strict=True)
+        figures["classes"] = {
+            kind: {"tokens": tokens, "share": _ratio(selected, tokens)}
+            for kind, tokens, selected in kinds
+        }
+        return figures
+
+    def _binned(self, weights: Tensor) -> Tensor:
+        assert self._range is not None
+        low, high = self._range
+        places = ((weights - low) / (high - low) * BINS).long().clamp(0, BINS - 1)
+        return torch.bincount(places, minlength=BINS)
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
+
+
+class StepWatcher:
+    """Adds up what a model's thinking steps do; pass `note` to `IttForCausalLM.watching`.
+
+    Args:
+        weights_range: as of `StepTotals`.
+    """
+
+    def __init__(self, weights_range: tuple[float, float] | None):
+        self._range = weights_range
+        self._totals: dict[tuple[int, int], StepTotals] = {}
+        self._before: dict[int, Tensor] = {}
+        self._is_kind_CBS = torch.zeros(len(KINDS), 0, 0, dtype=torch.bool)
+
+    def begin_batch(self, is_kind_CBS: Tensor) -> None:
+        """To be called before each batch goes through the model, with its tokens' kinds."""
+        self._is_kind_CBS = is_kind_CBS
+        self._before.clear()
+
+    def note(self, done: ThinkingStep) -> None:
+        """Count a step of the batch."""
+        is_selected_BS = done.is_selected_BS.cpu()
+        weights_BS = None if done.weights_BS is None else done.weights_BS.cpu()
+        key = done.layer_idx, done.step
+        totals = self._totals.setdefault(key, StepTotals(self._range))
+        before_BS = self._before.get(done.layer_idx)
+        totals.add(is_selected_BS, weights_BS, before_BS, self._is_kind_CBS)
+        self._before[done.layer_idx] = is_selected_BS
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Of each layer and step its figures."""
+        return [
+            {"layer": layer, "step": step, **totals.figures()}
+            for (layer, step), totals in sorted(self._totals.items())
+        ]
+
+
+@torch.inference_mode()
+def thinking_steps(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    batches: Sequence[Mapping[str, Tensor]],
+    on_progress: Any = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """What each step of each layer does with the tokens of some rows, by the rule in force.
+
+    Args:
+        model: in evaluation mode; one that does not think gives an empty list.
+        tokenizer: its own.
+        batches: `input_ids` (B, S) without padding.
+        on_progress: called after each batch with the batches done and in all.
+
+    Returns:
+        for each layer and step `layer`, `step`, and `share` (of all tokens), `weight_mean`,
+        `weight_std`, `selected_weight_mean`, `histogram` (None without a router), `overlap` and
+        `complement` (shares of this step's tokens that did and did not take the step before),
+        `union` (share of all tokens that took either; None for a layer's first step), and
+        `classes`, by kind of token how many there are and which share of them took the step.
+    """
+    if not isinstance(model, IttForCausalLM) or not model.thinking_layers:
+        return []
+    counts_V = torch.zeros(model.config.vocab_size, dtype=torch.long)
+    for batch in batches:
+        counts_V += torch.bincount(batch["input_ids"].flatten().cpu(), minlength=len(counts_V))
+    classes = TokenClasses(tokenizer, counts_V)
+    watcher = StepWatcher(RANGES.get(model.config.router_norm or ""))
+    with model.watching(watcher.note):
+        for done, batch in enumerate(batches, start=1):
+            watcher.begin_batch(classes.of(batch["input_ids"]))
+            _run(model, batch["input_ids"])
+            on_progress(done, len(batches))
+    return watcher.steps()
+
+
+def step_encodings(model: PreTrainedModel) -> list[dict[str, Any]]:
+    """Mean, deviation and range of each φ_t over its values; empty for a model without."""
+    found = []
+    for layer in model.thinking_layers if isinstance(model, IttForCausalLM) else ():
+        if layer.step_encoding is None:
+            continue
+        for step, encoding_D in enumerate(layer.step_encoding.detach().double()):
+            found.append(
+                {
+                    "layer": layer.layer_idx,
+                    "step": step,
+                    "mean": encoding_D.mean().item(),
+                    "std": encoding_D.std(correction=0).item(),
+                    "min": encoding_D.min().item(),
+                    "max": encoding_D.max().item(),
+                }
+            )
+    return found
+
+
+@torch.inference_mode()
+def think_about(
+    model: PreTrainedModel, tokenizer: Any, name: str, ids: Sequence[int]
+) -> dict[str, Any]:
+    """A text, every token with its weights and the steps it takes, by the rule in force.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its own.
+        name: of the text.
+        ids: its tokens, which go through the model alone.
+
+    Returns:
+        `name`, `tokens` (see `texts_of`), and `steps`: for each layer and step `weights` (None
+        without a router) and `selected`, 0 or 1, one for each token.
+    """
+    steps: list[dict[str, Any]] = []
+
+    def note(done: ThinkingStep) -> None:
+        weights = None
+        if done.weights_BS is not None:
+            weights = [round(weight, WEIGHT_DIGITS) for weight in done.weights_BS[0].tolist()]
+        selected = done.is_selected_BS[0].int().tolist()
+        steps.append(
+            {"layer": done.layer_idx, "step": done.step, "weights": weights, "selected": selected}
+        )
+
+    if isinstance(model, IttForCausalLM):
+        with model.watching(note):
+            _run(model, torch.tensor([list(ids)]))
+    return {"name": name, "tokens": texts_of(tokenizer, ids), "steps": steps}
+
+
+def texts_of(tokenizer: Any, ids: Iterable[int]) -> list[str]:
+    """The text that each token completes, as in a generation; together they are the whole text.
+
+    A token in the middle of a character has none; one around documents stands by its name.
+    """
+    decoder, special = IncrementalDecoder(tokenizer), set(tokenizer.all_special_ids)
+    texts = []
+    for number in ids:
+        text = decoder.push(number)
+        texts.append(tokenizer.convert_ids_to_tokens(number) if number in special else text)
+    if texts:
+        texts[-1] += decoder.end()
+    return texts
+
+
+def _run(model: IttForCausalLM, ids_BS: Tensor) -> None:
+    ids_BS = ids_BS.to(model.device)
+    model.model(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS), use_cache=False)
