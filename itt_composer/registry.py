@@ -196,6 +196,15 @@ class GradientNorms(Settings):
     interval: Batches = "50ba"
 
 
+@CALLBACKS.register(
+    "gradient_nuclear_norm", "itt_composer.callbacks.gradient_nuclear_norm:GradientNuclearNorm"
+)
+class GradientNuclearNorm(Settings):
+    """Logs the nuclear norm of each attention projection's gradient before clipping."""
+
+    interval: Batches = "100ba"
+
+
 @CALLBACKS.register("lm_eval", "itt_composer.callbacks.task_evaluation:TaskEvaluation")
 class LmEval(Settings):
     """Tasks of lm-eval on the model in training: by default all eleven, the shards' tokenizer."""

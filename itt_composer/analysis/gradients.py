@@ -8,7 +8,8 @@ Shapes: S tokens of a row, N problems, L layers, P projections.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,7 +72,9 @@ def analyse_gradients(
         on_progress: called after each problem.
 
     Returns:
-        `problems` (how it was done, accuracy, shares of problems whose rows were cut), and
+        `problems` (how it was done, `accuracy`, that of `chance`, how often each letter was
+        `answered` and how often it was `correct`, and `cut`, the problems whose rows were longer
+        than the model takes), and
         `projections`, `layers`, `thinking_layers`, `easy` and `hard` as `summary_of` gives them.
 
     Raises:
@@ -100,6 +103,10 @@ def analyse_gradients(
             "measured": len(asked),
             "accuracy": is_easy_N.double().mean().item(),
             "chance": sum(1 / len(problem.options) for problem in asked) / len(asked),
+            "answered": _counts(
+                problem.letters[place] for problem, place in zip(asked, answers, strict=True)
+            ),
+            "correct": _counts(problem.correct for problem in asked),
             "cut": sum(problem.lost > 0 for problem in asked_rows),
         },
         "projections": list(PROJECTIONS),
@@ -108,6 +115,10 @@ def analyse_gradients(
         "easy": summary_of(norms_NLP[is_easy_N]),
         "hard": summary_of(norms_NLP[~is_easy_N]),
     }
+
+
+def _counts(letters: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(letters).items()))
 
 
 def encode_all(

@@ -32,6 +32,7 @@ def gradient_tables(result: dict[str, Any], name: str) -> list[Table]:
         f"model was fine-tuned on: {counts['easy']} answered correctly (easy), {counts['hard']} "
         f"not (hard); accuracy {100 * how['accuracy']:.1f} %, by chance "
         f"{100 * how['chance']:.1f} %",
+        f"answered: {_listed(how['answered'])}; correct: {_listed(how['correct'])}",
     ]
     return [table]
 
@@ -65,6 +66,10 @@ def thinking_tables(result: dict[str, Any], name: str) -> list[Table]:
         place = [str(encoding["layer"]), str(encoding["step"])]
         encodings.rows.append([*place, *(_number(encoding[column]) for column in columns)])
     return [shares, kinds, *([encodings] if encodings.rows else [])]
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{letter} {count}" for letter, count in counts.items())
 
 
 def _with_deviation(mean: float | None, deviation: float | None) -> str:

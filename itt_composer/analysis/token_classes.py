@@ -4,7 +4,8 @@ A token that stands for text is of one of the first five kinds at most: `whitesp
 line breaks alone), `digit` (digits alone), `punctuation` (neither letters nor digits: operators,
 too), and with a letter in it `word begin` or `word inside`. A word is a run of letters and digits:
 a token is inside of one if it begins with a letter or digit and the token before it ends in one.
-Tokens around documents, and bytes that are no whole character, are of no kind.
+Tokens around documents, and bytes that are no whole character, are of no kind; such bytes count as
+letters to the token behind them.
 
 `frequent` are the most frequent tokens of some rows that together make up half of them, `rare` the
 least frequent that together make up a tenth; those around documents are left out of both.
@@ -44,8 +45,9 @@ class TokenClasses:
         for number, text in zip(ids, texts, strict=True):
             if text and NO_CHARACTER not in text:
                 self._is[_kind_of(text)][number] = True
-                self._is["begins"][number] = text[0].isalnum()
-                self._is["ends"][number] = text[-1].isalnum()
+            # A byte is most often of a letter outside of ASCII.
+            self._is["begins"][number] = text[:1].isalnum()
+            self._is["ends"][number] = text[-1:].isalnum() or text[-1:] == NO_CHARACTER
         known_V = torch.zeros(size, dtype=torch.long)
         known_V[ids] = counts_V[ids].cpu()
         self._is["rare"], self._is["frequent"] = rare_and_frequent(known_V)

@@ -1,0 +1,281 @@
+"""Which tokens think: figures against plain loops and by hand, kinds of tokens, the command."""
+
+import json
+import math
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from itt_composer.analysis.__main__ import app
+from itt_composer.analysis.rows import document_beginning, open_shards, validation_batches
+from itt_composer.analysis.thinking import (
+    BINS,
+    StepTotals,
+    step_encodings,
+    texts_of,
+    think_about,
+    thinking_steps,
+)
+from itt_composer.analysis.token_classes import KINDS, TokenClasses, rare_and_frequent
+from itt_composer.data.stored_rows import StoredRows
+from itt_composer.models import IttForCausalLM
+
+TEXT = "def add_up(x1, y):\n    return x1 + 2024  # naïve 😀, isn't\n"
+
+
+def test_overlap_complement_and_union_by_hand():
+    first = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0]]).bool()
+    second = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0]]).bool()
+    weights = torch.tensor([[0.91, 0.11, 0.51, 0.31], [0.0, 1.0, 0.51, 0.71]])
+    is_kind = torch.zeros(len(KINDS), 2, 4, dtype=torch.bool)
+    is_kind[KINDS.index("digit"), 0] = True
+    totals = StepTotals((0.0, 1.0))
+    for row in range(2):  # in two batches
+        rows = slice(row, row + 1)
+        totals.add(second[rows], weights[rows], first[rows], is_kind[:, rows])
+    figures = totals.figures()
+    expected = {"share": 3 / 8, "overlap": 2 / 3, "complement": 1 / 3, "union": 5 / 8}
+    mean = weights.mean().item()
+    squares = [(weight - mean) ** 2 for weight in weights.flatten().tolist()]
+    expected["weight_mean"], expected["weight_std"] = mean, math.sqrt(sum(squares) / 8)
+    expected["selected_weight_mean"] = (0.91 + 0.51 + 1.0) / 3
+    for name, value in expected.items():
+        assert figures[name] == pytest.approx(value), name
+    assert figures["classes"]["digit"] == {"tokens": 4, "share": 0.5}
+    assert figures["classes"]["rare"] == {"tokens": 0, "share": None}
+    counts = figures["histogram"]["counts"]
+    expected = dict.fromkeys(range(BINS), 0) | {0: 1, 5: 1, 15: 1, 25: 2, 35: 1, 45: 1, 49: 1}
+    assert dict(enumerate(counts)) == expected
+    assert sum(counts) == 8
+    assert sum(figures["histogram"]["selected_counts"]) == 3
+    edges = figures["histogram"]["edges"]
+    assert (len(edges), edges[0], edges[-1]) == (BINS + 1, 0.0, 1.0)
+
+
+def test_a_step_without_tokens_or_router_has_no_figures_for_them():
+    none = torch.zeros(1, 3, dtype=torch.bool)
+    totals = StepTotals(None)
+    totals.add(none, None, none, torch.zeros(len(KINDS), 1, 3, dtype=torch.bool))
+    figures = totals.figures()
+    assert (figures["share"], figures["union"]) == (0.0, 0.0)
+    missing = ("weight_mean", "selected_weight_mean", "histogram", "overlap", "complement")
+    assert {figures[name] for name in missing} == {None}
+
+
+@pytest.mark.parametrize("kind", ["itt", "loop"])
+def test_figures_of_a_model_are_those_of_plain_loops(runs, tokenizer, shards, kind):
+    model = IttForCausalLM.from_pretrained(runs[kind] / "model").eval()
+    if kind == "itt":
+        model.set_router_selection("top_k")
+    manifest = open_shards(shards, 512)
+    batches = validation_batches(shards, manifest, 12, 5)
+    assert [len(batch["input_ids"]) for batch in batches] == [5, 5, 2]
+    steps = thinking_steps(model, tokenizer, batches)
+    assert [(step["layer"], step["step"]) for step in steps] == [
+        (1, step) for step in range(1, model.config.thinking_steps)
+    ]
+    seen = {}
+    for batch in batches:
+        for row in batch["input_ids"]:
+            for step in think_about(model, tokenizer, "row", row.tolist())["steps"]:
+                whole = seen.setdefault(step["step"], {"selected": [], "weights": []})
+                whole["selected"] += step["selected"]
+                whole["weights"] += step["weights"] or []
+    for step in steps:
+        own, before = seen[step["step"]], seen.get(step["step"] - 1)
+        total = len(own["selected"])
+        assert total == 12 * 32
+        assert step["share"] == sum(own["selected"]) / total
+        if own["weights"]:
+            assert step["weight_mean"] == pytest.approx(sum(own["weights"]) / total, abs=1e-5)
+            pairs = zip(own["weights"], own["selected"], strict=True)
+            taken = [weight for weight, selected in pairs if selected]
+            expected = sum(taken) / len(taken)
+            assert step["selected_weight_mean"] == pytest.approx(expected, abs=1e-5)
+            assert sum(step["histogram"]["counts"]) == total
+        if before:
+            pairs = list(zip(own["selected"], before["selected"], strict=True))
+            again = sum(a and b for a, b in pairs)
+            assert step["overlap"] == again / sum(own["selected"])
+            assert step["complement"] == pytest.approx(1 - step["overlap"])
+            assert step["union"] == sum(a or b for a, b in pairs) / total
+        by_text = [step["classes"][kind]["tokens"] for kind in KINDS[:5]]
+        assert 0 < sum(by_text) <= total
+    ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
+    specials = sum(int((ids == special).sum()) for special in (1, 2))
+    assert total - specials - 20 < sum(by_text) <= total - specials
+
+
+def test_kinds_of_the_tokens_of_a_text(tokenizer):
+    """By a tokenizer that was trained on real text; pieces are joined to words by hand."""
+    check_kinds(tokenizer)
+
+
+def test_kinds_do_not_depend_on_how_a_tokenizer_writes_blanks(shards, tmp_path):
+    texts = [str(file) for file in sorted(shards.parent.glob("text/*/all.jsonl"))]
+    bpe = ByteLevelBPETokenizer()
+    bpe.train(texts, vocab_size=400, special_tokens=["<s>"], show_progress=False)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    check_kinds(PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")))
+
+
+def check_kinds(tokenizer):
+    ids = tokenizer(TEXT, add_special_tokens=False).input_ids
+    counts = torch.bincount(torch.tensor(ids), minlength=600)
+    is_kind = TokenClasses(tokenizer, counts).of(torch.tensor([ids]))[:, 0]
+    before, words, found = "", [], dict.fromkeys(KINDS, "")
+    for place, text in enumerate(texts_of(tokenizer, ids)):
+        kinds = [kind for kind, is_one in zip(KINDS[:5], is_kind[:5, place], strict=True) if is_one]
+        bare = text.strip()
+        if not text or not bare.isascii():  # bytes, or what they end in
+            before = "ï"
+            continue
+        assert len(kinds) == 1, text
+        found[kinds[0]] += bare
+        if kinds[0] == "word begin":
+            assert text[0].isspace() or not text[0].isalnum() or not before[-1:].isalnum(), text
+            words.append(bare)
+        elif kinds[0] == "word inside":
+            assert before[-1:].isalnum(), text
+            words[-1] += bare
+        before = text
+    assert words[:4] == ["def", "add", "up", "x"]
+    assert "return" in words
+    assert set(found["digit"]) <= set("0124")
+    assert not set(found["punctuation"]) - set("(),:_+#'")
+    assert found["whitespace"] == ""
+    assert is_kind[KINDS.index("whitespace")].any()
+
+
+def test_rare_and_frequent_tokens_by_hand():
+    counts = torch.tensor([0, 40, 1, 30, 5, 20, 4])
+    is_rare, is_frequent = rare_and_frequent(counts)
+    assert is_frequent.nonzero().flatten().tolist() == [1, 3]
+    assert is_rare.nonzero().flatten().tolist() == [2, 4, 6]
+
+
+def test_step_encodings_are_told_value_by_value(runs):
+    model = IttForCausalLM.from_pretrained(runs["itt"] / "model")
+    with torch.no_grad():
+        model.thinking_layers[0].step_encoding[2] = torch.arange(32.0)
+    told = step_encodings(model)
+    assert [(each["layer"], each["step"]) for each in told] == [(1, step) for step in range(4)]
+    assert told[0] == {"layer": 1, "step": 0, "mean": 1.0, "std": 0.0, "min": 1.0, "max": 1.0}
+    deviation = math.sqrt((32**2 - 1) / 12)
+    assert told[2] == {"layer": 1, "step": 2, "mean": 15.5, "min": 0.0, "max": 31.0} | {
+        "std": pytest.approx(deviation)
+    }
+    assert step_encodings(IttForCausalLM.from_pretrained(runs["loop"] / "model")) == []
+
+
+def test_a_document_ends_where_the_next_begins(shards):
+    manifest = open_shards(shards, 512)
+    name, ids = document_beginning(shards, manifest, 500)
+    assert name == "first validation document of prose"
+    row = StoredRows(shards / "validation/prose")[0]["input_ids"].tolist()
+    assert ids == row[: len(ids)]
+    assert ids[0] == manifest["bos_id"]
+    assert manifest["bos_id"] not in ids[1:]
+    assert len(ids) == len(row) or row[len(ids)] == manifest["bos_id"]
+    assert document_beginning(shards, manifest, 7)[1] == row[:7]
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["tokens", *(str(argument) for argument in arguments)])
+
+
+@pytest.mark.parametrize("kind", ["itt", "loop", "dense"])
+def test_the_command_writes_what_was_agreed_into_the_run_folder(runs, tmp_path, kind):
+    run = runs[kind]
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    result = invoke(run, "--rows", 6, "--text", text)
+    assert result.exit_code == 0, result.output
+    written = json.loads((run / "analysis/thinking.json").read_text())
+    assert (written["kind"], written["format"]) == ("thinking", 1)
+    assert len(written["model_sha256"]) == 64
+    assert written["data"] | {"folder": ""} == {
+        "folder": "",
+        "split": "validation",
+        "rows": 6,
+        "tokens": 6 * 32,
+    }
+    assert written["router_selection"] == ("top_k" if kind == "itt" else None)
+    document, own = written["texts"]
+    assert (document["name"], own["name"]) == ("first validation document of prose", str(text))
+    assert own["tokens"][0] == "<s>"
+    assert "".join(own["tokens"][1:]) == TEXT
+    steps = [(step["layer"], step["step"]) for step in written["steps"]]
+    assert steps == {"itt": [(1, 1), (1, 2), (1, 3)], "loop": [(1, 1), (1, 2)], "dense": []}[kind]
+    for step, shown in zip(written["steps"], own["steps"], strict=True):
+        assert set(step["classes"]) == set(KINDS)
+        assert (shown["layer"], shown["step"]) == (step["layer"], step["step"])
+        assert len(shown["selected"]) == len(own["tokens"])
+        assert (step["overlap"] is None) == (step["step"] == 1)
+        for value in (shown["weights"], step["histogram"], step["weight_mean"]):
+            assert (value is None) == (kind == "loop")
+    if kind == "itt":
+        # ρ of the first step, of this text's tokens.
+        assert sum(own["steps"][0]["selected"]) == math.ceil(0.5 * len(own["tokens"]))
+        assert [step["share"] for step in written["steps"]] == [0.5, 23 / 32, 10 / 32]
+        assert "Thinking Step Encoding" in result.stdout
+    if kind == "dense":
+        assert "the model takes no thinking steps" in result.stdout
+
+
+def test_other_ratios_and_thresholds_are_put_in_force(runs, shards, tmp_path):
+    output = tmp_path / "out.json"
+    options = ("--select-ratios", "1,0,0.25", "--router-selection", "threshold", "--rows", 6)
+    result = invoke(
+        runs["itt"] / "model", *options, "--data", shards, "--output", output, "--text", __file__
+    )
+    assert result.exit_code == 0, result.output
+    written = json.loads(output.read_text())
+    assert (written["router_selection"], written["select_ratios"]) == ("threshold", [1, 0, 0.25])
+    first, last = written["steps"]
+    assert (first["step"], first["share"], first["overlap"]) == (1, 1.0, None)
+    assert (last["step"], last["overlap"], last["union"]) == (3, 1.0, 1.0)
+    assert len(written["texts"][1]["tokens"]) == 128  # the model's positions
+
+
+def test_a_transformers_model_without_steps_gives_its_texts_alone(tokenizer, shards, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 512}
+    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    output = tmp_path / "out.json"
+    result = invoke(tmp_path / "m", "--data", shards, "--rows", 2, "--output", output)
+    assert result.exit_code == 0, result.output
+    written = json.loads(output.read_text())
+    assert (written["steps"], written["step_encodings"]) == ([], [])
+    assert [text["steps"] for text in written["texts"]] == [[]]
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "m")
+    own = AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert think_about(model, own, "x", [1, 40])["tokens"][0] == "<s>"
+
+
+def test_a_mistake_is_told_in_one_sentence(runs, shards, tmp_path):
+    run, output = runs["itt"], ("--output", tmp_path / "out.json")
+    tells(invoke(run / "model", *output), "is no run folder (it has no recipe.yaml): give --data")
+    tells(invoke(run, "--select-ratios", "1,2"), "select_ratios=[1.0, 2.0]: select_ratios has 2")
+    tells(invoke(run, "--router-selection", "best"), "router_selection=best: router_selection must")
+    tells(invoke(runs["dense"], "--select-ratios", "1"), "select_ratios=[1.0]: ")
+    tells(invoke(run, "--data", tmp_path), "has no manifest.json")
+    tells(invoke(run, "--text", tmp_path / "no.txt"), "cannot use ")
+    (tmp_path / "latin.txt").write_bytes(b"na\xefve")
+    tells(invoke(run, "--text", tmp_path / "latin.txt"), "latin.txt is not UTF-8 text")
+    moved = tmp_path / "run"
+    moved.mkdir()
+    (moved / "recipe.yaml").write_text("data: {local: runs/shards}")
+    tells(invoke(moved), "names the shards in runs/shards, which is not there: start from the fol")
+    (moved / "recipe.yaml").write_text("data: {}")
+    tells(invoke(moved), "recipe.yaml names no data.local; is it damaged?")
+
+
+def tells(result, sentence):
+    assert (result.exit_code, result.stdout) == (1, ""), result.output
+    assert result.stderr.startswith("error: ")
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
