@@ -45,7 +45,7 @@ def watch(recipe: Recipe, is_sharded: bool) -> dict[str, list[float]]:
     gather_for_loss(own)
     trainer.fit()
     trainer.close()
-    names = ("thinking/", "gradient_norm/", "loss/")
+    names = ("thinking/", "gradient_norm/", "gradient_nuclear_norm/", "loss/")
     values = {name: log.data[name] for name in log.data if name.startswith(names)}
     return {name: [float(value) for _, value in pairs] for name, pairs in values.items()}
 
