@@ -78,7 +78,8 @@ def analyse_gradients(
         `projections`, `layers`, `thinking_layers`, `easy` and `hard` as `summary_of` gives them.
 
     Raises:
-        UserError: too few problems, or a model whose projections are of no known kind.
+        UserError: too few problems, fine-tuning that diverges, or a model whose projections are
+            of no known kind.
     """
     projections = attention_projections(model)
     asked = list(problems[fine_tuning.problems :][:measured])
@@ -152,6 +153,9 @@ def fine_tune(
 
     Returns:
         the mean loss of each epoch, nats per token of the responses.
+
+    Raises:
+        UserError: a loss is not finite.
     """
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.0)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -165,6 +169,11 @@ def fine_tune(
                 batch = [problems[place] for place in order[start : start + settings.batch_size]]
                 for problem in batch:
                     loss = response_loss(model, problem)
+                    if not loss.isfinite():
+                        raise UserError(
+                            f"fine-tuning went wrong in epoch {epoch + 1}: the loss is "
+                            f"{loss.item()}; lower --learning-rate"
+                        )
                     (loss / len(batch)).backward()
                     total += loss.item()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), MOST_GRADIENT)

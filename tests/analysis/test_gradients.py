@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPT2TokenizerFast,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -158,13 +160,13 @@ def test_a_model_of_another_kind_is_refused():
 
 def test_easy_is_what_is_answered_correctly(runs, tokenizer, problems_file):
     """A model learns the problems by heart; then three of them have other answers."""
-    model = IttForCausalLM.from_pretrained(runs["itt"] / "model")
+    model = IttForCausalLM.from_pretrained(runs["dense"] / "model")
     learnt = read_problems(problems_file)
     turned = [
         problem.model_copy(update={"correct": "ABC"["BCA".index(problem.correct)]})
         for problem in learnt[:3]
     ]
-    fine_tuning = FineTuning(problems=8, epochs=20, learning_rate=1e-2, batch_size=2)
+    fine_tuning = FineTuning(problems=8, epochs=20, learning_rate=1e-2, batch_size=4)
     result = analyse_gradients(model, tokenizer, [*learnt, *turned, *learnt[3:]], fine_tuning)
     assert result["easy"]["problems"] == 5
     assert result["hard"]["problems"] == 3
@@ -290,6 +292,26 @@ def test_the_command_writes_what_was_agreed_into_the_run_folder(runs, problems_f
     assert json.loads(elsewhere.read_text()) == written
 
 
+def test_a_gpt2_with_its_own_tokenizer_is_measured_too(shards, problems_file, tmp_path):
+    bpe = ByteLevelBPETokenizer()
+    texts = [str(file) for file in sorted(shards.parent.glob("text/*/all.jsonl"))]
+    bpe.train(texts, vocab_size=300, special_tokens=["<|endoftext|>"], show_progress=False)
+    own = GPT2TokenizerFast(tokenizer_object=bpe._tokenizer)
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 300}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    for saved in (own, model.to(torch.bfloat16)):
+        saved.save_pretrained(tmp_path / "gpt2")
+    output = tmp_path / "out.json"
+    options = ("--problems", problems_file, "--fine-tune", 2, "--output", output)
+    result = invoke("gradients", tmp_path / "gpt2", *options)
+    assert result.exit_code == 0, result.output
+    written = json.loads(output.read_text())
+    assert (written["layers"], written["thinking_layers"]) == ([0, 1], [])
+    assert written["problems"]["measured"] == 6
+    group = "easy" if written["easy"]["problems"] else "hard"
+    assert min(value for layers in written[group]["mean"].values() for value in layers) > 0
+
+
 MISTAKES = {
     '{"question": "1?"': "line 2: is not JSON",
     '{"question": "1?"}': "line 2: column options is missing",
@@ -317,6 +339,8 @@ def test_a_mistake_is_told_in_one_sentence(runs, problems_file, tmp_path):
     run, given = runs["dense"], ("--problems", problems_file)
     tells(invoke("gradients", run, *given), "there are 8 problems, and 100 of them are for fine-tu")
     tells(invoke("gradients", run, *given, "--learning-rate", -1), "must be a positive number, not")
+    diverging = ("--fine-tune", 2, "--learning-rate", 1e30)
+    tells(invoke("gradients", run, *given, *diverging), "fine-tuning went wrong in epoch 2: the lo")
     tells(invoke("gradients", run, "--problems", "no.jsonl"), "cannot use no.jsonl: No such file")
     tells(invoke("gradients", run, "--problems", "no.txt"), "no.txt is no file of JSON lines")
     tells(invoke("gradients", run / "model", *given), "is no run folder (it has no recipe.yaml)")
