@@ -62,12 +62,12 @@ def document_beginning(
     domains = domains_with_rows(manifest, SPLIT)
     domain = max(domains, key=lambda name: domains[name])
     ids = StoredRows(folder / SPLIT / domain)[0]["input_ids"].tolist()
-    # A row's first token begins a document; the next one begins where another BOS, or else
-    # behind where an EOS stands.
-    bos, eos = manifest["bos_id"], manifest["eos_id"]
-    end = len(ids)
-    if bos is not None and bos in ids[1:]:
-        end = ids.index(bos, 1)
-    elif eos is not None and eos in ids:
-        end = ids.index(eos) + 1
-    return f"first validation document of {domain}", ids[: min(end, longest)]
+    document = first_document(ids, manifest["bos_id"], manifest["eos_id"])
+    return f"first validation document of {domain}", document[:longest]
+
+
+def first_document(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
+    """A row's tokens until its second document begins: with BOS, or without one behind EOS."""
+    if bos is not None:
+        return ids[: ids.index(bos, 1)] if bos in ids[1:] else ids
+    return ids[: ids.index(eos) + 1] if eos is not None and eos in ids else ids

@@ -16,7 +16,7 @@ def gradient_tables(result: dict[str, Any], name: str) -> list[Table]:
     how, projections = result["problems"], result["projections"]
     counts = {group: result[group]["problems"] for group in ("easy", "hard")}
     table = Table(
-        f"Gradient nuclear norm, {name}: mean ± standard deviation over the problems",
+        "Gradient nuclear norm: mean ± standard deviation over the problems",
         ["layer", *(f"{group}\n{each}" for group in counts for each in projections)],
     )
     for place, layer in enumerate(result["layers"]):
@@ -28,9 +28,9 @@ def gradient_tables(result: dict[str, Any], name: str) -> list[Table]:
         ]
         table.rows.append([f"{layer}{thinks}", *cells])
     table.notes = [
-        f"{how['measured']} problems of {how['file']} behind the {how['fine_tuned_on']} that the "
-        f"model was fine-tuned on: {counts['easy']} answered correctly (easy), {counts['hard']} "
-        f"not (hard); accuracy {100 * how['accuracy']:.1f} %, by chance "
+        f"{name}: {how['measured']} problems of {how['file']} behind the {how['fine_tuned_on']} "
+        f"that the model was fine-tuned on: {counts['easy']} answered correctly (easy), "
+        f"{counts['hard']} not (hard); accuracy {100 * how['accuracy']:.1f} %, by chance "
         f"{100 * how['chance']:.1f} %",
         f"answered: {_listed(how['answered'])}; correct: {_listed(how['correct'])}",
     ]
@@ -45,14 +45,14 @@ def thinking_tables(result: dict[str, Any], name: str) -> list[Table]:
         name: of the model.
     """
     if not result["steps"]:
-        note = "the model takes no thinking steps"
-        return [Table(f"Which tokens think, {name}", ["layer"], notes=[note])]
+        note = f"{name}: the model takes no thinking steps"
+        return [Table("Which tokens think", ["layer", "step", "share"], notes=[note])]
     data = result["data"]
     figures = ("share", "weight_mean", "weight_std", "selected_weight_mean", "overlap", "union")
-    looked_at = f"{data['rows']} {data['split']} rows, {data['tokens']:,} tokens"
     shares = Table(
-        f"Which tokens think, {name}: {looked_at}",
+        "Which tokens think",
         ["layer", "step", *(figure.replace("_", "\n") for figure in figures)],
+        notes=[f"{name}: {data['rows']} {data['split']} rows, {data['tokens']:,} tokens"],
     )
     kinds = Table("Share of the tokens of a kind that take the step, %", ["layer", "step", *KINDS])
     for step in result["steps"]:

@@ -10,7 +10,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from typer.testing import CliRunner
 
 from itt_composer.analysis.__main__ import app
-from itt_composer.analysis.rows import document_beginning, open_shards, validation_batches
+from itt_composer.analysis.rows import (
+    document_beginning,
+    first_document,
+    open_shards,
+    validation_batches,
+)
 from itt_composer.analysis.thinking import (
     BINS,
     StepTotals,
@@ -148,6 +153,11 @@ def check_kinds(tokenizer):
     assert not set(found["punctuation"]) - set("(),:_+#'")
     assert found["whitespace"] == ""
     assert is_kind[KINDS.index("whitespace")].any()
+    rare, frequent = is_kind[KINDS.index("rare")], is_kind[KINDS.index("frequent")]
+    is_most = torch.tensor(ids) == counts.argmax()
+    assert frequent[is_most].all()
+    assert not rare[is_most].any()
+    assert rare.any()
 
 
 def test_rare_and_frequent_tokens_by_hand():
@@ -179,8 +189,11 @@ def test_a_document_ends_where_the_next_begins(shards):
     assert ids == row[: len(ids)]
     assert ids[0] == manifest["bos_id"]
     assert manifest["bos_id"] not in ids[1:]
-    assert len(ids) == len(row) or row[len(ids)] == manifest["bos_id"]
     assert document_beginning(shards, manifest, 7)[1] == row[:7]
+    assert first_document([1, 5, 6, 2, 1, 7, 2, 1], bos=1, eos=2) == [1, 5, 6, 2]
+    assert first_document([5, 6, 2, 7, 2], bos=None, eos=2) == [5, 6, 2]
+    assert first_document([1, 5], bos=1, eos=2) == [1, 5]
+    assert first_document([5, 6], bos=None, eos=2) == [5, 6]
 
 
 def invoke(*arguments):
