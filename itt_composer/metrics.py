@@ -1,14 +1,16 @@
 """`metrics.jsonl` of a run, read back: what the weights at its end have gone through."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from itt_composer.errors import UserError
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+def read_metrics(
+    path: str | Path, wanted: Callable[[str], bool] | None = None
+) -> list[dict[str, Any]]:
     """One mapping per batch, ascending: `{"batch": n, "tokens": …, metric: value, …}`.
 
     Where a run was interrupted and repeated batches, the later lines count; batches after the
@@ -16,6 +18,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
     Args:
         path: the file, or the folder of the run.
+        wanted: whether a metric of that name is kept; None keeps all, which a long run has
+            gigabytes of.
 
     Raises:
         UserError: there is no such file.
@@ -25,21 +29,23 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     by_batch: dict[int, dict[str, Any]] = {}
     for line in _lines(path):
         batch = line["batch"]
-        for later in [known for known in by_batch if known > batch]:
-            del by_batch[later]
-        by_batch.setdefault(batch, {}).update(line)
+        while by_batch and next(reversed(by_batch)) > batch:
+            by_batch.popitem()
+        kept = line if wanted is None else {name: line[name] for name in line if wanted(name)}
+        by_batch.setdefault(batch, {}).update(kept)
     return list(by_batch.values())
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        file = path.open(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; name a run folder") from None
-    for line in text.splitlines():
-        try:
-            content = json.loads(line)
-        except ValueError:
-            continue  # the run was killed, or the disk full, while it was written
-        if isinstance(content, dict) and isinstance(content.get("batch"), int):
-            yield content
+    with file:
+        for line in file:
+            try:
+                content = json.loads(line)
+            except ValueError:
+                continue  # the run was killed, or the disk full, while it was written
+            if isinstance(content, dict) and isinstance(content.get("batch"), int):
+                yield content

@@ -1,0 +1,70 @@
+"""`python -m itt_composer.report RUN [RUN …] --out report.html`: what runs have measured, on a page.
+
+The page is one file that needs no network; `--figures DIR` writes the same figures as PNG for
+papers, `--markdown FILE` the table of the runs.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from itt_composer.errors import errors_as_sentences
+from itt_composer.files import write_whole
+
+if TYPE_CHECKING:
+    from itt_composer.report.build import Report
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of runs; they need not be finished."),
+    ],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for the figures as PNG.", metavar="DIR")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="File for the table of runs.", metavar="FILE")
+    ] = None,
+    perplexity: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Results of a perplexity suite besides RUN/perplexity.json; may be repeated.",
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "What the runs have measured",
+) -> None:
+    """Draw runs on one page: summary, curves, elastic settings, routers and a routing map."""
+    with errors_as_sentences():
+        from itt_composer.report.build import build
+
+        report = build(runs, perplexity or [], title)
+        _write(report, out, figures, markdown)
+
+
+def _write(report: "Report", out: Path, figures: Path | None, markdown: Path | None) -> None:
+    from eval.rendering import wide_console
+
+    console = wide_console()
+    report.page.summary.table().print(console)
+    for warning in report.page.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+    for what, command in report.page.missing:
+        console.print(f"{what}: {command}", markup=False, highlight=False, soft_wrap=True)
+    report.write(out)
+    print(f"page in {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    if figures is not None:
+        print(f"{len(report.write_figures(figures))} figures in {figures}")
+    if markdown is not None:
+        write_whole(markdown, report.page.summary.table().markdown())
+        print(f"table in {markdown}")
+
+
+if __name__ == "__main__":
+    app()

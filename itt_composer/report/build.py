@@ -1,0 +1,111 @@
+"""From run folders to the page and its figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from itt_composer.errors import UserError
+from itt_composer.files import write_whole
+from itt_composer.report import curves, elastic, routing_map, thinking_figures
+from itt_composer.report.figures import Figure, png
+from itt_composer.report.measured import (
+    Measured,
+    command,
+    name_of,
+    read_analysis,
+    read_perplexities,
+)
+from itt_composer.report.page import Page, render
+from itt_composer.report.runs import Experiment, group, incomparable, read_runs
+from itt_composer.report.summary import summarise
+
+MISSING = {
+    "thinking": "Router weights, step encodings, token classes and the routing map",
+    "gradients": "Gradient nuclear norms",
+    "perplexity": "Perplexity at other ratios",
+}
+
+
+@dataclass
+class Report:
+    """A page, and the figures that exist in print only."""
+
+    page: Page
+    printed: Sequence[Figure]
+
+    def write(self, path: Path) -> None:
+        """Write the page whole; makes missing folders."""
+        if path.is_dir():
+            raise UserError(f"--out {path} is a folder; name a file, such as {path}/report.html")
+        write_whole(path, render(self.page))
+
+    def write_figures(self, folder: Path) -> list[Path]:
+        """Write every figure as PNG and give their places."""
+        if folder.is_file():
+            raise UserError(f"--figures {folder} is a file; name a folder")
+        written = []
+        for figure in [*self.page.figures, *self.printed]:
+            for wanted in figure.prints:
+                written.append(folder / f"{wanted.name}.png")
+                png(figure, wanted, written[-1])
+        return written
+
+
+def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str) -> Report:
+    """Read runs and all that was measured on them.
+
+    Args:
+        folders: of runs.
+        perplexity_files: results of perplexity suites besides those in the folders.
+        title: of the page.
+
+    Raises:
+        UserError: a folder that is no run, or a file that holds no results.
+    """
+    runs = read_runs(folders)
+    experiments = group(runs)
+    units = curves.Units(runs)
+    thinking, gradients = (read_analysis(experiments, kind) for kind in ("thinking", "gradients"))
+    perplexities = read_perplexities(experiments, perplexity_files)
+    found = [
+        curves.loss_curves(experiments, units),
+        curves.ends(experiments, units),
+        elastic.figure(perplexities),
+        thinking_figures.training(experiments, units),
+        thinking_figures.weights(thinking),
+        thinking_figures.step_encodings(thinking),
+        thinking_figures.token_classes(thinking),
+        thinking_figures.overlap(thinking),
+        thinking_figures.gradients(gradients),
+    ]
+    figures = [figure for figure in found if figure is not None]
+    notes = [*thinking.notes, *gradients.notes, *perplexities.notes]
+    measured = {"thinking": thinking, "gradients": gradients, "perplexity": perplexities}
+    return Report(
+        Page(
+            title=title,
+            runs=len(runs),
+            summary=summarise(experiments),
+            figures=figures,
+            maps=routing_map.content(thinking),
+            map_caption=routing_map.CAPTION,
+            warnings=[*incomparable(runs), *notes],
+            missing=_missing(experiments, measured),
+        ),
+        routing_map.for_print(thinking),
+    )
+
+
+def _missing(
+    experiments: Sequence[Experiment], measured: dict[str, Measured]
+) -> list[tuple[str, str]]:
+    """What no run has, and the command that makes it for one; a dense model does not think."""
+    finished = [(e, run) for e in experiments for run in e.runs if run.is_finished]
+    thinking = [(e, run) for e, run in finished if run.recipe["thinking"]["thinking"] == "itt"]
+    lines = []
+    for kind, what in MISSING.items():
+        fitting = finished if kind == "gradients" else thinking
+        if fitting and not measured[kind].results:
+            experiment, run = fitting[0]
+            lines.append((f"{what} of {name_of(experiment, run)}", command(kind, run)))
+    return lines

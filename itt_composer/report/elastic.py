@@ -1,0 +1,120 @@
+"""Perplexity over FLOPs of every setting that one model was measured at."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from eval.perplexity_report import RULES, mean_shares, percentages
+from itt_composer.report.curves import colour, zoom
+from itt_composer.report.figures import Control, Figure, Option, Print
+from itt_composer.report.measured import Measured
+
+ALONE = "all tokens, no router"
+
+
+def figure(measured: Measured) -> Figure | None:
+    """All models in one figure; None unless one was measured at several settings."""
+    records = [
+        record
+        for name, result in measured.results
+        for record in records_of(name, result)
+    ]
+    by_model = [record["experiment"] for record in records]
+    if not any(by_model.count(name) > 2 for name in by_model):
+        return None
+    labels = list(dict.fromkeys(by_model))
+    x = alt.X(
+        "executed:Q",
+        title=_title("executed"),
+        scale=alt.Scale(zero=False, padding=24),
+        axis=alt.Axis(format="~g", grid=False),
+    )
+    y = alt.Y("perplexity:Q", scale=alt.Scale(zero=False, padding=18))
+    rules = list(dict.fromkeys(record["rule"] for record in records))
+    forms = [
+        {"top-k": "circle", "threshold": "diamond", "top-p": "square"}.get(rule, "triangle-up")
+        for rule in rules
+    ]
+    base = alt.Chart(alt.NamedData("settings"))
+    ties = base.mark_line(strokeWidth=1, opacity=0.5).encode(
+        x=x, y=y, color=colour(labels), detail="key:N"
+    )
+    points = base.mark_point(size=70, opacity=0.9).encode(
+        x=x,
+        y=y,
+        color=colour(labels),
+        shape=alt.Shape(
+            "rule:N", scale=alt.Scale(domain=rules, range=forms), legend=alt.Legend(title="rule")
+        ),
+        tooltip=[
+            alt.Tooltip("experiment:N", title="model"),
+            alt.Tooltip("ratios:N", title="ratios, %"),
+            alt.Tooltip("rule:N"),
+            alt.Tooltip("shares:N", title="took each step, %"),
+            alt.Tooltip("perplexity:Q", format=".2f"),
+            alt.Tooltip("executed:Q", title="executed MFLOPs per token", format=",.2f"),
+            alt.Tooltip("paper:Q", title="paper's MFLOPs per token", format=",.2f"),
+        ],
+    )
+    names = base.transform_filter("datum.named").mark_text(dy=-10, fontSize=10).encode(
+        x=x, y=y, text="ratios:N"
+    )
+    places = "layer.*.encoding.x"
+    options = [
+        Option(name, {f"{places}.field": key, f"{places}.title": _title(key)})
+        for key, name in (("executed", "executed FLOPs"), ("paper", "FLOPs as the paper counts"))
+    ]
+    has_dense = any(record["rule"] == ALONE for record in records)
+    return Figure(
+        "elastic",
+        "More or less thinking after training",
+        "Each point is one trained model, measured on held-out text with the ratios of its "
+        "thinking steps set anew, without any training: 50/50/50 lets half of the tokens take "
+        "each of the three extra steps, 0/0/0 none. To the right costs more per token, lower is "
+        "better. Top-k picks tokens by looking at the whole text; thresholds decide token by "
+        "token, as when text is generated, and a line joins the same ratios by both rules. "
+        "Look for a slope that falls to the right, and for thresholds that stay close to top-k. "
+        + ("A model without a router stands beside them." if has_dense else ""),
+        alt.layer(ties, points, names).add_params(zoom()).to_dict(validate=False),
+        {"settings": records},
+        [Control("x", "Over", options)],
+        [Print("elastic_executed"), Print("elastic_paper", {"x": 1})],
+        description="Perplexity over FLOPs per token for every setting of the ratios.",
+    )
+
+
+def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A record for each setting whose FLOPs are known; one that stands twice is one."""
+    found: dict[tuple, dict[str, Any]] = {}
+    for setting in result["settings"]:
+        if "executed_flops_per_token" not in setting:
+            continue
+        ratios = percentages(setting["select_ratios"])
+        rule = RULES.get(setting["router_selection"], ALONE)
+        if setting.get("early_exit"):
+            rule += f", early exit at {setting['early_exit']:g}"
+        found[ratios, rule] = {
+            "experiment": name,
+            "key": f"{name} {ratios}",
+            "ratios": name if ratios == "–" else ratios,
+            "rule": rule,
+            "shares": percentages(mean_shares(setting)),
+            "perplexity": setting["perplexity"],
+            "executed": setting["executed_flops_per_token"] / 1e6,
+            "paper": setting["paper_flops_per_token"] / 1e6,
+            "named": False,
+        }
+    records = list(found.values())
+    first: Sequence[dict] = [one for one in records if one["rule"] == records[0]["rule"]]
+    for record in first:
+        record["named"] = len(first) <= MOST_NAMES
+    return records
+
+
+MOST_NAMES = 8  # more would cover each other; all are told on hover
+
+
+def _title(count: str) -> str:
+    how = {"executed": "executed", "paper": "as the paper counts them"}[count]
+    return f"MFLOPs per token of a forward pass, {how}"

@@ -1,0 +1,113 @@
+"""The routing map: a text with each token shaded by the thinking steps it took."""
+
+from typing import Any
+
+import altair as alt
+
+from itt_composer.report.figures import Figure, Print
+from itt_composer.report.measured import Measured
+
+WEIGHT_DIGITS = 3
+# Of the print, in characters and pixels.
+LINE_LENGTH, MOST_LINES, CHARACTER, LINE_HEIGHT = 84, 22, 6.0, 17
+NEWLINE = "⏎"
+CAPTION = (
+    "A text the model was not trained on, token by token. The darker a token, the more extra "
+    "thinking steps it took. Choose a layer and a step to see that choice alone: a token that took "
+    "it is shaded by the router's weight. Point at a token, tap it or move with the arrow keys "
+    f"to see its weight in every layer and step; {NEWLINE} is a line break."
+)
+
+
+def content(measured: Measured) -> list[dict[str, Any]]:
+    """What the page's script draws the map from: every model with its texts."""
+    return [
+        {"name": name, "texts": [_text(text) for text in result["texts"]]}
+        for name, result in measured.results
+        if any(text["steps"] for text in result["texts"])
+    ]
+
+
+def _text(text: dict[str, Any]) -> dict[str, Any]:
+    steps = [
+        {
+            "layer": step["layer"],
+            "step": step["step"],
+            "weights": [_short(weight) for weight in step["weights"] or []],
+            "selected": [int(bool(taken)) for taken in step["selected"]],
+        }
+        for step in text["steps"]
+    ]
+    return {"name": text["name"], "tokens": list(text["tokens"]), "steps": steps}
+
+
+def _short(weight: float | None) -> float | None:
+    return None if weight is None else round(weight, WEIGHT_DIGITS)
+
+
+def for_print(measured: Measured) -> list[Figure]:
+    """The first text of every model, as far as it fits, for PNG."""
+    return [
+        _figure(number, name, next(text for text in result["texts"] if text["steps"]))
+        for number, (name, result) in enumerate(measured.results, start=1)
+        if any(text["steps"] for text in result["texts"])
+    ]
+
+
+def _figure(number: int, name: str, text: dict[str, Any]) -> Figure:
+    taken = [sum(values) for values in zip(*(s["selected"] for s in text["steps"]), strict=True)]
+    records = laid_out(text["tokens"], taken)
+    lines = 1 + max(record["line"] for record in records)
+    most = len(text["steps"])
+    base = alt.Chart(alt.NamedData("tokens")).encode(
+        x=alt.X("start:Q", axis=None, scale=alt.Scale(domain=[0, LINE_LENGTH], nice=False)),
+    )
+    boxes = base.mark_rect(height=LINE_HEIGHT - 3, cornerRadius=2).encode(
+        x2="end:Q",
+        y=alt.Y("line:O", axis=None),
+        color=alt.Color(
+            "steps:Q",
+            scale=alt.Scale(domain=[0, most], range=["#ffffff", "#3d9fe0"]),
+            legend=alt.Legend(
+                title=f"extra steps taken (of {most})", format="d", tickMinStep=1, gradientLength=160
+            ),
+        ),
+    )
+    words = base.mark_text(align="left", font="DejaVu Sans Mono", fontSize=9.6, color="#111").encode(
+        y=alt.Y("line:O", axis=None), text="text:N"
+    )
+    return Figure(
+        "routing_map",
+        name,
+        CAPTION,
+        alt.layer(boxes, words).to_dict(validate=False),
+        {"tokens": records},
+        prints=[
+            Print(
+                f"routing_map_{number}",
+                {},
+                round(LINE_LENGTH * CHARACTER),
+                lines * LINE_HEIGHT,
+            )
+        ],
+    )
+
+
+def laid_out(tokens: list[str], steps: list[int]) -> list[dict[str, Any]]:
+    """Where each token stands in lines of equal characters; a line break ends one."""
+    found: list[dict[str, Any]] = []
+    line = column = 0
+    for token, taken in zip(tokens, steps, strict=True):
+        shown = token.replace("\n", NEWLINE).replace("\t", "  ")
+        if column and column + len(shown) > LINE_LENGTH:
+            line, column = line + 1, 0
+        if line >= MOST_LINES:
+            break
+        shown = shown[: LINE_LENGTH - column]
+        end = column + len(shown)
+        if shown:
+            found.append({"line": line, "start": column, "end": end, "text": shown, "steps": taken})
+        column = end
+        if "\n" in token:
+            line, column = line + 1, 0
+    return found

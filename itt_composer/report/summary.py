@@ -1,0 +1,189 @@
+"""The table of a report: an experiment a line, what it is, what it reached and what it took."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from eval.perplexity_report import percentages
+from eval.rendering import Table
+from itt_composer.report.curves import flops_unit
+from itt_composer.report.runs import Experiment, Run, config_of
+
+NOTHING = "–"
+
+
+@dataclass
+class Cell:
+    """A figure: the mean over seeds, and from the least to the greatest."""
+
+    text: str
+    spread: str = ""
+
+
+@dataclass
+class Line:
+    """An experiment in the table; `label` is as in the figures."""
+
+    label: str
+    state: str
+    cells: list[Cell]
+
+
+@dataclass
+class Summary:
+    """The whole table, for the page, the terminal and Markdown."""
+
+    columns: list[str]
+    lines: list[Line]
+    notes: list[str]
+
+    def table(self) -> Table:
+        """For the terminal and Markdown."""
+        rows = [
+            [
+                f"{line.label} ({line.state})" if line.state else line.label,
+                *(f"{cell.text} ({cell.spread})" if cell.spread else cell.text for cell in line.cells),
+            ]
+            for line in self.lines
+        ]
+        return Table("Runs", ["model", *self.columns], rows, notes=self.notes)
+
+
+def summarise(experiments: Sequence[Experiment]) -> Summary:
+    """Figures of all experiments."""
+    runs = [run for experiment in experiments for run in experiment.counted]
+    most = max((flops for run in runs if (flops := total_flops(run)) is not None), default=0.0)
+    unit = flops_unit(most)
+    columns = [
+        "ratios, %",
+        "seeds",
+        "params",
+        "tokens",
+        "validation\nperplexity",
+        "by\nthresholds",
+        f"executed\n{unit.name}",
+        "paper's\nMFLOPs\nper token",
+        "training\ntime",
+        "tokens/s",
+    ]
+    lines = [_line(experiment, unit.size) for experiment in experiments]
+    has_several = any(len(experiment.counted) > 1 for experiment in experiments)
+    notes = [
+        "Validation perplexity: at the end of training, by the routing rule of training; by "
+        "thresholds: with the causal rule that models are used with. Executed: FLOPs of the whole "
+        "training, forward and backward, at the ratios in force in each batch. Paper's: of one "
+        "forward pass, as its tables count them."
+    ]
+    if has_several:
+        notes.append("Means over seeds, in brackets the least and the greatest.")
+    if any(run.recipe["thinking"].get("router_selection") == "top_p" for run in runs):
+        notes.append(
+            "Under top-p the tokens of a step depend on the data, and the FLOPs take ρ for their "
+            "share."
+        )
+    return Summary(columns, lines, notes)
+
+
+def total_flops(run: Run) -> float | None:
+    """Executed training FLOPs so far; None where nothing was logged."""
+    return run.flops[-1] if run.flops else None
+
+
+def validation_loss(run: Run) -> float | None:
+    """At its end, or the last so far, nats per token."""
+    if run.summary is not None:
+        return run.summary["validation_loss"]
+    return run.validations[-1].loss if run.validations else None
+
+
+def loss_by_threshold(run: Run) -> float | None:
+    """Likewise, by thresholds; None for a model without a router."""
+    if run.summary is not None:
+        return run.summary.get("validation_loss_by_threshold")
+    return run.validations[-1].by_threshold if run.validations else None
+
+
+def tokens(run: Run) -> int:
+    """Tokens it was trained on so far."""
+    if run.summary is not None:
+        return run.summary["tokens"]
+    return run.tokens[-1] if run.tokens else 0
+
+
+def seconds(run: Run) -> float:
+    """Training time so far, without evaluations."""
+    if run.summary is not None:
+        return run.summary["train_seconds"]
+    return 3600 * run.hours[-1] if run.hours else 0.0
+
+
+def speed(run: Run) -> float | None:
+    """Tokens per second over the whole training."""
+    if run.summary is not None and run.summary.get("tokens_per_second"):
+        return run.summary["tokens_per_second"]
+    return run.tokens_per_second
+
+
+def _line(experiment: Experiment, flops_size: float) -> Line:
+    from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
+
+    runs, first = experiment.counted, experiment.runs[0]
+    config, seq_len = config_of(first), first.recipe["data"]["seq_len"]
+    parameters = dense_parameters(config) + thinking_parameters(config)
+    return Line(
+        experiment.label,
+        _state(experiment),
+        [
+            Cell(percentages(first.recipe["thinking"].get("select_ratios") or [])),
+            Cell(str(len({run.seeds for run in runs}))),
+            Cell(f"{parameters / 1e6:,.2f} M"),
+            _cell(runs, tokens, counted),
+            _cell(runs, lambda run: _exp(validation_loss(run)), "{:.2f}".format),
+            _cell(runs, lambda run: _exp(loss_by_threshold(run)), "{:.2f}".format),
+            _cell(runs, total_flops, lambda flops: f"{flops / flops_size:.4g}"),
+            Cell(f"{paper_tflops(config, seq_len) * 1e6 / seq_len:,.2f}"),
+            _cell(runs, seconds, duration),
+            _cell(runs, speed, "{:,.0f}".format),
+        ],
+    )
+
+
+def _state(experiment: Experiment) -> str:
+    unfinished = [run for run in experiment.runs if not run.is_finished]
+    if not unfinished:
+        return ""
+    if len(unfinished) < len(experiment.runs):
+        return f"{len(unfinished)} more in progress"
+    known = [run.progress for run in unfinished if run.progress is not None]
+    return f"in progress, {100 * mean(known):.0f} %" if known else "in progress"
+
+
+def _cell(
+    runs: Sequence[Run], figure: Callable[[Run], float | None], told: Callable[[float], str]
+) -> Cell:
+    values = [value for run in runs if (value := figure(run)) is not None]
+    if not values:
+        return Cell(NOTHING)
+    low, high = told(min(values)), told(max(values))
+    return Cell(told(mean(values)), "" if low == high else f"{low}–{high}")
+
+
+def _exp(loss: float | None) -> float | None:
+    return None if loss is None else math.exp(min(loss, 700.0))
+
+
+def counted(tokens: float) -> str:
+    """`2.05 M`, `50 B`."""
+    for size, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if tokens >= size:
+            return f"{tokens / size:.3g}{name}"
+    return f"{tokens:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """`52 s`, `6 min`, `13 h 05 min`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,0 +1,85 @@
+"""How figures look, on a light page, on a dark one and in print."""
+
+from typing import Any
+
+# Colours that stay apart for every kind of eyesight (Okabe and Ito), grey for what others are
+# compared with; with more experiments than colours, lines and points take other forms as well.
+LIGHT = ("#474d55", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+DARK = ("#c3c8cf", "#3d9fe0", "#f0803c", "#1fc095", "#e09cc4", "#8fd0f5", "#f0b63c")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+SHAPES = ("circle", "square", "triangle-up", "diamond")
+# Light to dark, for steps: they have an order.
+STEPS = "viridis"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
+PRINT_FONT = "DejaVu Sans, sans-serif"
+
+
+def dash_of(place: int) -> list[int]:
+    """The dashes of the experiment at a place of the legend."""
+    return DASHES[place // len(LIGHT) % len(DASHES)]
+
+
+def shape_of(place: int) -> str:
+    """The form of the points of the experiment at a place of the legend."""
+    return SHAPES[place // len(LIGHT) % len(SHAPES)]
+
+
+def config(is_dark: bool = False, font: str = FONT) -> dict[str, Any]:
+    """Vega-Lite's configuration."""
+    text, faint, grid = (
+        ("#e4e7eb", "#9aa3ad", "#2b3138") if is_dark else ("#1c2127", "#5b6470", "#e8eaed")
+    )
+    colours = list(DARK if is_dark else LIGHT)
+    return {
+        "background": "transparent",
+        "font": font,
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": faint,
+            "titleColor": text,
+            "gridColor": grid,
+            "domainColor": faint,
+            "tickColor": faint,
+            "labelFontSize": 11,
+            "titleFontSize": 11.5,
+            "titleFontWeight": "normal",
+            "titlePadding": 8,
+            "labelFlush": False,
+            "tickSize": 4,
+            "domain": False,
+            "ticks": False,
+            "labelPadding": 6,
+        },
+        "legend": {
+            "labelColor": text,
+            "titleColor": faint,
+            "labelFontSize": 11.5,
+            "titleFontSize": 11,
+            "titleFontWeight": "normal",
+            "orient": "top",
+            "direction": "horizontal",
+            "labelLimit": 320,
+            "symbolLimit": 0,
+            "columnPadding": 18,
+            "rowPadding": 3,
+            "offset": 12,
+            "symbolStrokeWidth": 2,
+        },
+        "header": {
+            "labelColor": text,
+            "titleColor": faint,
+            "labelFontSize": 11.5,
+            "labelFontWeight": "normal",
+            "titleFontWeight": "normal",
+        },
+        "text": {"color": faint, "fontSize": 10.5},
+        "rule": {"color": faint},
+        "range": {"category": colours},
+        "line": {"strokeWidth": 1.8, "strokeJoin": "round", "strokeCap": "butt"},
+        "point": {"filled": True, "size": 42},
+    }
+
+
+def print_config() -> dict[str, Any]:
+    """For figures of a paper: light, on white."""
+    return {**config(font=PRINT_FONT), "background": "white"}

@@ -1,0 +1,511 @@
+"""How a model thinks: while it trained, and on held-out text afterwards."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from itt_composer.report.curves import Units, axis_options, thinned
+from itt_composer.report.figures import WIDE, Control, Figure, Option, Print
+from itt_composer.report.measured import Measured, name_of
+from itt_composer.report.runs import Experiment
+
+MOST_POINTS, LEAST_POINTS, MOST_POINTS_IN_ALL = 150, 25, 40_000
+# What `thinking_stats` logs: title of the axis, and what to look for.
+FIGURES = {
+    "weight_mean": "router weight, mean",
+    "weight_std": "router weight, standard deviation",
+    "share_selected": "share of tokens that take the step",
+    "overlap": "share that took the step before, too",
+    "update_norm": "change of a token's state by the step",
+    "step_encoding_mean": "step encoding φ, mean",
+}
+CLASSES = ("all tokens", "word begin", "word inside", "digit", "punctuation", "whitespace")
+PERCENT = ".0%"
+
+
+def step_colour(steps: Sequence[str]) -> alt.Color:
+    """Steps have an order, and so have their colours."""
+    colours = ["#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"]
+    first = ["#8a929c"] if "0" in steps else []
+    scale = alt.Scale(domain=list(steps), range=(first + colours * len(steps))[: len(steps)])
+    return alt.Color("step:N", scale=scale, legend=alt.Legend(title="step"))
+
+
+def run_control(names: Sequence[str]) -> list[Control]:
+    """Which run is shown; its number is told by the first transform."""
+    options = [
+        Option(name, {"transform.0.filter": f"datum.number === {number}"})
+        for number, name in enumerate(names)
+    ]
+    return [Control("run", "Model", options)] if len(names) > 1 else []
+
+
+def steps_of(records: Sequence[dict[str, Any]]) -> list[str]:
+    """The steps there are, in order."""
+    return sorted({record["step"] for record in records}, key=int)
+
+
+def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
+    """What `thinking_stats` logged, by layer."""
+    logged = [
+        (name_of(experiment, run), run)
+        for experiment in experiments
+        for run in experiment.runs
+        if any(figure in FIGURES for *_, figure in run.thinking)
+    ]
+    series = sum(len(run.thinking) for _, run in logged)
+    if not series:
+        return None
+    most = max(LEAST_POINTS, min(MOST_POINTS, MOST_POINTS_IN_ALL // series))
+    records = []
+    for number, (_, run) in enumerate(logged):
+        for (layer, step, figure), values in run.thinking.items():
+            if figure not in FIGURES:
+                continue
+            places = np.array([place for place, _ in values])
+            columns = [np.asarray(column, dtype=float)[places] for column in
+                       (run.tokens, run.flops, run.hours)]
+            columns.append(np.array([value for _, value in values], dtype=float))
+            records += [
+                {
+                    "number": number,
+                    "layer": layer,
+                    "step": str(step),
+                    "figure": figure,
+                    **units.of(*row[:3]),
+                    "value": row[3],
+                }
+                for row in zip(*(map(float, column) for column in thinned(columns, most)), strict=True)
+            ]
+    names = [figure for figure in FIGURES if any(one["figure"] == figure for one in records)]
+    layers = sorted({record["layer"] for record in records})
+    x = alt.X("tokens:Q", title=units.axes[0].title, axis=alt.Axis(format="~g", grid=False, tickCount=4))
+    line = (
+        alt.Chart()
+        .mark_line(point=alt.OverlayMarkDef(opacity=0, size=90))
+        .encode(
+            x=x,
+            y=alt.Y("value:Q", title=FIGURES[names[0]], scale=alt.Scale(zero=False)),
+            color=step_colour(steps_of(records)),
+            tooltip=[
+                alt.Tooltip("layer:O"),
+                alt.Tooltip("step:N"),
+                *(alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g")
+                  for axis in units.axes),
+                alt.Tooltip("value:Q", format=".4~g"),
+            ],
+        )
+        .properties(width=200, height=170)
+    )
+    spec = (
+        line.facet(facet=_by_layer(), columns=min(4, len(layers)), data=alt.NamedData("thinking"))
+        .transform_filter("datum.number === 0")
+        .transform_filter(f"datum.figure === '{names[0]}'")
+        .transform_filter("true")
+        .to_dict(validate=False)
+    )
+    figure_options = [
+        Option(
+            FIGURES[name],
+            {
+                "transform.1.filter": f"datum.figure === '{name}'",
+                "spec.encoding.y.title": FIGURES[name],
+            },
+        )
+        for name in names
+    ]
+    layer_options = [Option("all", {"transform.2.filter": "true"})] + [
+        Option(str(layer), {"transform.2.filter": f"datum.layer === {layer}", "columns": 1})
+        for layer in layers
+    ]
+    return Figure(
+        "training_thinking",
+        "Thinking while training",
+        "What each extra step of each thinking layer did during training, on the first batch of "
+        "every interval. A router weight is how much a token's update counts, and the tokens with "
+        "the largest weights take the step: a weight that falls to 0 with no spread is a step that "
+        "has switched itself off. The share of tokens rises to its target while capacity is "
+        "annealed. Overlap above the share of the step before means that the same tokens think "
+        "again, below it that steps divide the tokens among them. φ starts at 1; step 0 is the "
+        "layer's first pass, which every token takes.",
+        spec,
+        {"thinking": records},
+        [
+            *run_control([name for name, _ in logged]),
+            Control("figure", "Figure", figure_options),
+            Control("layer", "Layer", layer_options),
+            Control("x", "Over", axis_options(units, ["spec.encoding.x"])),
+        ],
+        [
+            Print(f"training_{name}", {"figure": place}, WIDE, 120, min(4, len(layers)))
+            for place, name in enumerate(names)
+        ],
+        description="Statistics of every thinking step over training, a panel for each layer.",
+    )
+
+
+def _by_layer() -> alt.Facet:
+    return alt.Facet("layer:O", title=None, header=alt.Header(labelExpr="'layer ' + datum.label"))
+
+
+def weights(measured: Measured) -> Figure | None:
+    """Histograms of the routers' weights."""
+    routed = [(name, result) for name, result in measured.results if _has_weights(result)]
+    records: list[dict[str, Any]] = []
+    for number, (_, result) in enumerate(routed):
+        for step in result["steps"]:
+            histogram = step["histogram"]
+            if step["weight_mean"] is None or not histogram:
+                continue
+            total = sum(histogram["counts"]) or 1
+            panel = f"layer {step['layer']}, step {step['step']}"
+            bins = zip(
+                histogram["edges"],
+                histogram["edges"][1:],
+                histogram["counts"],
+                histogram["selected_counts"],
+                strict=False,
+            )
+            for low, high, count, selected in bins:
+                for kind, share in (("all tokens", count), ("tokens that take the step", selected)):
+                    records.append(
+                        {
+                            "number": number,
+                            "panel": panel,
+                            "low": low,
+                            "high": high,
+                            "kind": kind,
+                            "share": share / total,
+                            "mean": step["weight_mean"],
+                        }
+                    )
+    if not records:
+        return None
+    steps = max(step["step"] for _, result in routed for step in result["steps"])
+    kinds = ["all tokens", "tokens that take the step"]
+    bars = (
+        alt.Chart()
+        .mark_bar(binSpacing=0)
+        .encode(
+            x=alt.X("low:Q", title="router weight", axis=alt.Axis(tickCount=5, grid=False, format="~g")),
+            x2="high:Q",
+            y=alt.Y("share:Q", title="share of tokens", stack=None, axis=alt.Axis(format=PERCENT, tickCount=4)),
+            color=alt.Color(
+                "kind:N",
+                scale=alt.Scale(domain=kinds, range=["#aab2bc", "#0072B2"]),
+                legend=alt.Legend(title=None, symbolType="square"),
+            ),
+            tooltip=[
+                alt.Tooltip("panel:N", title="step"),
+                alt.Tooltip("low:Q", title="weight from", format=".2f"),
+                alt.Tooltip("high:Q", title="to", format=".2f"),
+                alt.Tooltip("kind:N", title="of"),
+                alt.Tooltip("share:Q", format=".1%"),
+                alt.Tooltip("mean:Q", title="mean weight", format=".3f"),
+            ],
+        )
+        .properties(width=200, height=110)
+    )
+    panels = list(dict.fromkeys(record["panel"] for record in records))
+    spec = (
+        bars.facet(facet=alt.Facet("panel:N", title=None, sort=panels), columns=steps,
+                   data=alt.NamedData("weights"))
+        .transform_filter("datum.number === 0")
+        .to_dict(validate=False)
+    )
+    rows = sum(result["data"]["tokens"] for _, result in routed[:1])
+    return Figure(
+        "router_weights",
+        "How sure the routers are",
+        "The router of a layer gives every token a weight for each extra step; the step's update "
+        "is multiplied by it. Grey: the weights of all tokens; blue: of those that take the step. "
+        f"Measured on {rows:,} held-out tokens. A bell in the middle or two humps are a router "
+        "that tells tokens apart; everything at one place is one that does not, and everything at "
+        "0 a step without effect.",
+        spec,
+        {"weights": records},
+        run_control([name for name, _ in routed]),
+        [Print("router_weights", {}, WIDE, 80, steps)],
+        description="Histograms of router weights for every layer and step.",
+    )
+
+
+def _has_weights(result: dict[str, Any]) -> bool:
+    return any(step.get("weight_mean") is not None for step in result["steps"])
+
+
+def step_encodings(measured: Measured) -> Figure | None:
+    """φ of each step: mean, spread and range over its values."""
+    encoded = [(name, result) for name, result in measured.results if result["step_encodings"]]
+    records = [
+        {
+            "number": number,
+            "layer": one["layer"],
+            "step": str(one["step"]),
+            "mean": one["mean"],
+            "low": one["mean"] - one["std"],
+            "high": one["mean"] + one["std"],
+            "least": one["min"],
+            "greatest": one["max"],
+        }
+        for number, (_, result) in enumerate(encoded)
+        for one in result["step_encodings"]
+    ]
+    if not records:
+        return None
+    layers = sorted({record["layer"] for record in records})
+    base = alt.Chart().encode(
+        x=alt.X("step:N", title="step", axis=alt.Axis(labelAngle=0, grid=False)),
+        color=step_colour(steps_of(records)).copy(),
+        tooltip=[
+            alt.Tooltip("layer:O"),
+            alt.Tooltip("step:N"),
+            *(alt.Tooltip(f"{name}:Q", title=title, format=".3f") for name, title in
+              (("mean", "mean"), ("least", "least"), ("greatest", "greatest"))),
+        ],
+    )
+    y = {"title": "values of φ", "scale": alt.Scale(zero=False)}
+    chart = alt.layer(
+        base.mark_rule(strokeWidth=1.2, opacity=0.8).encode(y=alt.Y("least:Q", **y), y2="greatest:Q"),
+        base.mark_rule(strokeWidth=6, opacity=0.55).encode(y=alt.Y("low:Q", **y), y2="high:Q"),
+        base.mark_point(size=60, opacity=1).encode(y=alt.Y("mean:Q", **y)),
+    ).properties(width=160, height=170)
+    spec = (
+        chart.facet(facet=_by_layer(), columns=min(4, len(layers)), data=alt.NamedData("encodings"))
+        .transform_filter("datum.number === 0")
+        .to_dict(validate=False)
+    )
+    for layer in spec["spec"]["layer"]:
+        layer["encoding"]["color"]["legend"] = None
+    return Figure(
+        "step_encodings",
+        "Step encodings φ",
+        "Each thinking step of a layer has a learned vector φ that scales what the step adds, "
+        "value by value; all start at 1. Point: the mean of its values, thick line: one standard "
+        "deviation to either side, thin line: the least to the greatest. Step 0 is the first pass. "
+        "A mean above 1 strengthens a step, below 1 weakens it.",
+        spec,
+        {"encodings": records},
+        run_control([name for name, _ in encoded]),
+        [Print("step_encodings", {}, WIDE, 130, min(4, len(layers)))],
+        description="Mean and range of each step encoding, a panel for each layer.",
+    )
+
+
+def token_classes(measured: Measured) -> Figure | None:
+    """Which kinds of tokens take each step."""
+    routed = [(name, result) for name, result in measured.results if result["steps"]]
+    records = [
+        {
+            "number": number,
+            "layer": step["layer"],
+            "step": str(step["step"]),
+            "class": name,
+            "tokens": one["tokens"],
+            "share": one["share"],
+        }
+        for number, (_, result) in enumerate(routed)
+        for step in result["steps"]
+        for name, one in {
+            "all tokens": {"tokens": result["data"]["tokens"], "share": step["share"]},
+            **(step.get("classes") or {}),
+        }.items()
+        if one["share"] is not None and one["tokens"]
+    ]
+    if not any(record["class"] != "all tokens" for record in records):
+        return None
+    layers = sorted({record["layer"] for record in records})
+    found = dict.fromkeys(record["class"] for record in records)
+    order = [name for name in CLASSES if name in found] + [n for n in found if n not in CLASSES]
+    points = (
+        alt.Chart()
+        .mark_point(size=65, opacity=0.9)
+        .encode(
+            x=alt.X("share:Q", title="share that takes the step",
+                    scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=PERCENT, tickCount=4)),
+            y=alt.Y("class:N", sort=order, title=None, axis=alt.Axis(grid=True, labelLimit=120)),
+            color=step_colour(steps_of(records)),
+            tooltip=[
+                alt.Tooltip("class:N"),
+                alt.Tooltip("layer:O"),
+                alt.Tooltip("step:N"),
+                alt.Tooltip("share:Q", format=".1%"),
+                alt.Tooltip("tokens:Q", title="tokens of the class", format=","),
+            ],
+        )
+        .properties(width=170, height=170)
+    )
+    spec = (
+        points.facet(facet=_by_layer(), columns=min(4, len(layers)), data=alt.NamedData("classes"))
+        .transform_filter("datum.number === 0")
+        .to_dict(validate=False)
+    )
+    return Figure(
+        "token_classes",
+        "Which tokens think",
+        "The share of each kind of token that takes each extra step, on held-out text. A kind far "
+        "to the right of “all tokens” is one the model thinks about longer. Rare and frequent "
+        "are counted in the same text; a token belongs to one of them and to one of the others.",
+        spec,
+        {"classes": records},
+        run_control([name for name, _ in routed]),
+        [Print("token_classes", {}, WIDE, 130, min(4, len(layers)))],
+        description="Share of tokens that take each step by kind of token, a panel for each layer.",
+    )
+
+
+def overlap(measured: Measured) -> Figure | None:
+    """Whether consecutive steps take the same tokens."""
+    routed = [(name, result) for name, result in measured.results if result["steps"]]
+    records = []
+    for number, (_, result) in enumerate(routed):
+        shares = {(step["layer"], step["step"]): step["share"] for step in result["steps"]}
+        for step in result["steps"]:
+            chance = shares.get((step["layer"], step["step"] - 1))
+            if step.get("overlap") is None or chance is None:
+                continue
+            parts = (("again", step["overlap"]), ("new", 1 - step["overlap"]))
+            for kind, share in parts:
+                records.append(
+                    {
+                        "number": number,
+                        "layer": step["layer"],
+                        "step": str(step["step"]),
+                        "kind": {"again": AGAIN, "new": NEW}[kind],
+                        "share": share,
+                        "chance": chance,
+                        "union": step.get("union"),
+                    }
+                )
+    if not records:
+        return None
+    layers = sorted({record["layer"] for record in records})
+    tips = [
+        alt.Tooltip("layer:O"),
+        alt.Tooltip("step:N"),
+        alt.Tooltip("kind:N", title="tokens"),
+        alt.Tooltip("share:Q", format=".1%"),
+        alt.Tooltip("chance:Q", title="by chance", format=".1%"),
+        alt.Tooltip("union:Q", title="of all tokens, took either step", format=".1%"),
+    ]
+    base = alt.Chart().encode(
+        y=alt.Y("step:N", title="step", axis=alt.Axis(grid=False)), tooltip=tips
+    )
+    x = {"axis": alt.Axis(format=PERCENT, tickCount=4), "title": "tokens of the step"}
+    bars = base.mark_bar(height=18).encode(
+        x=alt.X("share:Q", scale=alt.Scale(domain=[0, 1]), **x),
+        color=alt.Color(
+            "kind:N",
+            scale=alt.Scale(domain=[AGAIN, NEW], range=["#0072B2", "#9fc9e6"]),
+            legend=alt.Legend(title=None, symbolType="square"),
+        ),
+        order=alt.Order("kind:N", sort="descending"),
+    )
+    chance = base.mark_tick(thickness=2.5, size=26, color="#D55E00").encode(x=alt.X("chance:Q", **x))
+    spec = (
+        alt.layer(bars, chance)
+        .properties(width=170, height=alt.Step(30))
+        .facet(facet=_by_layer(), columns=min(4, len(layers)), data=alt.NamedData("overlap"))
+        .transform_filter("datum.number === 0")
+        .to_dict(validate=False)
+    )
+    for place in (0, 1):
+        spec["spec"]["layer"][place]["encoding"]["x"]["title"] = "tokens of the step"
+    return Figure(
+        "overlap",
+        "The same tokens again?",
+        "Of the tokens that take a step, how many took the layer's step before it as well (dark) "
+        "and how many did not (light). The orange mark is what chance would give. Dark beyond the "
+        "mark: the same tokens think on. Dark short of it: steps share the tokens out among them.",
+        spec,
+        {"overlap": records},
+        run_control([name for name, _ in routed]),
+        [Print("overlap", {}, WIDE, None, min(4, len(layers)))],
+        description="Overlap of consecutive steps, a panel for each layer.",
+    )
+
+
+AGAIN, NEW = "took the step before, too", "did not take the step before"
+
+
+def gradients(measured: Measured) -> Figure | None:
+    """Nuclear norms of gradients over layers, easy problems against hard ones."""
+    records = []
+    for name, result in measured.results:
+        for projection in result["projections"]:
+            for kind in ("easy", "hard"):
+                means, spreads = (result[kind][key].get(projection) for key in ("mean", "std"))
+                if not means or not result[kind]["problems"]:
+                    continue
+                for layer, mean, std in zip(result["layers"], means, spreads, strict=True):
+                    if mean is None:
+                        continue
+                    records.append(
+                        {
+                            "panel": _panel(projection, name, len(measured.results)),
+                            "layer": layer,
+                            "kind": kind,
+                            "mean": mean,
+                            "low": max(0.0, mean - (std or 0)),
+                            "high": mean + (std or 0),
+                            "thinks": layer in result.get("thinking_layers", []),
+                        }
+                    )
+    if not records:
+        return None
+    panels = list(dict.fromkeys(record["panel"] for record in records))
+    columns = max(len(result["projections"]) for _, result in measured.results)
+    kinds = alt.Color(
+        "kind:N",
+        scale=alt.Scale(domain=["easy", "hard"], range=["#0072B2", "#D55E00"]),
+        legend=alt.Legend(title="problems"),
+    )
+    base = alt.Chart().encode(
+        x=alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
+        color=kinds,
+    )
+    title = "gradient nuclear norm"
+    band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
+    line = base.mark_line(strokeWidth=1.6).encode(y=alt.Y("mean:Q", title=title))
+    points = base.mark_point(size=46).encode(
+        y=alt.Y("mean:Q", title=title),
+        tooltip=[
+            alt.Tooltip("panel:N", title="projection"),
+            alt.Tooltip("layer:Q"),
+            alt.Tooltip("kind:N", title="problems"),
+            alt.Tooltip("mean:Q", format=".3f"),
+            alt.Tooltip("thinks:N", title="thinking layer"),
+        ],
+    )
+    spec = (
+        alt.layer(band, line, points)
+        .properties(width=170, height=150)
+        .facet(facet=alt.Facet("panel:N", title=None, sort=panels), columns=columns,
+               data=alt.NamedData("gradients"))
+        .to_dict(validate=False)
+    )
+    counts = measured.results[0][1]
+    easy, hard = counts["easy"]["problems"], counts["hard"]["problems"]
+    return Figure(
+        "gradients",
+        "Where hard problems pull",
+        "The nuclear norm (sum of singular values) of the loss gradient of each attention "
+        "projection (q, k, v, o), layer by layer: how much the model would have to change there "
+        "for a problem. Easy problems are those it answers rightly, hard ones those it does not "
+        f"({easy} and {hard} of the first model); lines are means, bands one standard deviation. "
+        "The paper's motivation is that hard problems cause spikes in some layers, which easy ones "
+        "do not, so that depth is worth spending there.",
+        spec,
+        {"gradients": records},
+        [],
+        [Print("gradients", {}, WIDE, 120, columns)],
+        description="Gradient nuclear norm over layers, easy against hard problems.",
+    )
+
+
+def _panel(projection: str, name: str, runs: int) -> str:
+    return projection if runs == 1 else f"{projection} · {name}"
+
+
