@@ -45,8 +45,11 @@ def main() -> None:
             evaluate(runs[1], "eval/suites/elastic.yaml", ["null", *ELASTIC_SETTINGS]),
         ]
         summaries = [json.loads(run.summary.read_bytes()) for run in runs]
+        page = report(runs)
     print_comparison(summaries, results)
-    print(f"Done in {time.monotonic() - started:.0f} s; everything is in {FOLDER}.")
+    print(
+        f"Done in {time.monotonic() - started:.0f} s; everything is in {FOLDER}, on a page: {page}"
+    )
 
 
 def prepare_data() -> None:
@@ -87,6 +90,17 @@ def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> dict[str, 
             return measured
     run_python("-m", "eval", suite_file, *overrides)
     return json.loads(output.read_bytes())
+
+
+def report(runs: list[RunFolder]) -> Path:
+    """One page of the runs, unless it is there and newer than what it shows."""
+    page = FOLDER / "report.html"
+    sources = [source for run in runs for source in (run.summary, run.path / "perplexity.json")]
+    if all(is_newer(page, source) for source in sources):
+        print(f"{page} holds the report: nothing to do", flush=True)
+    else:
+        run_python("-m", "itt_composer.report", *(run.path for run in runs), "--out", page)
+    return page
 
 
 def is_newer(output: Path, source: Path) -> bool:

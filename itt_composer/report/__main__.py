@@ -1,4 +1,4 @@
-"""`python -m itt_composer.report RUN [RUN …] --out report.html`: what runs have measured, on a page.
+"""`python -m itt_composer.report RUN [RUN …] --out report.html`: what runs measured.
 
 The page is one file that needs no network; `--figures DIR` writes the same figures as PNG for
 papers, `--markdown FILE` the table of the runs.

@@ -21,6 +21,8 @@ HOVERED_POINTS = 60  # of a run's training curve that tell their figures
 WINDOW = 50  # the smoothed loss is a mean over this part of a run
 BEGINNING = 0.05  # of training, which the axes leave out at first: the loss falls too far there
 FEW_RUNS = 3
+RAW, SMOOTH, TIE, POINT, HOVER = 0.7, 1.5, 1, 46, 140  # widths of lines, sizes of points
+NUMBER = ",~r"  # of an axis
 
 
 class Unit(NamedTuple):
@@ -219,38 +221,43 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         return None
     top = _top_of_axis(pairs, training, units)
     highlighted = highlight()
-    x = alt.X("tokens:Q", title=units.axes[0].title, axis=alt.Axis(grid=False, format="~g"))
+    x = alt.X(
+        "tokens:Q", title=units.axes[0].title, axis=alt.Axis(grid=False, format=NUMBER, tickCount=7)
+    )
     y = alt.Y(
         "y:Q",
         title="loss, nats per token",
-        scale=alt.Scale(zero=False, domain=[*top], nice=False),
+        scale=alt.Scale(domain=[*top], nice=False),
     )
     told = [
         alt.Tooltip("experiment:N"),
         alt.Tooltip("run:N"),
         *(alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g") for axis in units.axes),
     ]
-    base = {"color": colour(labels, symbolType="stroke"), "detail": "run:N", "x": x, "y": y}
+    base: dict[str, Any] = {
+        "color": colour(labels, symbolType="stroke"),
+        "detail": "run:N",
+        "x": x,
+        "y": y,
+    }
     dashed = {"strokeDash": dash(labels)} if len(labels) > len(theme.LIGHT) else {}
     raw = (
         alt.Chart(alt.NamedData("training"))
         .transform_calculate(y="datum.loss")
-        .transform_filter("true" if len(pairs) <= FEW_RUNS else "false")
-        .mark_line(strokeWidth=0.7, clip=True)
+        .mark_line(strokeWidth=RAW if len(pairs) <= FEW_RUNS else 0, clip=True)
         .encode(**base, opacity=when_highlighted(highlighted, 0.28, 0.03))
     )
     line = (
         alt.Chart(alt.NamedData("training"))
         .transform_calculate(y="datum.smooth")
-        .transform_filter("true")
-        .mark_line(strokeWidth=1.5, clip=True)
+        .mark_line(strokeWidth=SMOOTH, clip=True)
         .encode(**base, **dashed, opacity=when_highlighted(highlighted, 0.9))
     )
     hovered = (
         alt.Chart(alt.NamedData("training"))
         .transform_calculate(y="datum.smooth")
         .transform_filter("datum.hovered")
-        .mark_point(opacity=0, size=140, clip=True)
+        .mark_point(opacity=0, size=HOVER, clip=True)
         .encode(
             **base,
             tooltip=[*told, alt.Tooltip("smooth:Q", title="training loss, smoothed", format=".4f")],
@@ -259,10 +266,10 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
     measured = alt.Chart(alt.NamedData("validation")).transform_calculate(
         y="datum.loss", perplexity="exp(datum.loss)"
     )
-    joined = measured.mark_line(strokeWidth=1, strokeDash=[1, 3], clip=True).encode(
+    joined = measured.mark_line(strokeWidth=TIE, strokeDash=[1, 3], clip=True).encode(
         **base, opacity=when_highlighted(highlighted, 0.7)
     )
-    points = measured.mark_point(clip=True, size=46).encode(
+    points = measured.mark_point(clip=True, size=POINT).encode(
         **base,
         opacity=when_highlighted(highlighted, 1),
         tooltip=[
@@ -347,20 +354,14 @@ def _measures(top: tuple[float, float]) -> list[Option]:
 
 def _shown(runs: int) -> list[Option]:
     def option(label: str, raw: bool, line: bool, validation: bool) -> Option:
-        filters = (raw, line)
-        return Option(
-            label,
-            {
-                **{
-                    f"layer.{number}.transform.1.filter": str(shown).lower()
-                    for number, shown in enumerate(filters)
-                },
-                "layer.2.transform.1.filter": "datum.hovered" if line else "false",
-                "layer.3.mark.opacity": 1,
-                "layer.4.mark.size": 46 if validation else 0,
-                "layer.3.mark.strokeWidth": 1 if validation else 0,
-            },
-        )
+        sizes = {
+            "0.mark.strokeWidth": RAW * raw,
+            "1.mark.strokeWidth": SMOOTH * line,
+            "2.mark.size": HOVER * line,
+            "3.mark.strokeWidth": TIE * validation,
+            "4.mark.size": POINT * validation,
+        }
+        return Option(label, {f"layer.{place}": size for place, size in sizes.items()})
 
     options = [
         option("training and validation", False, True, True),
@@ -394,12 +395,13 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         "tokens:Q",
         title=units.axes[0].title,
         scale=alt.Scale(zero=False, padding=24),
-        axis=alt.Axis(format="~g", grid=False),
+        axis=alt.Axis(format=NUMBER, grid=False, tickCount=7),
     )
     y = alt.Y(
         "loss:Q",
         title="validation loss at the end, nats per token",
         scale=alt.Scale(zero=False, padding=18),
+        axis=alt.Axis(tickCount=6),
     )
     dense = dense_line(experiments, units)
     line = (
@@ -430,7 +432,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             ],
         )
     )
-    chart = alt.layer(line, points).add_params(highlighted, zoom())
+    chart = alt.layer(*[line] * (len(dense) > 1), points).add_params(highlighted, zoom())
     axis_places = ["layer.*.encoding.x"]
     order = axis_options(units, axis_places)
     joined = (
@@ -453,7 +455,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             Print(f"equal_compute_{units.axes[number].name}", {"x": place})
             for place, number in enumerate((1, 2, 0))
         ],
-        efficiency_table(experiments, units),
+        efficiency_table(experiments),
         "Validation loss at the end of each run over FLOPs, time or tokens.",
     )
 
@@ -481,7 +483,7 @@ def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str
     return found
 
 
-def efficiency_table(experiments: Sequence[Experiment], units: Units) -> Any:
+def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None:
     """Where each experiment reaches the final loss of the dense model; None without one."""
     runs = [run for one in experiments for run in one.runs if run.validations]
     rows = []
@@ -497,11 +499,10 @@ def efficiency_table(experiments: Sequence[Experiment], units: Units) -> Any:
     if not rows:
         return None
     return {
-        "title": "Data efficiency: what each needs to reach the final loss of the dense LLaMA of its "
-        "size, as a share of what that took (read between validations; mean over seeds)",
+        "title": "Data efficiency: what each needs to reach the final loss of the dense LLaMA of "
+        "its size, as a share of what that took (read between validations; mean over seeds)",
         "columns": ["model", "LLaMA's loss", "own loss", "tokens", "FLOPs", "time"],
         "rows": rows,
-        "text_columns": 1,
     }
 
 

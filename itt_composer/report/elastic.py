@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from eval.perplexity_report import RULES, mean_shares, percentages
-from itt_composer.report.curves import colour, zoom
+from itt_composer.report.curves import NUMBER, colour, zoom
 from itt_composer.report.figures import Control, Figure, Option, Print
 from itt_composer.report.measured import Measured
 
@@ -15,22 +15,20 @@ ALONE = "all tokens, no router"
 
 def figure(measured: Measured) -> Figure | None:
     """All models in one figure; None unless one was measured at several settings."""
-    records = [
-        record
-        for name, result in measured.results
-        for record in records_of(name, result)
-    ]
+    records = [record for name, result in measured.results for record in records_of(name, result)]
     by_model = [record["experiment"] for record in records]
     if not any(by_model.count(name) > 2 for name in by_model):
         return None
     labels = list(dict.fromkeys(by_model))
+    for record in records:
+        record["named"] &= by_model.count(labels[0]) == len(by_model) or record["rule"] == ALONE
     x = alt.X(
         "executed:Q",
         title=_title("executed"),
         scale=alt.Scale(zero=False, padding=24),
-        axis=alt.Axis(format="~g", grid=False),
+        axis=alt.Axis(format=NUMBER, grid=False, tickCount=7),
     )
-    y = alt.Y("perplexity:Q", scale=alt.Scale(zero=False, padding=18))
+    y = alt.Y("perplexity:Q", scale=alt.Scale(zero=False, padding=18), axis=alt.Axis(tickCount=6))
     rules = list(dict.fromkeys(record["rule"] for record in records))
     forms = [
         {"top-k": "circle", "threshold": "diamond", "top-p": "square"}.get(rule, "triangle-up")
@@ -57,9 +55,12 @@ def figure(measured: Measured) -> Figure | None:
             alt.Tooltip("paper:Q", title="paper's MFLOPs per token", format=",.2f"),
         ],
     )
-    names = base.transform_filter("datum.named").mark_text(dy=-10, fontSize=10).encode(
-        x=x, y=y, text="ratios:N"
+    names = (
+        base.transform_filter("datum.named")
+        .mark_text(dy=-10, fontSize=10)
+        .encode(x=x, y=y, text="ratios:N")
     )
+    layers = [ties, points] + [names] * any(record["named"] for record in records)
     places = "layer.*.encoding.x"
     options = [
         Option(name, {f"{places}.field": key, f"{places}.title": _title(key)})
@@ -76,7 +77,7 @@ def figure(measured: Measured) -> Figure | None:
         "token, as when text is generated, and a line joins the same ratios by both rules. "
         "Look for a slope that falls to the right, and for thresholds that stay close to top-k. "
         + ("A model without a router stands beside them." if has_dense else ""),
-        alt.layer(ties, points, names).add_params(zoom()).to_dict(validate=False),
+        alt.layer(*layers).add_params(zoom()).to_dict(validate=False),
         {"settings": records},
         [Control("x", "Over", options)],
         [Print("elastic_executed"), Print("elastic_paper", {"x": 1})],

@@ -18,6 +18,7 @@ DIGITS = 5  # of numbers on the page
 # Of a PNG: a column of a paper is about 3.3 inches wide, two are 7.
 NARROW, WIDE = 300, 620
 SCALE = 4.0
+LETTER = 6.6  # pixels of a legend's letter, as on the page
 
 Changes = Mapping[str, Any]
 
@@ -51,7 +52,6 @@ class Print:
     width: int = NARROW
     height: int | None = None
     columns: int | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Figure:
         data: by name, records of the same keys.
         controls: in order.
         prints: the PNGs.
-        table: (columns, rows, number of text columns) to stand below it, or None.
+        table: to stand below it (title, columns, rows), or None.
         description: for those who cannot see it.
     """
 
@@ -77,7 +77,7 @@ class Figure:
     data: dict[str, list[dict[str, Any]]]
     controls: list[Control] = field(default_factory=list)
     prints: list[Print] = field(default_factory=list)
-    table: Any = None
+    table: dict[str, Any] | None = None
     description: str = ""
 
 
@@ -85,7 +85,7 @@ def packed(figure: Figure) -> dict[str, Any]:
     """What the page's script draws the figure from."""
     return {
         "name": figure.name,
-        "spec": figure.spec,
+        "spec": {key: part for key, part in figure.spec.items() if key != "$schema"},
         "data": {name: pack(records) for name, records in figure.data.items()},
         "controls": [
             {
@@ -171,19 +171,25 @@ def print_spec(figure: Figure, wanted: Print) -> dict[str, Any]:
     else:
         spec |= {"width": wanted.width, "height": wanted.height or round(wanted.width * 0.68)}
     spec["datasets"] = {
-        name: [
-            {key: rounded(value) for key, value in record.items()} for record in records
-        ]
+        name: [{key: rounded(value) for key, value in record.items()} for record in records]
         for name, records in figure.data.items()
     }
-    spec["config"] = _merged(theme.print_config(), wanted.config)
+    spec["config"] = theme.print_config()
+    longest = max([len(text) for text in _texts_of_scales(spec)], default=1)
+    spec["config"]["legend"] |= {
+        "columns": max(1, wanted.width // round(LETTER * longest + 46)),
+        "layout": {"top": {"anchor": "start", "direction": "vertical"}},
+    }
     return spec
 
 
-def _merged(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
-    for name, value in others.items():
-        old = merged.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[name] = _merged(old, value) if both else value
-    return merged
+def _texts_of_scales(part: Any) -> list[str]:
+    """What legends name."""
+    if isinstance(part, list):
+        return [text for one in part for text in _texts_of_scales(one)]
+    if not isinstance(part, dict):
+        return []
+    found = [text for text in part.get("domain") or () if isinstance(text, str)]
+    return found + [
+        text for name in part if name != "datasets" for text in _texts_of_scales(part[name])
+    ]

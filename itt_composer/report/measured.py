@@ -13,7 +13,7 @@ from itt_composer.report.runs import Experiment, Run
 FORMAT = 1
 COMMANDS = {
     "thinking": "python -m itt_composer.analysis tokens {run}",
-    "gradients": "python -m itt_composer.analysis gradients {run}",
+    "gradients": "python -m itt_composer.analysis gradients {run} --problems AQUA.jsonl",
     "perplexity": (
         "python -m eval eval/suites/elastic.yaml model={run}/model data={data} "
         "output={run}/perplexity.json"
@@ -86,7 +86,9 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
                 f"--perplexity {file} holds no perplexities; name a JSON file that "
                 "python -m eval eval/suites/elastic.yaml has written"
             )
-        found.results += [(str(result["model"].get("name", file.stem)), result) for result in results]
+        found.results += [
+            (str(result["model"].get("name", file.stem)), result) for result in results
+        ]
     return found
 
 

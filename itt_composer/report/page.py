@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from itt_composer.report import theme
 from itt_composer.report.figures import Figure, packed
@@ -44,6 +45,7 @@ def render(page: Page) -> str:
     """The whole file; it asks for nothing from anywhere."""
     import vl_convert
 
+    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -60,10 +62,8 @@ def render(page: Page) -> str:
         page=page,
         style=_as_is(TEMPLATES / "page.css"),
         script=_as_is(TEMPLATES / "page.js"),
-        library=jinja2.utils.markupsafe.Markup(
-            vl_convert.javascript_bundle().replace("</script", "<\\/script")
-        ),
-        data=jinja2.utils.markupsafe.Markup(as_script(data)),
+        library=Markup(library.replace("</script", "<\\/script")),
+        data=Markup(as_script(data)),
     )
 
 
@@ -73,5 +73,5 @@ def as_script(data: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _as_is(file: Path) -> jinja2.utils.markupsafe.Markup:
-    return jinja2.utils.markupsafe.Markup(file.read_text(encoding="utf-8"))
+def _as_is(file: Path) -> Markup:
+    return Markup(file.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from itt_composer.report.measured import Measured
 WEIGHT_DIGITS = 3
 # Of the print, in characters and pixels.
 LINE_LENGTH, MOST_LINES, CHARACTER, LINE_HEIGHT = 84, 22, 6.0, 17
-NEWLINE = "⏎"
+NEWLINE, SPACE = "⏎", "\u00a0"  # a print leaves out spaces at the ends
 CAPTION = (
     "A text the model was not trained on, token by token. The darker a token, the more extra "
     "thinking steps it took. Choose a layer and a step to see that choice alone: a token that took "
@@ -67,15 +67,18 @@ def _figure(number: int, name: str, text: dict[str, Any]) -> Figure:
         y=alt.Y("line:O", axis=None),
         color=alt.Color(
             "steps:Q",
-            scale=alt.Scale(domain=[0, most], range=["#ffffff", "#3d9fe0"]),
+            scale=alt.Scale(domain=[0, most], range=["#ffffff", "#56B4E9"], interpolate="rgb"),
             legend=alt.Legend(
-                title=f"extra steps taken (of {most})", format="d", tickMinStep=1, gradientLength=160
+                title=f"extra steps taken (of {most})",
+                format="d",
+                tickMinStep=1,
+                gradientLength=160,
             ),
         ),
     )
-    words = base.mark_text(align="left", font="DejaVu Sans Mono", fontSize=9.6, color="#111").encode(
-        y=alt.Y("line:O", axis=None), text="text:N"
-    )
+    words = base.mark_text(
+        align="left", font="DejaVu Sans Mono", fontSize=9.6, color="#111"
+    ).encode(y=alt.Y("line:O", axis=None), text="text:N")
     return Figure(
         "routing_map",
         name,
@@ -98,7 +101,7 @@ def laid_out(tokens: list[str], steps: list[int]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     line = column = 0
     for token, taken in zip(tokens, steps, strict=True):
-        shown = token.replace("\n", NEWLINE).replace("\t", "  ")
+        shown = token.replace("\n", NEWLINE).replace("\t", "  ").replace(" ", SPACE)
         if column and column + len(shown) > LINE_LENGTH:
             line, column = line + 1, 0
         if line >= MOST_LINES:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         UserError: a folder that is no run, or whose recipe or summary cannot be read.
     """
-    by_place = {folder.resolve(): folder for folder in folders}
+    by_place: dict[Path, Path] = {}
+    for folder in folders:
+        by_place.setdefault(folder.resolve(), folder)
     runs = [read_run(folder) for folder in by_place.values()]
     counts = Counter(run.name for run in runs)
     for run in runs:
@@ -211,7 +213,7 @@ def flops_after(
     """
     from itt_composer.flops import executed_flops
 
-    @lru_cache(maxsize=None)
+    @cache
     def cost(ratios: tuple[float, ...]) -> int:
         return 3 * executed_flops(config, batch_size, seq_len, ratios)
 
@@ -297,9 +299,9 @@ def _ratios_in_force(lines: list[dict], trained: Sequence[float]) -> list[tuple[
     """ρ_t of each batch: as logged by capacity annealing, else the recipe's."""
     in_force, found = tuple(trained), []
     for line in lines:
-        logged = [line.get(f"capacity_annealing/select_ratio/step_{t + 1}") for t in range(len(trained))]
-        if None not in logged:
-            in_force = tuple(logged)
+        names = [f"capacity_annealing/select_ratio/step_{t + 1}" for t in range(len(trained))]
+        if all(name in line for name in names):
+            in_force = tuple(line[name] for name in names)
         found.append(in_force)
     return found
 
@@ -397,10 +399,16 @@ def describe(differences: dict[str, Any], description: dict[str, Any]) -> list[s
         elif key.startswith("optimizer.") and key.endswith(".lr"):
             words.append(f"lr {value:g}" if isinstance(value, float) else f"lr {value}")
         elif key == "train.max_duration":
-            words.append(str(value))
+            words.append(_length(str(value)))
         else:
             words.append(f"{key.rpartition('.')[2]} {value}"[:40])
     return words[:MOST_WORDS] + ["…"] * (len(words) > MOST_WORDS)
+
+
+def _length(duration: str) -> str:
+    """`1,600 batches` for 1600ba."""
+    match = re.fullmatch(r"(\d+)ba", duration)
+    return f"{int(match[1]):,} batches" if match else duration
 
 
 _OF_ROUTERS = ("select_ratios", "router_norm", "router_selection", "reweighting")

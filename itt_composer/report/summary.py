@@ -43,7 +43,10 @@ class Summary:
         rows = [
             [
                 f"{line.label} ({line.state})" if line.state else line.label,
-                *(f"{cell.text} ({cell.spread})" if cell.spread else cell.text for cell in line.cells),
+                *(
+                    f"{cell.text} ({cell.spread})" if cell.spread else cell.text
+                    for cell in line.cells
+                ),
             ]
             for line in self.lines
         ]
@@ -76,7 +79,7 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
         "forward pass, as its tables count them."
     ]
     if has_several:
-        notes.append("Means over seeds, in brackets the least and the greatest.")
+        notes.append("Of several seeds the mean, and from the least to the greatest.")
     if any(run.recipe["thinking"].get("router_selection") == "top_p" for run in runs):
         notes.append(
             "Under top-p the tokens of a step depend on the data, and the FLOPs take ρ for their "

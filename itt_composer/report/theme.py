@@ -64,6 +64,9 @@ def config(is_dark: bool = False, font: str = FONT) -> dict[str, Any]:
             "rowPadding": 3,
             "offset": 12,
             "symbolStrokeWidth": 2,
+            "symbolOpacity": 1,
+            "symbolBaseFillColor": faint,
+            "symbolBaseStrokeColor": faint,
         },
         "header": {
             "labelColor": text,

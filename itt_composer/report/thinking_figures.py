@@ -6,10 +6,10 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from itt_composer.report.curves import Units, axis_options, thinned
+from itt_composer.report.curves import NUMBER, Units, axis_options, thinned
 from itt_composer.report.figures import WIDE, Control, Figure, Option, Print
 from itt_composer.report.measured import Measured, name_of
-from itt_composer.report.runs import Experiment
+from itt_composer.report.runs import Experiment, Run
 
 MOST_POINTS, LEAST_POINTS, MOST_POINTS_IN_ALL = 150, 25, 40_000
 # What `thinking_stats` logs: title of the axis, and what to look for.
@@ -21,6 +21,7 @@ FIGURES = {
     "update_norm": "change of a token's state by the step",
     "step_encoding_mean": "step encoding φ, mean",
 }
+ROUTED = ("weight_mean", "step_encoding_mean")  # a Loop has neither
 CLASSES = ("all tokens", "word begin", "word inside", "digit", "punctuation", "whitespace")
 PERCENT = ".0%"
 
@@ -53,8 +54,9 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         (name_of(experiment, run), run)
         for experiment in experiments
         for run in experiment.runs
-        if any(figure in FIGURES for *_, figure in run.thinking)
+        if any(figure in ROUTED for *_, figure in run.thinking)
     ]
+    logged.sort(key=_place_in_list)
     series = sum(len(run.thinking) for _, run in logged)
     if not series:
         return None
@@ -65,8 +67,10 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             if figure not in FIGURES:
                 continue
             places = np.array([place for place, _ in values])
-            columns = [np.asarray(column, dtype=float)[places] for column in
-                       (run.tokens, run.flops, run.hours)]
+            columns = [
+                np.asarray(column, dtype=float)[places]
+                for column in (run.tokens, run.flops, run.hours)
+            ]
             columns.append(np.array([value for _, value in values], dtype=float))
             records += [
                 {
@@ -77,11 +81,15 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
                     **units.of(*row[:3]),
                     "value": row[3],
                 }
-                for row in zip(*(map(float, column) for column in thinned(columns, most)), strict=True)
+                for row in zip(
+                    *(map(float, column) for column in thinned(columns, most)), strict=True
+                )
             ]
     names = [figure for figure in FIGURES if any(one["figure"] == figure for one in records)]
     layers = sorted({record["layer"] for record in records})
-    x = alt.X("tokens:Q", title=units.axes[0].title, axis=alt.Axis(format="~g", grid=False, tickCount=4))
+    x = alt.X(
+        "tokens:Q", title=units.axes[0].title, axis=alt.Axis(format=NUMBER, grid=False, tickCount=4)
+    )
     line = (
         alt.Chart()
         .mark_line(point=alt.OverlayMarkDef(opacity=0, size=90))
@@ -92,19 +100,22 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             tooltip=[
                 alt.Tooltip("layer:O"),
                 alt.Tooltip("step:N"),
-                *(alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g")
-                  for axis in units.axes),
+                *(
+                    alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g")
+                    for axis in units.axes
+                ),
                 alt.Tooltip("value:Q", format=".4~g"),
             ],
         )
         .properties(width=200, height=170)
     )
-    spec = (
-        line.facet(facet=_by_layer(), columns=min(4, len(layers)), data=alt.NamedData("thinking"))
-        .transform_filter("datum.number === 0")
-        .transform_filter(f"datum.figure === '{names[0]}'")
-        .transform_filter("true")
-        .to_dict(validate=False)
+    spec = by_layer(
+        line,
+        "thinking",
+        records,
+        "datum.number === 0",
+        f"datum.figure === '{names[0]}'",
+        "true",
     )
     figure_options = [
         Option(
@@ -146,8 +157,25 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     )
 
 
-def _by_layer() -> alt.Facet:
-    return alt.Facet("layer:O", title=None, header=alt.Header(labelExpr="'layer ' + datum.label"))
+def _place_in_list(named: tuple[str, Run]) -> tuple:
+    """First what has most to show: routers, more steps, a finished run."""
+    run = named[1]
+    thinking = run.recipe["thinking"]
+    has_no_router = thinking.get("adaptive_routing") is False
+    return has_no_router, -thinking["thinking_steps"], not run.is_finished
+
+
+def by_layer(
+    chart: alt.Chart | alt.LayerChart, data: str, records: Sequence[dict[str, Any]], *filters: str
+) -> dict[str, Any]:
+    """A specification with a panel for each layer of the records that pass the filters."""
+    layers = sorted({record["layer"] for record in records})
+    panels = [f"layer {layer}" for layer in layers]
+    facet = alt.Facet("panel:N", title=None, sort=panels)
+    faceted = chart.facet(facet=facet, columns=min(4, len(layers)), data=alt.NamedData(data))
+    for condition in filters:
+        faceted = faceted.transform_filter(condition)
+    return faceted.transform_calculate(panel="'layer ' + datum.layer").to_dict(validate=False)
 
 
 def weights(measured: Measured) -> Figure | None:
@@ -189,9 +217,19 @@ def weights(measured: Measured) -> Figure | None:
         alt.Chart()
         .mark_bar(binSpacing=0)
         .encode(
-            x=alt.X("low:Q", title="router weight", axis=alt.Axis(tickCount=5, grid=False, format="~g")),
+            x=alt.X(
+                "low:Q",
+                bin="binned",
+                title="router weight",
+                axis=alt.Axis(tickCount=5, grid=False, format=NUMBER),
+            ),
             x2="high:Q",
-            y=alt.Y("share:Q", title="share of tokens", stack=None, axis=alt.Axis(format=PERCENT, tickCount=4)),
+            y=alt.Y(
+                "share:Q",
+                title="share of tokens",
+                stack=None,
+                axis=alt.Axis(format=PERCENT, tickCount=4),
+            ),
             color=alt.Color(
                 "kind:N",
                 scale=alt.Scale(domain=kinds, range=["#aab2bc", "#0072B2"]),
@@ -210,8 +248,11 @@ def weights(measured: Measured) -> Figure | None:
     )
     panels = list(dict.fromkeys(record["panel"] for record in records))
     spec = (
-        bars.facet(facet=alt.Facet("panel:N", title=None, sort=panels), columns=steps,
-                   data=alt.NamedData("weights"))
+        bars.facet(
+            facet=alt.Facet("panel:N", title=None, sort=panels),
+            columns=steps,
+            data=alt.NamedData("weights"),
+        )
         .transform_filter("datum.number === 0")
         .to_dict(validate=False)
     )
@@ -262,21 +303,21 @@ def step_encodings(measured: Measured) -> Figure | None:
         tooltip=[
             alt.Tooltip("layer:O"),
             alt.Tooltip("step:N"),
-            *(alt.Tooltip(f"{name}:Q", title=title, format=".3f") for name, title in
-              (("mean", "mean"), ("least", "least"), ("greatest", "greatest"))),
+            *(
+                alt.Tooltip(f"{name}:Q", title=title, format=".3f")
+                for name, title in (("mean", "mean"), ("least", "least"), ("greatest", "greatest"))
+            ),
         ],
     )
-    y = {"title": "values of φ", "scale": alt.Scale(zero=False)}
+    y: dict[str, Any] = {"title": "values of φ", "scale": alt.Scale(zero=False)}
     chart = alt.layer(
-        base.mark_rule(strokeWidth=1.2, opacity=0.8).encode(y=alt.Y("least:Q", **y), y2="greatest:Q"),
+        base.mark_rule(strokeWidth=1.2, opacity=0.8).encode(
+            y=alt.Y("least:Q", **y), y2="greatest:Q"
+        ),
         base.mark_rule(strokeWidth=6, opacity=0.55).encode(y=alt.Y("low:Q", **y), y2="high:Q"),
         base.mark_point(size=60, opacity=1).encode(y=alt.Y("mean:Q", **y)),
     ).properties(width=160, height=170)
-    spec = (
-        chart.facet(facet=_by_layer(), columns=min(4, len(layers)), data=alt.NamedData("encodings"))
-        .transform_filter("datum.number === 0")
-        .to_dict(validate=False)
-    )
+    spec = by_layer(chart, "encodings", records, "datum.number === 0")
     for layer in spec["spec"]["layer"]:
         layer["encoding"]["color"]["legend"] = None
     return Figure(
@@ -323,8 +364,12 @@ def token_classes(measured: Measured) -> Figure | None:
         alt.Chart()
         .mark_point(size=65, opacity=0.9)
         .encode(
-            x=alt.X("share:Q", title="share that takes the step",
-                    scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=PERCENT, tickCount=4)),
+            x=alt.X(
+                "share:Q",
+                title="share that takes the step",
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(format=PERCENT, values=[0, 0.5, 1], labelFlush=True),
+            ),
             y=alt.Y("class:N", sort=order, title=None, axis=alt.Axis(grid=True, labelLimit=120)),
             color=step_colour(steps_of(records)),
             tooltip=[
@@ -337,11 +382,7 @@ def token_classes(measured: Measured) -> Figure | None:
         )
         .properties(width=170, height=170)
     )
-    spec = (
-        points.facet(facet=_by_layer(), columns=min(4, len(layers)), data=alt.NamedData("classes"))
-        .transform_filter("datum.number === 0")
-        .to_dict(validate=False)
-    )
+    spec = by_layer(points, "classes", records, "datum.number === 0")
     return Figure(
         "token_classes",
         "Which tokens think",
@@ -393,7 +434,10 @@ def overlap(measured: Measured) -> Figure | None:
     base = alt.Chart().encode(
         y=alt.Y("step:N", title="step", axis=alt.Axis(grid=False)), tooltip=tips
     )
-    x = {"axis": alt.Axis(format=PERCENT, tickCount=4), "title": "tokens of the step"}
+    x: dict[str, Any] = {
+        "axis": alt.Axis(format=PERCENT, values=[0, 0.5, 1], labelFlush=True),
+        "title": "tokens of the step",
+    }
     bars = base.mark_bar(height=18).encode(
         x=alt.X("share:Q", scale=alt.Scale(domain=[0, 1]), **x),
         color=alt.Color(
@@ -403,14 +447,11 @@ def overlap(measured: Measured) -> Figure | None:
         ),
         order=alt.Order("kind:N", sort="descending"),
     )
-    chance = base.mark_tick(thickness=2.5, size=26, color="#D55E00").encode(x=alt.X("chance:Q", **x))
-    spec = (
-        alt.layer(bars, chance)
-        .properties(width=170, height=alt.Step(30))
-        .facet(facet=_by_layer(), columns=min(4, len(layers)), data=alt.NamedData("overlap"))
-        .transform_filter("datum.number === 0")
-        .to_dict(validate=False)
+    chance = base.mark_tick(thickness=2.5, size=26, color="#D55E00").encode(
+        x=alt.X("chance:Q", **x)
     )
+    chart = alt.layer(bars, chance).properties(width=170, height=alt.Step(30))
+    spec = by_layer(chart, "overlap", records, "datum.number === 0")
     for place in (0, 1):
         spec["spec"]["layer"][place]["encoding"]["x"]["title"] = "tokens of the step"
     return Figure(
@@ -482,8 +523,11 @@ def gradients(measured: Measured) -> Figure | None:
     spec = (
         alt.layer(band, line, points)
         .properties(width=170, height=150)
-        .facet(facet=alt.Facet("panel:N", title=None, sort=panels), columns=columns,
-               data=alt.NamedData("gradients"))
+        .facet(
+            facet=alt.Facet("panel:N", title=None, sort=panels),
+            columns=columns,
+            data=alt.NamedData("gradients"),
+        )
         .to_dict(validate=False)
     )
     counts = measured.results[0][1]
@@ -507,5 +551,3 @@ def gradients(measured: Measured) -> Figure | None:
 
 def _panel(projection: str, name: str, runs: int) -> str:
     return projection if runs == 1 else f"{projection} · {name}"
-
-

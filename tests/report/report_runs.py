@@ -12,7 +12,20 @@ from itt_composer.config import load_recipe, recipe_as_yaml
 
 LAYERS, BATCH_TOKENS = 4, 128
 CLASSES = ("word begin", "word inside", "digit", "punctuation", "whitespace", "rare", "frequent")
-TEXT = ["The", " tower", " of", " London", "\n", "<b>", "</script>", " is", " 9", "00", " years", "."]
+TEXT = [
+    "The",
+    " tower",
+    " of",
+    " London",
+    "\n",
+    "<b>",
+    "</script>",
+    " is",
+    " 9",
+    "00",
+    " years",
+    ".",
+]
 
 
 def write_run(
@@ -147,7 +160,14 @@ def thinking(layers: list[int], steps: int, text: list[str] | None = None) -> di
             for layer, step in pairs
         ],
         "step_encodings": [
-            {"layer": layer, "step": step, "mean": 1 - 0.04 * step, "std": 0.05, "min": 0.8, "max": 1.2}
+            {
+                "layer": layer,
+                "step": step,
+                "mean": 1 - 0.04 * step,
+                "std": 0.05,
+                "min": 0.8,
+                "max": 1.2,
+            }
             for layer in layers
             for step in range(steps)
         ],
@@ -159,7 +179,7 @@ def thinking(layers: list[int], steps: int, text: list[str] | None = None) -> di
                     {
                         "layer": layer,
                         "step": step,
-                        "weights": [(weight := noise.random()) for _ in tokens],
+                        "weights": [noise.random() for _ in tokens],
                         "selected": [noise.randint(0, 1) for _ in tokens],
                     }
                     for layer, step in pairs
@@ -179,7 +199,7 @@ def gradients() -> dict[str, Any]:
         names = ("q", "k", "v", "o")
         return {
             "problems": 12,
-            "mean": {name: values for name in names},
+            "mean": dict.fromkeys(names, values),
             "std": {name: [0.2 * value for value in values] for name in names},
         }
 

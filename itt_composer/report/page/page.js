@@ -5,7 +5,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const isDark = matchMedia("(prefers-color-scheme: dark)");
 const hasTouch = matchMedia("(pointer: coarse)");
-const CELL = 150;          // least width of a panel
+const CELL = 120;          // least width of a panel
 const LETTER = 6.6;        // pixels of a legend's letter
 const HEIGHT = 400;
 
@@ -108,8 +108,7 @@ class Chart {
     try {
       await this.embed(this.specification(width), width);
       const spec = this.view.spec;
-      const excess = this.place.querySelector("svg").getBoundingClientRect().width;
-      const wanted = Number(this.place.querySelector("svg").getAttribute("width")) || excess;
+      const wanted = Number(this.place.querySelector("svg").getAttribute("width"));
       if (spec.facet && wanted > width) {
         const cell = spec.spec.width - Math.ceil((wanted - width) / spec.columns) - 2;
         await this.embed(this.specification(width, Math.max(60, cell)), width);

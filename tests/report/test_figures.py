@@ -1,0 +1,131 @@
+"""The page's text and the PNG figures, without a browser."""
+
+import io
+import json
+import re
+
+import pytest
+from PIL import Image
+from report_runs import write_run
+from typer.testing import CliRunner
+
+from itt_composer.report.__main__ import app
+from itt_composer.report.build import build
+from itt_composer.report.figures import changed, pack
+
+DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")
+EVIL = "</script><img src=x onerror=alert(1)>"
+
+
+def data_of(page: str) -> dict:
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page)
+    return json.loads(text)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        write_run(folder / "dense", *DENSE, loss=4.1),
+        write_run(folder / "itt", loss=4.0, analysed=True),
+    ]
+
+
+def test_no_text_of_a_run_becomes_part_of_the_page(tmp_path):
+    folder = write_run(tmp_path / "run", analysed=True)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("run_name: run", f"run_name: '{EVIL}'"))
+    report = build([folder, write_run(tmp_path / "other", "seed=18")], [], f"<b>{EVIL}")
+    report.write(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert EVIL not in page
+    assert page.count("</script") == page.count("<script")
+    assert "<b>" not in page.partition('<script id="data"')[0]
+    curves = data_of(page)["figures"][0]
+    assert EVIL in curves["data"]["training"]["columns"]["run"]["texts"]
+    own = re.sub(r"<script>.*?</script>|http-equiv", "", page, flags=re.DOTALL)
+    assert "http" not in own  # no address of anything
+
+
+def test_every_figure_is_a_png_that_is_not_empty(runs, tmp_path):
+    report = build(runs, [], "title")
+    kept = {"curves_loss_flops", "elastic_executed", "router_weights", "routing_map_1", "gradients"}
+    for figure in [*report.page.figures, *report.printed]:
+        figure.prints = [wanted for wanted in figure.prints if wanted.name in kept]
+    written = report.write_figures(tmp_path / "new" / "figures")
+    assert {path.stem for path in written} == kept
+    for path in written:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 20  # something is drawn
+
+
+def test_dense_runs_alone_have_no_section_of_routers(runs):
+    report = build(runs[:1], [], "title")
+    assert [figure.name for figure in report.page.figures] == ["curves"]
+    assert report.page.maps == []
+    assert [what for what, _ in report.page.missing] == ["Gradient nuclear norms of LLaMA"]
+
+
+def test_what_is_missing_is_told_with_its_command(tmp_path):
+    folder = write_run(tmp_path / "itt")
+    commands = [command for _, command in build([folder], [], "title").page.missing]
+    assert commands == [
+        f"python -m itt_composer.analysis tokens {folder}",
+        f"python -m itt_composer.analysis gradients {folder} --problems AQUA.jsonl",
+        f"python -m eval eval/suites/elastic.yaml model={folder}/model data=shards "
+        f"output={folder}/perplexity.json",
+    ]
+
+
+def test_a_damaged_analysis_is_a_warning(tmp_path):
+    folder = write_run(tmp_path / "itt", analysed=True)
+    (folder / "analysis" / "thinking.json").write_text('{"kind": "thinking", "format": 9}')
+    (warning,) = build([folder], [], "title").page.warnings
+    assert "thinking.json is damaged or of another version" in warning
+
+
+def test_data_efficiency_stands_beside_the_dense_run(runs):
+    figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
+    ((label, target, own, tokens, flops, time),) = figures["equal_compute"].table["rows"]
+    assert (label, target, own) == ("ITT×3", "4.1000", "4.0000")
+    assert tokens == time == "74 %"  # between the validations after 20 and 30 of 40 batches
+    assert int(flops.split()[0]) > 74  # of dearer batches
+
+
+def test_changes_reach_every_part_of_a_list_and_leave_the_rest():
+    spec = {"layer": [{"x": {"field": "a"}}, {"y": 1}]}
+    new = changed(spec, {"layer.*.x.field": "b", "layer.1.y": 2, "layer.5.z": 3, "no.where": 4})
+    assert new == {"layer": [{"x": {"field": "b"}}, {"y": 2}]}
+    assert spec["layer"][0]["x"]["field"] == "a"
+
+
+def test_records_are_packed_by_column():
+    records = [{"run": "a", "loss": 1.2345678}, {"run": "b", "loss": float("nan")}]
+    assert pack(records) == {
+        "count": 2,
+        "columns": {
+            "run": {"texts": ["a", "b"], "places": [0, 1]},
+            "loss": {"values": [1.2346, None]},
+        },
+    }
+
+
+def test_the_command_writes_the_page_and_the_table_and_tells_mistakes(runs, tmp_path):
+    out, table = tmp_path / "deep" / "report.html", tmp_path / "table.md"
+    words = [*map(str, runs), "--out", str(out), "--markdown", str(table)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "ITT×3" in result.output
+    assert out.stat().st_size < 2e6
+    assert "| ITT×3 | 50/80 | 1 |" in table.read_text()
+    assert list(out.parent.iterdir()) == [out]
+    for wrong, sentence in (
+        ([str(tmp_path)], "is no folder of a run"),
+        ([str(runs[0]), "--out", str(tmp_path)], "is a folder; name a file"),
+        ([str(runs[0]), "--perplexity", str(tmp_path / "no.json")], "is not there"),
+    ):
+        result = CliRunner().invoke(app, wrong)
+        assert result.exit_code == 1
+        assert sentence in result.output

@@ -1,0 +1,211 @@
+"""The page in a real browser, with the network off."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+from report_runs import write_run
+
+from itt_composer.report.build import build
+
+DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+DESKTOP = {"viewport": {"width": 1200, "height": 900}}
+PHONE = {"viewport": {"width": 375, "height": 750}, "has_touch": True, "is_mobile": True}
+FIGURES = (
+    *("curves", "equal_compute", "elastic", "training_thinking", "router_weights"),
+    *("step_encodings", "token_classes", "overlap", "gradients"),
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        sentence = "no Chromium is installed: apt-get install chromium, and run these tests again"
+        if os.environ.get("CI"):
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A page with every figure; names are made to break it."""
+    folder = tmp_path_factory.mktemp("report")
+    runs = [
+        write_run(folder / "dense-1", *DENSE, loss=4.1),
+        write_run(folder / "dense-2", *DENSE, "train.max_duration=80ba", batches=80, loss=3.9),
+        write_run(folder / "itt-1", loss=4.0, analysed=True),
+        write_run(folder / "itt-2", "seed=18", loss=4.0, analysed=True),
+        write_run(folder / "itt-3", "thinking.reweighting=symmetric", batches=9, finished=False),
+    ]
+    for run in runs[2:4]:
+        recipe = run / "recipe.yaml"
+        evil = f"{run.name}'\\\"</script><img src=x onerror=alert(1)>"
+        text = recipe.read_text().replace(f"run_name: {run.name}", f'run_name: "{evil}"')
+        recipe.write_text(text)
+    path = folder / "report.html"
+    build(runs, [], "Report").write(path)
+    return path
+
+
+@pytest.fixture
+def open_page(browser, report):
+    """Open the page; anything in the console and any request beside the file fail the test."""
+    complaints = []
+    contexts = []
+
+    def open_(**options):
+        context = browser.new_context(offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append("a dialog"))
+        page.on("request", lambda request: complaints.extend(outside(request.url)))
+        page.goto(report.as_uri())
+        page.wait_for_selector("body[data-drawn]", timeout=60_000)
+        return page
+
+    def outside(url):
+        return [] if url == report.as_uri() or url.startswith(("data:", "blob:")) else [url]
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def marks(page, name):
+    """The paths that a figure has drawn, in order."""
+    return page.eval_on_selector_all(
+        f"#{name} .chart svg path",
+        "paths => paths.map(path => path.getAttribute('d')).filter(Boolean)",
+    )
+
+
+def choose(page, section, control, label):
+    """Choose an option and wait until the figure is drawn anew."""
+    page.evaluate(f"document.querySelector('#{section} svg')?.setAttribute('data-old', '')")
+    page.select_option(f"#{section} select[name={control}]", label=label)
+    page.wait_for_selector(f"#{section} svg:not([data-old])", timeout=20_000)
+
+
+def axis_titles(page, section):
+    return page.eval_on_selector_all(
+        f"#{section} .role-axis-title text", "texts => texts.map(text => text.textContent)"
+    )
+
+
+def test_every_figure_is_drawn_and_controls_change_it(open_page):
+    page = open_page(**DESKTOP)
+    assert page.locator("section.figure").count() == len(FIGURES)
+    for name in FIGURES:
+        assert len(marks(page, name)) > 8, name
+    assert page.locator(".failed").count() == 0
+
+    tokens = marks(page, "curves")
+    choose(page, "curves", "x", "executed FLOPs")
+    assert any("executed training FLOPs" in title for title in axis_titles(page, "curves"))
+    assert marks(page, "curves") != tokens
+    choose(page, "curves", "y", "perplexity")
+    assert "perplexity" in axis_titles(page, "curves")
+    choose(page, "curves", "scale", "logarithmic")
+
+    everything = len(marks(page, "training_thinking"))
+    choose(page, "training_thinking", "layer", "3")
+    assert len(marks(page, "training_thinking")) < everything
+    choose(page, "training_thinking", "figure", "step encoding φ, mean")
+    assert set(axis_titles(page, "training_thinking")) >= {"step encoding φ, mean"}
+
+    labels = page.eval_on_selector_all(
+        "#router_weights select option", "options => options.map(option => option.label)"
+    )
+    assert len(labels) == 2
+    assert all("</script><img" in label for label in labels)
+    choose(page, "router_weights", "run", labels[1])
+    assert len(marks(page, "router_weights")) > 8
+
+
+def test_the_legend_highlights_and_the_chart_tells_its_points(open_page):
+    page = open_page(**DESKTOP)
+    legend = page.locator("#equal_compute .role-legend-label text", has_text=re.compile("^LLaMA$"))
+    faint = "path => path.filter(one => Number(one.getAttribute('opacity') ?? 1) < 0.5).length"
+    points = "#equal_compute .mark-symbol.role-mark path"
+    assert page.eval_on_selector_all(points, faint) == 0
+    legend.click(force=True)
+    page.wait_for_function(
+        f"[...document.querySelectorAll('{points}')].some(one => one.getAttribute('opacity') < 0.5)"
+    )
+    page.locator(points).first.hover(force=True)
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    assert "validation loss" in tooltip.inner_text()
+
+
+def test_the_routing_map_shades_tells_and_moves(open_page):
+    page = open_page(**DESKTOP)
+    tokens = page.locator("#routing_map .token")
+    assert tokens.count() == 72
+    values = "tokens => tokens.map(token => Number(token.dataset.value))"
+    data = json.loads(page.locator("#data").text_content())
+    text = data["maps"][0]["texts"][0]
+    steps = {(one["layer"], one["step"]): one for one in text["steps"]}
+    all_steps = [
+        sum(column) for column in zip(*(one["selected"] for one in steps.values()), strict=True)
+    ]
+    assert tokens.evaluate_all(values) == all_steps
+
+    page.select_option("#routing_map select[name=layer]", label="3")
+    page.select_option("#routing_map select[name=step]", label="2")
+    chosen = steps[3, 2]
+    taken = [w if s else 0 for w, s in zip(chosen["weights"], chosen["selected"], strict=True)]
+    assert tokens.evaluate_all(values) == taken
+    depths = tokens.evaluate_all("all => all.map(one => one.style.getPropertyValue('--depth'))")
+    assert [float(depth) > 0 for depth in depths] == [bool(s) for s in chosen["selected"]]
+
+    tokens.nth(1).hover()
+    card = page.locator(".card")
+    card.wait_for()
+    assert "tower" in card.inner_text()
+    assert f"{chosen['weights'][1]:.2f}" in card.inner_text()
+    tokens.nth(1).click()
+    page.keyboard.press("ArrowRight")
+    assert "of" in page.evaluate("document.activeElement.textContent")
+    assert "“ of”" in card.inner_text()
+    assert "⏎" in tokens.nth(4).inner_text()
+    assert tokens.nth(6).inner_text() == "</script>"
+
+    page.select_option("#routing_map select[name=text]", label="<i>another</i>")
+    assert tokens.evaluate_all(values) != taken
+    page.select_option("#routing_map select[name=model]", index=1)
+    assert page.locator("#routing_map select[name=text]").input_value() == "0"
+
+
+def test_a_phone_in_the_dark_scrolls_downwards_only(open_page, report):
+    page = open_page(**PHONE, color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    for name in FIGURES:
+        width = page.locator(f"#{name} svg").first.bounding_box()["width"]
+        assert 200 < width <= 375, name
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+    title = "#curves .role-axis-title text"
+    old = page.locator(title).first.get_attribute("fill")
+    page.emulate_media(color_scheme="light")
+    page.wait_for_selector(f"{title}:not([fill='{old}'])")
+    tokens = page.locator("#routing_map .token")
+    tokens.nth(3).tap()
+    box = page.locator(".card").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 375

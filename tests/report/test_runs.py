@@ -1,0 +1,165 @@
+"""Reading runs for a report: their curves, what they cost, and which are one experiment."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from report_runs import write_run
+
+from itt_composer.errors import UserError
+from itt_composer.report.curves import smoothed, thinned
+from itt_composer.report.runs import group, incomparable, read_run, read_runs
+from itt_composer.report.summary import summarise
+
+DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")
+
+
+def seed(number: int) -> tuple[str, str]:
+    return f"seed={number}", f"data.shuffle_seed={number}"
+
+
+def test_flops_of_a_real_training_are_the_sum_over_its_batches(small_recipe, make_trainer):
+    from composer.core import Callback
+
+    from itt_composer.run_folder import RunFolder
+
+    class Sum(Callback):
+        total = 0
+
+        def after_train_batch(self, state, logger):
+            self.total += state.model.flops_per_batch(state.batch)
+
+    recipe = small_recipe(
+        "algorithms.capacity_annealing={start_ratio: 0.1, duration: 0.5dur}",
+        "loggers.json_lines.path=${run_folder}/metrics.jsonl",
+    )
+    summed = Sum()
+    trainer, _ = make_trainer(recipe, summed)
+    RunFolder(recipe).write_recipe()
+    trainer.fit()
+    trainer.close()
+    run = read_run(RunFolder(recipe).path)
+    assert run.batches[-1] == 10
+    assert run.flops[-1] == pytest.approx(
+        summed.total, rel=1e-3
+    )  # rotary tables once, not per batch
+    steps = np.diff(run.flops)
+    assert steps[0] < steps[-1]  # annealing is counted
+    assert run.losses[0] is not None
+    assert [one.batch for one in run.validations] == [5, 10]
+    assert run.validations[1].tokens == 10 * 4 * 32
+
+
+def test_runs_that_differ_in_seeds_only_are_one_experiment(tmp_path):
+    folders = [
+        write_run(tmp_path / "itt-17", *seed(17), loss=4.0),
+        write_run(tmp_path / "itt-18", *seed(18), loss=4.2),
+        write_run(tmp_path / "lr", "optimizer.decoupled_adamw.lr=0.002", *seed(17)),
+        write_run(tmp_path / "no-rtc", "thinking.residual_thinking=false", *seed(17)),
+        write_run(tmp_path / "ratios", "thinking.select_ratios=[0.7,0.7]", *seed(17)),
+        write_run(tmp_path / "dense", *DENSE, *seed(17)),
+        write_run(tmp_path / "long", *DENSE, "train.max_duration=1600ba", *seed(17)),
+    ]
+    experiments = group(read_runs(folders))
+    assert [(one.label, len(one.runs)) for one in experiments] == [
+        ("LLaMA", 1),
+        ("LLaMA, 1,600 batches", 1),
+        ("ITT×3", 2),
+        ("ITT×3, lr 0.002", 1),
+        ("ITT×3, without RTC", 1),
+        ("ITT×3, 70/70", 1),
+    ]
+
+
+def test_the_summary_gives_means_spreads_and_what_is_in_progress(tmp_path):
+    folders = [
+        write_run(tmp_path / "a", *seed(17), loss=4.0),
+        write_run(tmp_path / "b", *seed(18), loss=4.2),
+        write_run(tmp_path / "c", *seed(19), loss=1.0, batches=20, finished=False),
+        write_run(tmp_path / "d", *DENSE, loss=4.1, batches=10, finished=False),
+    ]
+    summary = summarise(group(read_runs(folders)))
+    dense, itt = summary.lines
+    assert (dense.state, itt.state) == ("in progress, 25 %", "1 more in progress")
+    assert itt.cells[1].text == "2"
+    perplexity = itt.cells[4]
+    mean = (np.exp(4.0) + np.exp(4.2)) / 2
+    assert perplexity.text == f"{mean:.2f}"
+    assert perplexity.spread == f"{np.exp(4.0):.2f}–{np.exp(4.2):.2f}"
+    assert "| ITT×3 (1 more in progress) | 50/80 | 2 |" in summary.table().markdown()
+    assert dense.cells[4].text == f"{np.exp(4.1):.2f}"  # of its last evaluation
+
+
+def test_the_last_lines_of_a_resumed_run_count(tmp_path):
+    folder = write_run(tmp_path / "run", batches=20, finished=False)
+    before = read_run(folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    again = [line.replace('"loss/train/total": ', '"loss/train/total": 9') for line in lines[10:]]
+    (folder / "metrics.jsonl").write_text("".join([*lines, *again]) + '{"batch": 20, "los')
+    run = read_run(folder)
+    assert run.batches == before.batches
+    assert run.flops == before.flops
+    assert run.losses[9] == before.losses[9]
+    assert all(loss > 90 for loss in run.losses[10:20])
+
+
+def test_a_batch_that_was_not_logged_counts_like_the_one_before(tmp_path):
+    folder = write_run(tmp_path / "run", batches=20)
+    whole = read_run(folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:15] + lines[17:]))
+    assert read_run(folder).flops[-1] == whole.flops[-1]  # ratios were at their end by then
+
+
+def test_folders_that_are_no_runs_are_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty is no folder of a run: there is no recipe.yaml"):
+        read_runs([tmp_path / "empty"])
+    folder = write_run(tmp_path / "run")
+    (folder / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"summary.json cannot be read; delete it"):
+        read_runs([folder])
+    (folder / "recipe.yaml").write_text("[1]")
+    with pytest.raises(UserError, match=r"recipe.yaml is no recipe of a run"):
+        read_runs([folder])
+
+
+def test_runs_of_one_name_are_told_apart_and_one_named_twice_counts_once(tmp_path):
+    first = write_run(tmp_path / "one" / "run")
+    second = write_run(tmp_path / "two" / "run", "seed=18")
+    runs = read_runs([first, second, first / ".." / "run"])
+    assert [run.name for run in runs] == [f"run ({first})", f"run ({second})"]
+
+
+def test_other_data_or_another_vocabulary_is_warned_of(tmp_path):
+    first = read_run(write_run(tmp_path / "a"))
+    second = read_run(write_run(tmp_path / "b", "model.vocab_size=1024"))
+    assert incomparable([first, first]) == []
+    (sentence,) = incomparable([first, second])
+    assert sentence.startswith("model.vocab_size is 512 in a and 1024 in b: their perplexities")
+    recipe = {**first.recipe, "data": {**first.recipe["data"], "local": "other"}}
+    (sentence,) = incomparable([first, replace(first, recipe=recipe)])
+    assert sentence.startswith("data.local is shards in a and other in a")
+
+
+def test_a_long_curve_is_thinned_out_to_means(tmp_path):
+    values = np.arange(200_000.0)
+    gaps = np.where(values % 2 == 0, np.nan, values)
+    thin, thin_gaps = thinned([values, gaps], 1000)
+    assert len(thin) == len(thin_gaps) == 1000
+    assert thin[0] == values[:200].mean()
+    assert thin_gaps[0] == np.nanmean(gaps[:200])
+    line = smoothed(values, 100)
+    assert np.allclose(line, values)  # a slope stays where it is
+    assert np.isnan(smoothed(np.array([np.nan, np.nan]), 3)).all()
+
+
+def test_metrics_of_hundreds_of_thousands_of_batches_are_read_quickly(tmp_path):
+    folder = write_run(tmp_path / "run", batches=20, finished=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        for batch in range(21, 100_000):
+            file.write(
+                json.dumps({"batch": batch, "tokens": batch, "loss/train/total": 1.0}) + "\n"
+            )
+    assert read_run(folder).batches[-1] == 99_999
