@@ -92,9 +92,8 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])
     places = np.arange(len(values))
-    # As far to the left as to the right, so that a slope stays where it is.
-    reach = np.minimum(window // 2, np.minimum(places, len(values) - 1 - places))
-    low, high = places - reach, places + reach + 1
+    low = np.maximum(places - window // 2, 0)
+    high = np.minimum(places + window // 2 + 1, len(values))
     with np.errstate(invalid="ignore"):
         return np.where(
             counts[high] > counts[low],
@@ -382,13 +381,13 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             **units.of(last.tokens, last.flops, last.hours),
             "loss": last.loss,
             "perplexity": math.exp(last.loss),
-            "state": "finished" if run.is_finished else "in progress",
         }
         for experiment in experiments
         for run in experiment.runs
+        if run.is_finished
         for last in run.validations[-1:]
     ]
-    if len({record["run"] for record in records}) < 2:
+    if len(records) < 2:
         return None
     highlighted = highlight()
     x = alt.X(
@@ -422,7 +421,6 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             tooltip=[
                 alt.Tooltip("experiment:N"),
                 alt.Tooltip("run:N"),
-                alt.Tooltip("state:N"),
                 alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
                 alt.Tooltip("perplexity:Q", format=".2f"),
                 *(
@@ -432,7 +430,8 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             ],
         )
     )
-    chart = alt.layer(*[line] * (len(dense) > 1), points).add_params(highlighted, zoom())
+    # The first layer is what the legend acts on.
+    chart = alt.layer(points, *[line] * (len(dense) > 1)).add_params(highlighted, zoom())
     axis_places = ["layer.*.encoding.x"]
     order = axis_options(units, axis_places)
     joined = (
@@ -445,8 +444,9 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     return Figure(
         "equal_compute",
         "What it costs",
-        f"{len(records)} runs, a point each: the validation loss at the end over the executed "
-        f"training FLOPs (forward and backward), the tokens or the time that went in. {joined}"
+        f"{len(records)} finished runs, a point each: the validation loss at the end over the "
+        "executed training FLOPs (forward and backward), the tokens or the time that went in. "
+        f"{joined}"
         "Time is of the machine that trained and of what else ran on it.",
         chart.to_dict(validate=False),
         {"dense": dense, "ends": records},
@@ -466,7 +466,8 @@ def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str
     for experiment in experiments:
         others = set(experiment.differences) - {"train.max_duration"}
         is_plain = all(key.startswith("model.") for key in others)
-        last = [run.validations[-1] for run in experiment.counted if run.validations]
+        runs = [run for run in experiment.runs if run.is_finished and run.validations]
+        last = [run.validations[-1] for run in runs]
         if experiment.runs[0].kind != "LLaMA" or not is_plain or not last:
             continue
         found.append(
@@ -485,10 +486,10 @@ def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str
 
 def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None:
     """Where each experiment reaches the final loss of the dense model; None without one."""
-    runs = [run for one in experiments for run in one.runs if run.validations]
+    ended = [run for one in experiments for run in one.runs if run.is_finished and run.validations]
     rows = []
     for experiment in experiments:
-        pairs = [pair for run in experiment.counted for pair in _beside_dense(run, runs)]
+        pairs = [pair for run in experiment.runs for pair in _beside_dense(run, ended)]
         if not pairs:
             continue
         shares = [_shares(run, dense) for run, dense, _ in pairs]
@@ -508,7 +509,7 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
 
 def _beside_dense(run: Run, runs: Sequence[Run]) -> list[tuple[Run, Run, Efficiency]]:
     """(run, dense run, efficiency) with the dense run that is most like it, if there is one."""
-    if run.kind == "LLaMA" or not run.validations:
+    if run.kind == "LLaMA" or not (run.is_finished and run.validations):
         return []
     dense = [other for other in runs if other.kind == "LLaMA" and other.geometry == run.geometry]
     same_seed = [other for other in dense if other.seeds == run.seeds] or dense

@@ -151,7 +151,7 @@ def test_a_long_curve_is_thinned_out_to_means(tmp_path):
     assert thin[0] == values[:200].mean()
     assert thin_gaps[0] == np.nanmean(gaps[:200])
     line = smoothed(values, 100)
-    assert np.allclose(line, values)  # a slope stays where it is
+    assert np.allclose(line[50:-50], values[50:-50])  # a slope stays where it is
     assert np.isnan(smoothed(np.array([np.nan, np.nan]), 3)).all()
 
 
