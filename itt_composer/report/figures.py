@@ -18,7 +18,7 @@ DIGITS = 5  # of numbers on the page
 # Of a PNG: a column of a paper is about 3.3 inches wide, two are 7.
 NARROW, WIDE = 300, 620
 SCALE = 4.0
-LETTER = 6.6  # pixels of a legend's letter, as on the page
+LETTER, SYMBOL = 6.0, 34  # pixels of a legend's letter and of what stands before and after
 
 Changes = Mapping[str, Any]
 
@@ -177,7 +177,7 @@ def print_spec(figure: Figure, wanted: Print) -> dict[str, Any]:
     spec["config"] = theme.print_config()
     longest = max([len(text) for text in _texts_of_scales(spec)], default=1)
     spec["config"]["legend"] |= {
-        "columns": max(1, wanted.width // round(LETTER * longest + 46)),
+        "columns": max(1, wanted.width // round(LETTER * longest + SYMBOL)),
         "layout": {"top": {"anchor": "start", "direction": "vertical"}},
     }
     return spec

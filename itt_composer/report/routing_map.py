@@ -10,7 +10,7 @@ from itt_composer.report.measured import Measured
 WEIGHT_DIGITS = 3
 # Of the print, in characters and pixels.
 LINE_LENGTH, MOST_LINES, CHARACTER, LINE_HEIGHT = 84, 22, 6.0, 17
-NEWLINE, SPACE = "⏎", "\u00a0"  # a print leaves out spaces at the ends
+NEWLINE = "⏎"
 CAPTION = (
     "A text the model was not trained on, token by token. The darker a token, the more extra "
     "thinking steps it took. Choose a layer and a step to see that choice alone: a token that took "
@@ -78,7 +78,7 @@ def _figure(number: int, name: str, text: dict[str, Any]) -> Figure:
     )
     words = base.mark_text(
         align="left", font="DejaVu Sans Mono", fontSize=9.6, color="#111"
-    ).encode(y=alt.Y("line:O", axis=None), text="text:N")
+    ).encode(x="word:Q", y=alt.Y("line:O", axis=None), text="text:N")
     return Figure(
         "routing_map",
         name,
@@ -101,7 +101,7 @@ def laid_out(tokens: list[str], steps: list[int]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     line = column = 0
     for token, taken in zip(tokens, steps, strict=True):
-        shown = token.replace("\n", NEWLINE).replace("\t", "  ").replace(" ", SPACE)
+        shown = token.replace("\n", NEWLINE).replace("\t", "  ")
         if column and column + len(shown) > LINE_LENGTH:
             line, column = line + 1, 0
         if line >= MOST_LINES:
@@ -109,7 +109,10 @@ def laid_out(tokens: list[str], steps: list[int]) -> list[dict[str, Any]]:
         shown = shown[: LINE_LENGTH - column]
         end = column + len(shown)
         if shown:
-            found.append({"line": line, "start": column, "end": end, "text": shown, "steps": taken})
+            # Texts are drawn without the spaces at their ends.
+            word = column + len(shown) - len(shown.lstrip())
+            place = {"line": line, "start": column, "word": word, "end": end}
+            found.append({**place, "text": shown, "steps": taken})
         column = end
         if "\n" in token:
             line, column = line + 1, 0

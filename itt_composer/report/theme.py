@@ -50,6 +50,7 @@ def config(is_dark: bool = False, font: str = FONT) -> dict[str, Any]:
             "ticks": False,
             "labelPadding": 6,
         },
+        "axisQuantitative": {"labelOverlap": "greedy", "labelSeparation": 10},
         "legend": {
             "labelColor": text,
             "titleColor": faint,
