@@ -18,7 +18,7 @@ from eval.result_files import LossLog
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
 from itt_composer.recipe_changes import UNSET, changes, is_free
-from itt_composer.thinking import Thinking
+from itt_composer.thinking import Thinking, ThinkingSettings
 
 if TYPE_CHECKING:
     from itt_composer.models.configuration import IttConfig
@@ -239,7 +239,17 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
         ) from None
     except (yaml.YAMLError, KeyError, TypeError):
         raise UserError(f"{file} is no recipe of a run; name another folder") from None
-    return recipe
+    return {**recipe, "thinking": _resolved(recipe)}
+
+
+def _resolved(recipe: dict[str, Any]) -> dict[str, Any]:
+    """With the settings that came after the recipe was written, as a recipe of today has them."""
+    try:
+        settings = ThinkingSettings(**recipe["thinking"])
+        resolved = settings.resolve(recipe["model"]["num_hidden_layers"])
+    except (KeyError, TypeError, ValueError):
+        return recipe["thinking"]  # `config_of` tells what is wrong
+    return {name: value for name, value in vars(resolved).items() if value is not None}
 
 
 def _read_summary(file: Path) -> dict[str, Any] | None:
@@ -389,8 +399,9 @@ def describe(differences: dict[str, Any], description: dict[str, Any]) -> list[s
     for key, value in differences.items():
         section, _, name = key.partition(".")
         implied = without_router and ("capacity_annealing" in key or name in _OF_ROUTERS)
+        implied |= section == "thinking" and value == UNSET
         if section == "model" or implied:
-            continue  # said by the size; by "without routing"
+            continue  # said by the size; by another setting
         ablation = paper.ABLATIONS.get((name, value)) if isinstance(value, (bool, str)) else None
         if ablation and section == "thinking":
             words.append(ablation)

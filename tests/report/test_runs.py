@@ -72,6 +72,13 @@ def test_runs_that_differ_in_seeds_only_are_one_experiment(tmp_path):
     ]
 
 
+def test_a_recipe_from_before_a_setting_came_is_like_one_that_has_its_default(tmp_path):
+    old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new", "seed=18")
+    recipe = (old / "recipe.yaml").read_text()
+    (old / "recipe.yaml").write_text(recipe.replace("  step_encoding: true\n", ""))
+    assert len(group(read_runs([old, new]))) == 1
+
+
 def test_the_summary_gives_means_spreads_and_what_is_in_progress(tmp_path):
     folders = [
         write_run(tmp_path / "a", *seed(17), loss=4.0),
