@@ -20,8 +20,9 @@ def figure(measured: Measured) -> Figure | None:
     if not any(by_model.count(name) > 2 for name in by_model):
         return None
     labels = list(dict.fromkeys(by_model))
+    routed = {record["experiment"] for record in records if record["rule"] != ALONE}
     for record in records:
-        record["named"] &= by_model.count(labels[0]) == len(by_model) or record["rule"] == ALONE
+        record["named"] &= len(routed) == 1 or record["rule"] == ALONE
     x = alt.X(
         "executed:Q",
         title=_title("executed"),
