@@ -31,6 +31,7 @@ ITT_RECIPE = Path("yamls/pretrain/quickstart.yaml")
 # Two threads that wait for each other crawl when anything else runs; two ranks do not.
 RANKS = 2
 THREADS_PER_RANK = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // RANKS))}
+THINKING = "analysis/thinking.json"
 ELASTIC_SETTINGS = ("[0.9,0.9,0.9]", "[0.3,0.3,0.3]", "[0.9,0.9,0]", "[0,0,0]")
 
 
@@ -45,6 +46,7 @@ def main() -> None:
             evaluate(runs[1], "eval/suites/elastic.yaml", ["null", *ELASTIC_SETTINGS]),
         ]
         summaries = [json.loads(run.summary.read_bytes()) for run in runs]
+        look_into(runs[1])
         page = report(runs)
     print_comparison(summaries, results)
     print(
@@ -92,11 +94,21 @@ def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> dict[str, 
     return json.loads(output.read_bytes())
 
 
+def look_into(run: RunFolder) -> None:
+    """Which tokens think, unless it has been measured."""
+    output = run.path / THINKING
+    if is_newer(output, run.summary):
+        print(f"{output} holds which tokens think: nothing to do", flush=True)
+    else:
+        run_python("-m", "itt_composer.analysis", "tokens", run.path, "--data", SHARDS)
+
+
 def report(runs: list[RunFolder]) -> Path:
     """One page of the runs, unless it is there and newer than what it shows."""
     page = FOLDER / "report.html"
-    sources = [source for run in runs for source in (run.summary, run.path / "perplexity.json")]
-    if all(is_newer(page, source) for source in sources):
+    shown = ("summary.json", "perplexity.json", THINKING)
+    sources = [run.path / name for run in runs for name in shown]
+    if all(is_newer(page, source) for source in sources if source.is_file()):
         print(f"{page} holds the report: nothing to do", flush=True)
     else:
         run_python("-m", "itt_composer.report", *(run.path for run in runs), "--out", page)

@@ -54,6 +54,7 @@ def test_quickstart_ends_with_the_table_and_does_nothing_the_second_time(folder,
     page = (folder / "report.html").read_text()
     assert "ITT×4" in page
     assert 'id="elastic"' in page
+    assert 'id="routing_map"' in page
 
     started = time.monotonic()
     quickstart.main()
@@ -61,7 +62,7 @@ def test_quickstart_ends_with_the_table_and_does_nothing_the_second_time(folder,
     again = capfd.readouterr().out
     assert "$ composer" not in again
     assert "eval/suites" not in again
-    assert again.count("nothing to do") == 8
+    assert again.count("nothing to do") == 9
     assert (
         again[again.index("What thinking bought") :].splitlines()[:-1] == (table.splitlines()[:-1])
     )
