@@ -56,6 +56,7 @@ def render(page: Page) -> str:
     data = {
         "figures": [packed(figure) for figure in page.figures],
         "maps": list(page.maps),
+        "dark": dict(zip(theme.LIGHT, theme.DARK, strict=True)),
         "config": {"light": theme.config(), "dark": theme.config(is_dark=True)},
     }
     return environment.get_template("page.html").render(

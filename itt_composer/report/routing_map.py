@@ -12,10 +12,10 @@ WEIGHT_DIGITS = 3
 LINE_LENGTH, MOST_LINES, CHARACTER, LINE_HEIGHT = 84, 22, 6.0, 17
 NEWLINE = "⏎"
 CAPTION = (
-    "A text the model was not trained on, token by token. The darker a token, the more extra "
-    "thinking steps it took. Choose a layer and a step to see that choice alone: a token that took "
-    "it is shaded by the router's weight. Point at a token, tap it or move with the arrow keys "
-    f"to see its weight in every layer and step; {NEWLINE} is a line break."
+    "A text the model was not trained on, token by token. The stronger its shade, the more "
+    "extra thinking steps a token took. Choose a layer and a step to see that choice alone: "
+    "a token that took it is shaded by the router's weight. Point at a token, tap it or move with "
+    f"the arrow keys to see its weight in every layer and step; {NEWLINE} is a line break."
 )
 
 

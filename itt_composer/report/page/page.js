@@ -57,6 +57,12 @@ function domains(part, found = []) {
   return found;
 }
 
+function coloured(spec) {
+  let text = JSON.stringify(spec);
+  if (isDark.matches) for (const [light, dark] of Object.entries(data.dark)) text = text.replaceAll(`"${light}"`, `"${dark}"`);
+  return JSON.parse(text);
+}
+
 function configFor(spec, width) {
   const config = structuredClone(data.config[isDark.matches ? "dark" : "light"]);
   const longest = Math.max(1, ...domains(spec).flat().map(text => text.length));
@@ -83,7 +89,7 @@ class Chart {
   }
 
   specification(width, cell) {
-    const spec = structuredClone(this.figure.spec);
+    const spec = coloured(this.figure.spec);
     this.figure.controls.forEach((control, i) => changed(spec, control.options[this.chosen[i]].changes));
     if (spec.facet) {
       const fitting = Math.max(1, Math.floor((width - 50) / (CELL + 20)));
