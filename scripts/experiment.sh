@@ -2,6 +2,7 @@
 # The experiment of docs/results.md with the product's own commands; every stage goes on where it was.
 #
 #     scripts/experiment.sh data REDPAJAMA    tokenizer and shards from <domain>/*.jsonl
+#     scripts/experiment.sh list 2m           the runs of a size: recipe, and what is changed
 #     scripts/experiment.sh train 2m          every run of a size (2m, 6m), JOBS at once (default: 2)
 #     scripts/experiment.sh measure 2m        perplexity of every finished run on all held-out documents
 set -euo pipefail
@@ -55,6 +56,10 @@ case ${1:-} in
 data)
     python -m data_prep train-tokenizer "$2" --out $RUNS/tokenizer --vocab-size 4096
     python -m data_prep convert "$2" --out $RUNS/shards --tokenizer $RUNS/tokenizer --seq-len 256
+    ;;
+list)
+    size=$2
+    "runs_of_$size"
     ;;
 train)
     size=$2

@@ -1,6 +1,7 @@
 """Every recipe: its figures beside the paper's, its settings, and no two that say the same."""
 
 import json
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -112,7 +113,10 @@ def test_both_readings_of_the_thinking_layers_differ_in_nothing_else(kind, size)
     ("suffix", "changed"),
     [
         ("no_rtc", {"thinking.residual_thinking": False}),
-        ("no_step_encoding", {"thinking.step_encoding": False}),
+        (
+            "no_step_encoding",
+            {"thinking.step_encoding": False, "thinking.step_encoding_init": None},
+        ),
         ("top_p", {"thinking.router_selection": "top_p"}),
         ("tanh", {"thinking.router_norm": "tanh"}),
         ("symmetric", {"thinking.reweighting": "symmetric"}),
@@ -208,8 +212,20 @@ def test_every_part_is_part_of_a_recipe():
         for recipe in RECIPES.values()
         for part in recipe.parts.model_dump(exclude_none=True).values()
     }
-    files = {file for file in YAMLS.glob("*/*.yaml") if file.parent.name != "pretrain"}
+    others = ("pretrain", "experiments")  # what `scripts/experiment.sh` puts in place of parts
+    files = {file for file in YAMLS.glob("*/*.yaml") if file.parent.name not in others}
     assert used == {file.resolve() for file in files}
+
+
+def test_every_run_of_the_experiment_is_a_recipe():
+    script = REPOSITORY / "scripts/experiment.sh"
+    for size, count in (("2m", 25), ("6m", 12)):
+        listed = subprocess.run([script, "list", size], capture_output=True, text=True, check=True)
+        runs = [line.split() for line in listed.stdout.splitlines()]
+        recipes_of_runs = [load_recipe(REPOSITORY / file, changes) for file, *changes in runs]
+        assert len({recipe.run_folder for recipe in recipes_of_runs}) == len(runs) == count
+        sizes = {recipe.model.hidden_size for recipe in recipes_of_runs}
+        assert sizes == {{"2m": 128, "6m": 256}[size]}
 
 
 def listing(*arguments: str) -> str:

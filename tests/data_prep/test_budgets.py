@@ -24,12 +24,14 @@ BOS, EOS = 1, 2
 def three(tmp_path_factory, corpus):
     """Three domains of different sizes under RedPajama's names; `c4` holds all of `cc` too."""
     root = tmp_path_factory.mktemp("three") / "root"
-    text = "".join(texts_of(corpus / "code"))
-    pieces = [text[start : start + 800] for start in range(0, 1_200_000, 800)]
+    pieces, others = (
+        [text[start : start + 800] for start in range(0, len(text) - 800, 800)]
+        for text in ("".join(texts_of(corpus / domain)) for domain in ("code", "docstrings"))
+    )
     for number in range(5):
         write_jsonl(root / "common_crawl" / f"{number}.jsonl", pieces[number * 100 :][:100])
     write_jsonl(root / "c4" / "all.jsonl", pieces[1300::-1])
-    write_jsonl(root / "books" / "all.jsonl", pieces[1300:1400])
+    write_jsonl(root / "books" / "all.jsonl", others[:100])
     return root
 
 
