@@ -5,6 +5,8 @@
 #     scripts/experiment.sh list 2m           the runs of a size: recipe, and what is changed
 #     scripts/experiment.sh train 2m          every run of a size (2m, 6m), JOBS at once (default: 2)
 #     scripts/experiment.sh measure 2m        perplexity of every finished run on all held-out documents
+#     scripts/experiment.sh analyse 2m AQUA   which tokens think; gradients of easy and hard problems
+#     scripts/experiment.sh report 2m         the page, its figures as PNG, the table as Markdown
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -65,6 +67,17 @@ train)
     size=$2
     mkdir -p "$RUNS/$size"
     "runs_of_$size" | OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -I{} sh -c 'composer -n 1 -m itt_composer.train {}'
+    ;;
+analyse)
+    for run in "$RUNS/$2"/itt_*/; do
+        [ ! -f "$run/summary.json" ] || [ "$run/analysis/thinking.json" -nt "$run/summary.json" ] ||
+            python -m itt_composer.analysis tokens "${run%/}"
+    done
+    python -m itt_composer.analysis gradients "$RUNS/$2/llama-seed17" "$RUNS/$2/itt_x4-seed17" --problems "$3"
+    ;;
+report)
+    python -m itt_composer.report "$RUNS/$2"/*/ --title "The paper's comparison at $2 parameters" \
+        --out "$RUNS/report_$2.html" --figures "$RUNS/figures_$2" --markdown "$RUNS/summary_$2.md"
     ;;
 measure)
     for run in "$RUNS/$2"/*/; do [ ! -f "$run/summary.json" ] || measure "${run%/}"; done
