@@ -23,7 +23,6 @@ run() {
         "parts.train=$PARTS/train.yaml run_name=$name run_folder=$RUNS/$size/$name $*"
 }
 
-
 # The main rows with one seed of weights and order of the data.
 main_rows() { for row in $MAIN; do run "${row}_162m" "$row-seed$1" seed="$1" data.shuffle_seed="$1"; done; }
 

@@ -11,6 +11,7 @@ from itt_composer.report.figures import Control, Figure, Option, Print
 from itt_composer.report.measured import Measured
 
 ALONE = "all tokens, no router"
+MOST_NAMES = 8  # more would cover each other; all are told on hover
 
 
 def figure(measured: Measured) -> Figure | None:
@@ -112,9 +113,6 @@ def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
     for record in first:
         record["named"] = len(first) <= MOST_NAMES
     return records
-
-
-MOST_NAMES = 8  # more would cover each other; all are told on hover
 
 
 def _title(count: str) -> str:

@@ -163,7 +163,7 @@ def print_spec(figure: Figure, wanted: Print) -> dict[str, Any]:
         spec = changed(spec, control.options[wanted.choices.get(control.name, 0)].changes)
     spec = copy.deepcopy(spec)
     if "facet" in spec:
-        columns = min(wanted.columns or spec.get("columns", 1), wanted.columns or 99)
+        columns = wanted.columns or spec.get("columns", 1)
         spec["columns"] = columns
         spec["spec"] |= {"width": wanted.width // columns - 28}
         if wanted.height:

@@ -8,8 +8,6 @@ LIGHT = ("#474d55", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69
 DARK = ("#c3c8cf", "#3d9fe0", "#f0803c", "#1fc095", "#e09cc4", "#8fd0f5", "#f0b63c")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 SHAPES = ("circle", "square", "triangle-up", "diamond")
-# Light to dark, for steps: they have an order.
-STEPS = "viridis"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 PRINT_FONT = "DejaVu Sans, sans-serif"
 

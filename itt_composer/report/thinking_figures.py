@@ -24,6 +24,7 @@ FIGURES = {
 ROUTED = ("weight_mean", "step_encoding_mean")  # a Loop has neither
 CLASSES = ("all tokens", "word begin", "word inside", "digit", "punctuation", "whitespace")
 PERCENT = ".0%"
+AGAIN, NEW = "took the step before, too", "did not take the step before"
 
 
 def step_colour(steps: Sequence[str]) -> alt.Color:
@@ -407,14 +408,13 @@ def overlap(measured: Measured) -> Figure | None:
             chance = shares.get((step["layer"], step["step"] - 1))
             if step.get("overlap") is None or chance is None:
                 continue
-            parts = (("again", step["overlap"]), ("new", 1 - step["overlap"]))
-            for kind, share in parts:
+            for kind, share in ((AGAIN, step["overlap"]), (NEW, 1 - step["overlap"])):
                 records.append(
                     {
                         "number": number,
                         "layer": step["layer"],
                         "step": str(step["step"]),
-                        "kind": {"again": AGAIN, "new": NEW}[kind],
+                        "kind": kind,
                         "share": share,
                         "chance": chance,
                         "union": step.get("union"),
@@ -466,9 +466,6 @@ def overlap(measured: Measured) -> Figure | None:
         [Print("overlap", {}, WIDE, None, min(4, len(layers)))],
         description="Overlap of consecutive steps, a panel for each layer.",
     )
-
-
-AGAIN, NEW = "took the step before, too", "did not take the step before"
 
 
 def gradients(measured: Measured) -> Figure | None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import causal_models
 import pytest
 import torch
 from small_recipe import RECIPE
@@ -11,18 +12,7 @@ from transformers import AutoTokenizer
 from itt_composer.calibration import calibrate
 from itt_composer.models import IttConfig, IttForCausalLM
 
-GEOMETRY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 512,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.15,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+GEOMETRY = {**causal_models.GEOMETRY, "vocab_size": 512, "max_position_embeddings": 128}
 KINDS = {
     "itt": {"thinking_steps": 4, "select_ratios": [0.5, 0.7, 0.3]},
     "loop": {"thinking": "loop", "thinking_steps": 3},

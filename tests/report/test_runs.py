@@ -162,7 +162,7 @@ def test_a_long_curve_is_thinned_out_to_means(tmp_path):
     assert np.isnan(smoothed(np.array([np.nan, np.nan]), 3)).all()
 
 
-def test_metrics_of_hundreds_of_thousands_of_batches_are_read_quickly(tmp_path):
+def test_a_run_of_a_hundred_thousand_batches_is_read_to_its_end(tmp_path):
     folder = write_run(tmp_path / "run", batches=20, finished=False)
     with (folder / "metrics.jsonl").open("a") as file:
         for batch in range(21, 100_000):
