@@ -13,29 +13,35 @@ cd "$(dirname "$0")/.."
 PARTS=yamls/experiments
 RUNS=runs/experiments
 MAIN="llama itt_x4 loop_x4 itt_x3 itt_x2 loop_x3"
-ABLATIONS="no_rtc no_routing no_step_encoding top_p tanh symmetric"
 
-# run RECIPE NAME [key=value …]: a row of the paper's tables with the experiment's size, data and schedule.
-run() {
-    local recipe=$1 name=$2
-    shift 2
+# row NAME SEED [SUFFIX key=value …]: a row of the paper's tables with the experiment's size, data
+# and schedule, and with one seed of weights and order of the data.
+row() {
+    local run=$1-seed$2${3:-}
+    case $1 in itt_x4_*) local recipe=itt_x4_162m_${1#itt_x4_} ;; *) local recipe=${1}_162m ;; esac
     echo "yamls/pretrain/$recipe.yaml parts.model=$PARTS/llama_$size.yaml parts.data=$PARTS/data.yaml" \
-        "parts.train=$PARTS/train.yaml run_name=$name run_folder=$RUNS/$size/$name $*"
+        "parts.train=$PARTS/train.yaml run_name=$run run_folder=$RUNS/$size/$run" \
+        "seed=$2 data.shuffle_seed=$2 ${*:4}"
 }
 
-# The main rows with one seed of weights and order of the data.
-main_rows() { for row in $MAIN; do run "${row}_162m" "$row-seed$1" seed="$1" data.shuffle_seed="$1"; done; }
+main_rows() { for name in $MAIN; do row "$name" "$1"; done; }
+
+at_rate() { row "$1" "$2" "-lr$3" "optimizer.decoupled_adamw.lr=$3"; }
 
 runs_of_2m() {
     main_rows 17
-    run itt_x4_162m_elastic itt_x4_elastic-seed17
-    for lr in 1.0e-3 4.0e-3; do
-        for row in llama itt_x4; do run "${row}_162m" "$row-seed17-lr$lr" optimizer.decoupled_adamw.lr=$lr; done
-    done
-    for ablation in $ABLATIONS; do run "itt_x4_162m_$ablation" "itt_x4_$ablation-seed17"; done
+    for name in elastic no_rtc no_routing no_step_encoding top_p tanh symmetric; do row itt_x4_$name 17; done
     main_rows 18
-    # As much executed compute as ITT x4, and as Loop x4.
-    for batches in 1600 2450; do run llama_162m "llama-seed17-${batches}ba" train.max_duration=${batches}ba; done
+    # The main rows have 2e-3; one step further for each model than its loss falls.
+    for lr in 1.0e-3 4.0e-3 8.0e-3; do at_rate llama 17 $lr; done
+    for lr in 1.0e-3 4.0e-3; do at_rate itt_x4 17 $lr; done
+    at_rate loop_x4 17 1.0e-3
+    # Seconds of what came out best.
+    at_rate llama 18 4.0e-3
+    for name in symmetric no_routing; do row itt_x4_$name 18; done
+    # The dense model with as much executed compute as ITT x4, and as Loop x4.
+    for batches in 1600 2450; do row llama 17 "-${batches}ba" train.max_duration=${batches}ba; done
+    row llama 17 -lr4.0e-3-1600ba optimizer.decoupled_adamw.lr=4.0e-3 train.max_duration=1600ba
 }
 
 # Own ratios, by the rule of training and by thresholds; of the elastic models, every setting.

@@ -95,7 +95,7 @@ def analyse_gradients(
     is_easy_N = torch.tensor(
         [given == problem.correct for given, problem in zip(answers, asked_rows, strict=True)]
     )
-    norms_NLP = gradient_nuclear_norms(model, asked_rows, projections, on_progress)
+    norms_NLP = problem_nuclear_norms(model, asked_rows, projections, on_progress)
     return {
         "problems": {
             **{f"fine_tuning_{name}": value for name, value in asdict(fine_tuning).items()},
@@ -236,7 +236,7 @@ def _length(request: tuple[list[int], list[int]]) -> int:
     return len(request[0]) + len(request[1])
 
 
-def gradient_nuclear_norms(
+def problem_nuclear_norms(
     model: PreTrainedModel,
     problems: Sequence[EncodedProblem],
     projections: Sequence[Projection] | None = None,

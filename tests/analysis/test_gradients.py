@@ -31,7 +31,7 @@ from itt_composer.analysis.gradients import (
     answer,
     encode_all,
     fine_tune,
-    gradient_nuclear_norms,
+    problem_nuclear_norms,
     summary_of,
 )
 from itt_composer.analysis.problems import EncodedProblem, read_problems
@@ -136,7 +136,7 @@ def test_norms_are_those_of_a_naive_computation(kind):
         for length in (9, 80)
     ]
     expected = [naive_norms(model, weights_of, problem) for problem in problems]
-    norms = gradient_nuclear_norms(model, problems)
+    norms = problem_nuclear_norms(model, problems)
     assert norms.shape == (2, 2, 4)
     np.testing.assert_allclose(norms, expected, rtol=1e-5)
     assert [p.name for p in attention_projections(model)] == [*"qkvo", *"qkvo"]
@@ -179,7 +179,7 @@ def test_easy_is_what_is_answered_correctly(runs, tokenizer, problems_file):
     # The model, fine-tuned now, on each group by itself.
     for group, asked in (("easy", learnt[3:]), ("hard", turned)):
         encoded = encode_all(model, tokenizer, asked)
-        assert result[group] == summary_of(gradient_nuclear_norms(model, encoded))
+        assert result[group] == summary_of(problem_nuclear_norms(model, encoded))
         norms = np.array([naive_norms(model, llama_weights, problem) for problem in encoded])
         for place, name in enumerate("qkvo"):
             mean, deviation = norms[:, :, place].mean(axis=0), norms[:, :, place].std(axis=0)

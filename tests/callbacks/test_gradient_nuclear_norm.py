@@ -9,7 +9,7 @@ import torch
 from composer.core import Callback
 from torch import nn
 
-from itt_composer.analysis.gradients import gradient_nuclear_norms as norms_of_problems
+from itt_composer.analysis.gradients import problem_nuclear_norms
 from itt_composer.analysis.problems import EncodedProblem
 from itt_composer.callbacks.gradient_nuclear_norm import gradient_nuclear_norms
 from itt_composer.models import IttConfig, IttForCausalLM
@@ -60,7 +60,7 @@ def test_norms_are_those_of_the_analysis_on_the_same_row():
     assert gradient_nuclear_norms(model) == {}
     row = torch.randint(3, 96, (7,)).tolist()
     model(input_ids=torch.tensor([row]), labels=torch.tensor([row])).loss.backward()
-    (norms_LP,) = norms_of_problems(model, [EncodedProblem([], 0, row, 1, lost=0)])
+    (norms_LP,) = problem_nuclear_norms(model, [EncodedProblem([], 0, row, 1, lost=0)])
     norms = gradient_nuclear_norms(model)
     assert list(norms) == NAMES
     stacked = torch.stack(list(norms.values()))
