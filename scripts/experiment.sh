@@ -39,6 +39,12 @@ runs_of_2m() {
     # Seconds of what came out best.
     at_rate llama 18 4.0e-3
     for name in symmetric no_routing; do row itt_x4_$name 18; done
+    # Hardly a token thinks, but all states grow as they do under symmetric reweighting.
+    for seed in 17 18; do row itt_x4_symmetric $seed -1percent "thinking.select_ratios=[0.01,0.01,0.01]"; done
+    # Tokens think, but a step adds only what the layer adds, from nothing.
+    row itt_x4 17 -increment thinking.thinking_update=increment thinking.step_encoding_init=0.0
+    # Is depth what they lack?
+    for name in llama itt_x4; do row $name 17 -4layers model.num_hidden_layers=4; done
     # The dense model with as much executed compute as ITT x4, and as Loop x4.
     for batches in 1600 2450; do row llama 17 "-${batches}ba" train.max_duration=${batches}ba; done
     row llama 17 -lr4.0e-3-1600ba optimizer.decoupled_adamw.lr=4.0e-3 train.max_duration=1600ba
