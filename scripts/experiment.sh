@@ -32,11 +32,11 @@ runs_of_2m() {
     main_rows 17
     for name in elastic no_rtc no_routing no_step_encoding top_p tanh symmetric; do row itt_x4_$name 17; done
     main_rows 18
-    # The main rows have 2e-3; one step further for each model than its loss falls.
+    # Other peak rates than the main rows' 2e-3.
     for lr in 1.0e-3 4.0e-3 8.0e-3; do at_rate llama 17 $lr; done
     for lr in 1.0e-3 4.0e-3; do at_rate itt_x4 17 $lr; done
     at_rate loop_x4 17 1.0e-3
-    # Seconds of what came out best.
+    # Second seeds of what came out best.
     at_rate llama 18 4.0e-3
     for name in symmetric no_routing; do row itt_x4_$name 18; done
     # Hardly a token thinks, but all states grow as they do under symmetric reweighting.
