@@ -49,7 +49,7 @@ class Table:
         )
         for number, column in enumerate(self.columns):
             is_text = number < self.text_columns
-            table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
+            table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
         for row in self.rows:
             table.add_row(*row)
         console.print(table)

@@ -6,7 +6,7 @@
 #     scripts/experiment.sh train 2m          every run of a size (2m, 6m), JOBS at once (default: 2)
 #     scripts/experiment.sh measure 2m        perplexity of every finished run on all held-out documents
 #     scripts/experiment.sh analyse 2m AQUA   which tokens think; gradients of easy and hard problems
-#     scripts/experiment.sh report 2m         the page, its figures as PNG, the table as Markdown
+#     scripts/experiment.sh report 2m         a page and a table of all runs; the main rows' figures as PNG
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -87,8 +87,12 @@ analyse)
     python -m itt_composer.analysis gradients "$RUNS/$2/llama-seed17" "$RUNS/$2/itt_x4-seed17" --problems "$3"
     ;;
 report)
+    page="$RUNS/report_$2" table="$RUNS/summary_$2.md" main=()
+    for name in $MAIN; do main+=("$RUNS/$2/$name"-seed{17,18}); done
     python -m itt_composer.report "$RUNS/$2"/*/ --title "The paper's comparison at $2 parameters" \
-        --out "$RUNS/report_$2.html" --figures "$RUNS/figures_$2" --markdown "$RUNS/summary_$2.md"
+        --out "$page.html" --markdown "$table"
+    python -m itt_composer.report "${main[@]}" --title "The paper's main rows at $2 parameters" \
+        --out "${page}_main.html" --figures "$RUNS/figures_$2"
     ;;
 measure)
     for run in "$RUNS/$2"/*/; do [ ! -f "$run/summary.json" ] || measure "${run%/}"; done

@@ -52,7 +52,7 @@ def _write(report: "Report", out: Path, figures: Path | None, markdown: Path | N
     from eval.rendering import wide_console
 
     console = wide_console()
-    report.page.summary.table().print(console)
+    report.page.summary.brief().print(console)
     for warning in report.page.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     for what, command in report.page.missing:

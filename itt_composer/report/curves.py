@@ -177,9 +177,16 @@ def shape(labels: Sequence[str]) -> alt.Shape:
     return alt.Shape("experiment:N", scale=scale, legend=alt.Legend(title=None))
 
 
-def highlight() -> alt.Parameter:
-    """Experiments that were clicked in the legend."""
-    return alt.selection_point(name="highlight", fields=["experiment"], bind="legend")
+def highlight(experiments: Sequence[Experiment]) -> alt.Parameter:
+    """Experiments that were clicked in the legend; of many, at first those of usual settings."""
+    usual = [{"experiment": one.label} for one in experiments if not one.differences]
+    first = usual if is_crowded(experiments) and usual else alt.Undefined
+    return alt.selection_point(name="highlight", fields=["experiment"], bind="legend", value=first)
+
+
+def is_crowded(experiments: Sequence[Experiment]) -> bool:
+    """Whether there are more experiments than colours."""
+    return len(experiments) > len(theme.LIGHT)
 
 
 def zoom() -> alt.Parameter:
@@ -219,7 +226,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
     if not training and not validation:
         return None
     top = _top_of_axis(pairs, training, units)
-    highlighted = highlight()
+    highlighted = highlight(experiments)
     x = alt.X(
         "tokens:Q", title=units.axes[0].title, axis=alt.Axis(grid=False, format=NUMBER, tickCount=7)
     )
@@ -239,7 +246,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         "x": x,
         "y": y,
     }
-    dashed = {"strokeDash": dash(labels)} if len(labels) > len(theme.LIGHT) else {}
+    dashed = {"strokeDash": dash(labels)} if is_crowded(experiments) else {}
     raw = (
         alt.Chart(alt.NamedData("training"))
         .transform_calculate(y="datum.loss")
@@ -277,7 +284,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
             alt.Tooltip("perplexity:Q", title="validation perplexity", format=".2f"),
         ],
     )
-    if len(labels) > len(theme.LIGHT):
+    if is_crowded(experiments):
         points = points.encode(shape=shape(labels))
     chart = alt.layer(raw, line, hovered, joined, points).add_params(highlighted, zoom())
     return Figure(
@@ -289,7 +296,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         "same place; over executed FLOPs (what the code computes, forward and backward) and over "
         "time, a model that thinks more is further to the right, and its curve must lie below the "
         "dense one's there for thinking to pay. "
-        "Time is of the machine that trained, without evaluations.",
+        f"Time is of the machine that trained, without evaluations.{_at_first(experiments)}",
         chart.to_dict(validate=False),
         {"training": training, "validation": validation},
         [
@@ -316,6 +323,16 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
             for measure in (0, 1)
         ],
         description="Training and validation loss of every run over tokens, FLOPs or time.",
+    )
+
+
+def _at_first(experiments: Sequence[Experiment]) -> str:
+    """What a caption says of the experiments that are faint at first."""
+    if not is_crowded(experiments):
+        return ""
+    return (
+        " At first the models of usual settings stand out; a click in the legend chooses another, "
+        "with Shift one more, and a double click all."
     )
 
 
@@ -389,7 +406,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     ]
     if len(records) < 2:
         return None
-    highlighted = highlight()
+    highlighted = highlight(experiments)
     x = alt.X(
         "tokens:Q",
         title=units.axes[0].title,
@@ -408,7 +425,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         .mark_line(strokeDash=[4, 3], strokeWidth=1.2, color="#8a929c")
         .encode(x=x, y=y, detail="geometry:N")
     )
-    forms = {"shape": shape(labels)} if len(labels) > len(theme.LIGHT) else {}
+    forms = {"shape": shape(labels)} if is_crowded(experiments) else {}
     points = (
         alt.Chart(alt.NamedData("ends"))
         .mark_point(size=85)
@@ -447,7 +464,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         f"{len(records)} finished runs, a point each: the validation loss at the end over the "
         "executed training FLOPs (forward and backward), the tokens or the time that went in. "
         f"{joined}"
-        "Time is of the machine that trained and of what else ran on it.",
+        f"Time is of the machine that trained and of what else ran on it.{_at_first(experiments)}",
         chart.to_dict(validate=False),
         {"dense": dense, "ends": records},
         [Control("x", "Over", [order[1], order[2], order[0]])],
@@ -493,7 +510,8 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
         if not pairs:
             continue
         shares = [_shares(run, dense) for run, dense, _ in pairs]
-        cells = [_told([share[number] for share in shares]) for number in range(3)]
+        bound = "≤ " if any(efficiency.is_bound for *_, efficiency in pairs) else ""
+        cells = [_told([share[number] for share in shares], bound) for number in range(3)]
         targets = [efficiency.target for *_, efficiency in pairs]
         finals = [efficiency.final_loss for *_, efficiency in pairs]
         rows.append([experiment.label, f"{mean(targets):.4f}", f"{mean(finals):.4f}", *cells])
@@ -540,9 +558,9 @@ def _shares(run: Run, dense: Run) -> list[float | None]:
     return found
 
 
-def _told(shares: Sequence[float | None]) -> str:
+def _told(shares: Sequence[float | None], bound: str) -> str:
     reached = [share for share in shares if share is not None]
     if not reached:
         return "not reached"
-    text = f"{100 * mean(reached):.0f} %"
+    text = f"{bound}{100 * mean(reached):.0f} %"
     return text if len(reached) == len(shares) else f"{text} ({len(reached)} of {len(shares)})"

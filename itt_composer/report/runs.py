@@ -136,7 +136,7 @@ class Experiment:
     Attributes:
         label: unlike that of any other experiment of the report.
         runs: at least one.
-        differences: flat recipe keys that are not as in most experiments of its kind.
+        differences: flat recipe keys that are not as in most runs of its size and kind.
     """
 
     label: str
@@ -317,7 +317,7 @@ def _ratios_in_force(lines: list[dict], trained: Sequence[float]) -> list[tuple[
 
 
 def group(runs: Sequence[Run]) -> list[Experiment]:
-    """The experiments, in order of size, kind and steps; the usual one of a kind comes first."""
+    """The experiments: the usual one of each size and kind first, then what differs from it."""
     groups: list[list[Run]] = []
     for run in runs:
         for others in groups:
@@ -328,9 +328,8 @@ def group(runs: Sequence[Run]) -> list[Experiment]:
             groups.append([run])
     experiments = []
     for others in groups:
-        alike = [other for other in groups if other[0].kind == others[0].kind]
-        usual = _usual(alike)
-        found = _differences(_flat(others[0]), usual)
+        alike = [run for run in runs if _width(run) == _width(others[0])]
+        found = _differences(_flat(others[0]), _usual(alike, others[0].kind))
         experiments.append(Experiment("", others, found))
     experiments.sort(key=_place)
     _name(experiments)
@@ -350,13 +349,17 @@ def _important_changes(run: Run, other: Run) -> bool:
     return any(not _is_unimportant(key) for key in changes(run.recipe, other.recipe))
 
 
-def _usual(groups: Sequence[Sequence[Run]]) -> dict[str, Any]:
-    """The most frequent value of each key, of those the first."""
-    flat = [_flat(runs[0]) for runs in groups]
-    keys = dict.fromkeys(key for recipe in flat for key in recipe)
+def _usual(runs: Sequence[Run], kind: str) -> dict[str, Any]:
+    """The most frequent value of each key, of those the first.
+
+    How a model thinks is compared with others of its kind, all else with every run.
+    """
+    everyone = [_flat(run) for run in runs]
+    own = [recipe for run, recipe in zip(runs, everyone, strict=True) if run.kind == kind]
     found = {}
-    for key in keys:
-        values = [recipe.get(key, UNSET) for recipe in flat]
+    for key in dict.fromkeys(key for recipe in everyone for key in recipe):
+        compared = own if key.startswith(("thinking.", "algorithms.")) else everyone
+        values = [recipe.get(key, UNSET) for recipe in compared]
         found[key] = max(values, key=values.count)
     return found
 
@@ -367,23 +370,26 @@ def _differences(recipe: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any
     return {key: own for key, (own, others) in pairs.items() if own != others}
 
 
+def _width(run: Run) -> int:
+    return run.recipe["model"].get("hidden_size", 0)
+
+
 def _place(experiment: Experiment) -> tuple:
     run = experiment.runs[0]
-    model, thinking = run.recipe["model"], run.recipe["thinking"]
+    thinking, count = run.recipe["thinking"], len(experiment.differences)
     kinds = Thinking.__args__  # type: ignore[attr-defined]
     kind = kinds.index(thinking["thinking"]) if thinking["thinking"] in kinds else len(kinds)
-    size = model.get("num_hidden_layers", 0) * model.get("hidden_size", 0)
-    return size, kind, thinking.get("thinking_steps") or 1, len(experiment.differences)
+    return _width(run), count > 0, kind, thinking.get("thinking_steps") or 1, count
 
 
 def _name(experiments: Sequence[Experiment]) -> None:
-    """Labels: the kind, the size if there are several, and what is not as usual."""
-    sizes = {experiment.runs[0].geometry for experiment in experiments}
+    """Labels: the kind, the width if there are several, and what is not as usual."""
+    widths = {_width(experiment.runs[0]) for experiment in experiments}
     for experiment in experiments:
         run = experiment.runs[0]
         parts = [run.kind]
-        if len(sizes) > 1:
-            parts.append(f"d {run.recipe['model'].get('hidden_size')}")
+        if len(widths) > 1:
+            parts.append(f"d {_width(run)}")
         parts += describe(experiment.differences, run.description)
         experiment.label = ", ".join(parts)
     counts = Counter(experiment.label for experiment in experiments)
@@ -393,27 +399,43 @@ def _name(experiments: Sequence[Experiment]) -> None:
 
 
 def describe(differences: dict[str, Any], description: dict[str, Any]) -> list[str]:
-    """Differences as a label tells them: `without RTC`, `70/70/70`, `lr 0.001`, `1600ba`."""
-    words: list[str] = []
-    without_router = description.get("adaptive_routing") is False
-    for key, value in differences.items():
-        section, _, name = key.partition(".")
-        implied = without_router and ("capacity_annealing" in key or name in _OF_ROUTERS)
-        implied |= section == "thinking" and value == UNSET
-        if section == "model" or implied:
-            continue  # said by the size; by another setting
-        ablation = paper.ABLATIONS.get((name, value)) if isinstance(value, (bool, str)) else None
-        if ablation and section == "thinking":
-            words.append(ablation)
-        elif name == "select_ratios" and value != UNSET:
-            words.append(percentages(value))
-        elif key.startswith("optimizer.") and key.endswith(".lr"):
-            words.append(f"lr {value:g}" if isinstance(value, float) else f"lr {value}")
-        elif key == "train.max_duration":
-            words.append(_length(str(value)))
-        else:
-            words.append(f"{key.rpartition('.')[2]} {value}"[:40])
+    """Differences as a label tells them: `without RTC`, `70/70/70`, `4 layers`, `lr 0.001`."""
+    words = [
+        _in_words(key, value)
+        for key, value in differences.items()
+        if not _is_implied(key, value, differences, description)
+    ]
     return words[:MOST_WORDS] + ["…"] * (len(words) > MOST_WORDS)
+
+
+def _is_implied(
+    key: str, value: Any, differences: dict[str, Any], description: dict[str, Any]
+) -> bool:
+    """Whether a difference follows from another setting."""
+    section, _, name = key.partition(".")
+    without_router = description.get("adaptive_routing") is False
+    if without_router and ("capacity_annealing" in key or name in _OF_ROUTERS):
+        return True
+    if name == "thinking_layers" and "model.num_hidden_layers" in differences:
+        return value == list(range(1, description["num_hidden_layers"], 2))
+    return section == "thinking" and value == UNSET
+
+
+def _in_words(key: str, value: Any) -> str:
+    section, _, name = key.partition(".")
+    ablation = paper.ABLATIONS.get((name, value)) if isinstance(value, (bool, str)) else None
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    if ablation and section == "thinking":
+        return ablation
+    if name == "select_ratios" and value != UNSET:
+        return percentages(value)
+    if key == "model.num_hidden_layers":
+        return f"{value} layers"
+    if key.startswith("optimizer.") and key.endswith(".lr"):
+        return f"lr {number}"
+    if key == "train.max_duration":
+        return _length(str(value))
+    return f"{key.rpartition('.')[2]} {number}"[:40]
 
 
 def _length(duration: str) -> str:

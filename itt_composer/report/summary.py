@@ -11,6 +11,8 @@ from itt_composer.report.curves import flops_unit
 from itt_composer.report.runs import Experiment, Run, config_of
 
 NOTHING = "–"
+PAPERS_COST = "paper's\nMFLOPs\nper token"
+DETAILS = ("ratios, %", "params", PAPERS_COST, "tokens/s")  # which a terminal has no room for
 
 
 @dataclass
@@ -39,10 +41,10 @@ class Summary:
     notes: list[str]
 
     def table(self) -> Table:
-        """For the terminal and Markdown."""
+        """For Markdown."""
         rows = [
             [
-                f"{line.label} ({line.state})" if line.state else line.label,
+                _with_state(line),
                 *(
                     f"{cell.text} ({cell.spread})" if cell.spread else cell.text
                     for cell in line.cells
@@ -51,6 +53,17 @@ class Summary:
             for line in self.lines
         ]
         return Table("Runs", ["model", *self.columns], rows, notes=self.notes)
+
+    def brief(self) -> Table:
+        """For a terminal: fewer columns, and of several seeds the mean alone."""
+        kept = [number for number, column in enumerate(self.columns) if column not in DETAILS]
+        rows = [
+            [_with_state(line), *(line.cells[number].text for number in kept)]
+            for line in self.lines
+        ]
+        return Table(
+            "Runs (means over seeds)", ["model", *(self.columns[number] for number in kept)], rows
+        )
 
 
 def summarise(experiments: Sequence[Experiment]) -> Summary:
@@ -66,7 +79,7 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
         "validation\nperplexity",
         "by\nthresholds",
         f"executed\n{unit.name}",
-        "paper's\nMFLOPs\nper token",
+        PAPERS_COST,
         "training\ntime",
         "tokens/s",
     ]
@@ -150,6 +163,10 @@ def _line(experiment: Experiment, flops_size: float) -> Line:
             _cell(runs, speed, "{:,.0f}".format),
         ],
     )
+
+
+def _with_state(line: Line) -> str:
+    return f"{line.label} ({line.state})" if line.state else line.label
 
 
 def _state(experiment: Experiment) -> str:

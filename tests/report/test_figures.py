@@ -7,6 +7,7 @@ import re
 import pytest
 from PIL import Image
 from report_runs import write_run
+from rich.console import Console
 from typer.testing import CliRunner
 
 from itt_composer.report.__main__ import app
@@ -92,6 +93,24 @@ def test_data_efficiency_stands_beside_the_dense_run(runs):
     assert (label, target, own) == ("ITT×3", "4.1000", "4.0000")
     assert tokens == time == "74 %"  # between the validations after 20 and 30 of 40 batches
     assert int(flops.split()[0]) > 74  # of dearer batches
+
+
+def test_an_efficiency_reached_at_the_first_validation_is_a_bound(tmp_path):
+    runs = [write_run(tmp_path / "dense", *DENSE, loss=8), write_run(tmp_path / "itt", loss=1)]
+    figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
+    ((_, _, _, tokens, flops, _),) = figures["equal_compute"].table["rows"]
+    assert tokens == "≤ 25 %"
+    assert flops.startswith("≤ ")
+
+
+def test_a_terminal_of_80_columns_cuts_nothing_off(tmp_path):
+    long_name = ("thinking.thinking_update=increment", "thinking.step_encoding_init=0.0")
+    runs = [write_run(tmp_path / "itt"), write_run(tmp_path / "other", *long_name, loss=4.1)]
+    text = io.StringIO()
+    build(runs, [], "title").page.summary.brief().print(Console(width=80, file=text))
+    assert "60.34" in text.getvalue()  # exp(4.1)
+    assert "increment" in text.getvalue()
+    assert "…" not in text.getvalue()
 
 
 def test_changes_reach_every_part_of_a_list_and_leave_the_rest():

@@ -66,7 +66,10 @@ def open_page(browser, report):
     complaints = []
     contexts = []
 
-    def open_(**options):
+    allowed = {report.as_uri()}
+
+    def open_(path=report, **options):
+        allowed.add(path.as_uri())
         context = browser.new_context(offline=True, **options)
         contexts.append(context)
         page = context.new_page()
@@ -74,12 +77,12 @@ def open_page(browser, report):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append("a dialog"))
         page.on("request", lambda request: complaints.extend(outside(request.url)))
-        page.goto(report.as_uri())
+        page.goto(path.as_uri())
         page.wait_for_selector("body[data-drawn]", timeout=60_000)
         return page
 
     def outside(url):
-        return [] if url == report.as_uri() or url.startswith(("data:", "blob:")) else [url]
+        return [] if url in allowed or url.startswith(("data:", "blob:")) else [url]
 
     yield open_
     for context in contexts:
@@ -136,6 +139,31 @@ def test_every_figure_is_drawn_and_controls_change_it(open_page):
     assert all("</script><img" in label for label in labels)
     choose(page, "router_weights", "run", labels[1])
     assert len(marks(page, "router_weights")) > 8
+
+
+def test_of_more_models_than_colours_the_usual_ones_stand_out_at_first(open_page, tmp_path):
+    runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "itt")]
+    for number in range(6):
+        rate = f"optimizer.decoupled_adamw.lr=0.0{number + 1}"
+        runs.append(write_run(tmp_path / f"rate-{number}", rate))
+    build(runs, [], "Many").write(tmp_path / "many.html")
+    page = open_page(tmp_path / "many.html", **DESKTOP)
+    points = "#equal_compute .mark-symbol.role-mark path"
+    opacities = page.eval_on_selector_all(
+        points, "path => path.map(one => Number(one.getAttribute('opacity') ?? 1))"
+    )
+    assert [opacity > 0.5 for opacity in opacities] == [True] * 2 + [False] * 6
+    assert "At first the models of usual settings" in page.inner_text("#equal_compute .caption")
+    legend = page.locator("#equal_compute .role-legend-label text", has_text="lr 0.03")
+    legend.click(force=True)
+    page.wait_for_function(
+        f"document.querySelectorAll('{points}')[4].getAttribute('opacity') > 0.5"
+    )
+    page.locator("#equal_compute .chart svg.marks").dblclick(position={"x": 300, "y": 300})
+    page.wait_for_function(
+        f"[...document.querySelectorAll('{points}')].every("
+        "one => (one.getAttribute('opacity') ?? 1) > 0.5)"
+    )
 
 
 def test_the_legend_highlights_and_the_chart_tells_its_points(open_page):

@@ -60,15 +60,35 @@ def test_runs_that_differ_in_seeds_only_are_one_experiment(tmp_path):
         write_run(tmp_path / "ratios", "thinking.select_ratios=[0.7,0.7]", *seed(17)),
         write_run(tmp_path / "dense", *DENSE, *seed(17)),
         write_run(tmp_path / "long", *DENSE, "train.max_duration=1600ba", *seed(17)),
+        write_run(tmp_path / "deep", "model.num_hidden_layers=6", *seed(17)),
     ]
     experiments = group(read_runs(folders))
     assert [(one.label, len(one.runs)) for one in experiments] == [
         ("LLaMA", 1),
-        ("LLaMA, 1,600 batches", 1),
         ("ITT×3", 2),
+        ("LLaMA, 1,600 batches", 1),
         ("ITT×3, lr 0.002", 1),
         ("ITT×3, without RTC", 1),
         ("ITT×3, 70/70", 1),
+        ("ITT×3, 6 layers", 1),
+    ]
+
+
+def test_what_is_usual_is_so_in_most_runs_of_a_size(tmp_path):
+    large = ("model.hidden_size=64",)
+    folders = [
+        write_run(tmp_path / "slow", *DENSE, "optimizer.decoupled_adamw.lr=0.0001"),
+        write_run(tmp_path / "dense", *DENSE),
+        write_run(tmp_path / "itt"),
+        write_run(tmp_path / "large", *DENSE, *large, "optimizer.decoupled_adamw.lr=0.0001"),
+        write_run(tmp_path / "large-itt", *large, "optimizer.decoupled_adamw.lr=0.0001"),
+    ]
+    assert [one.label for one in group(read_runs(folders))] == [
+        "LLaMA, d 32",
+        "ITT×3, d 32",
+        "LLaMA, d 32, lr 0.0001",
+        "LLaMA, d 64",
+        "ITT×3, d 64",
     ]
 
 
