@@ -6,7 +6,17 @@ from pathlib import Path
 
 from itt_composer.errors import UserError
 from itt_composer.files import write_whole
-from itt_composer.report import curves, elastic, routing_map, thinking_figures
+from itt_composer.report import (
+    costs,
+    curves,
+    elastic,
+    gradient_figure,
+    routing_map,
+    thinking_figures,
+    training_figure,
+)
+from itt_composer.report.axes import Units
+from itt_composer.report.experiments import Experiment, group, incomparable
 from itt_composer.report.figures import Figure, png
 from itt_composer.report.measured import (
     Measured,
@@ -16,7 +26,7 @@ from itt_composer.report.measured import (
     read_perplexities,
 )
 from itt_composer.report.page import Page, render
-from itt_composer.report.runs import Experiment, group, incomparable, read_runs
+from itt_composer.report.runs import read_runs
 from itt_composer.report.summary import summarise
 
 MISSING = {
@@ -64,19 +74,19 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
     """
     runs = read_runs(folders)
     experiments = group(runs)
-    units = curves.Units(runs)
+    units = Units(runs)
     thinking, gradients = (read_analysis(experiments, kind) for kind in ("thinking", "gradients"))
     perplexities = read_perplexities(experiments, perplexity_files)
     found = [
         curves.loss_curves(experiments, units),
-        curves.ends(experiments, units),
+        costs.ends(experiments, units),
         elastic.figure(perplexities),
-        thinking_figures.training(experiments, units),
+        training_figure.training(experiments, units),
         thinking_figures.weights(thinking),
         thinking_figures.step_encodings(thinking),
         thinking_figures.token_classes(thinking),
         thinking_figures.overlap(thinking),
-        thinking_figures.gradients(gradients),
+        gradient_figure.gradients(gradients),
     ]
     figures = [figure for figure in found if figure is not None]
     notes = [*thinking.notes, *gradients.notes, *perplexities.notes]

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from eval.perplexity_report import RULES, mean_shares, percentages
-from itt_composer.report.curves import NUMBER, colour, zoom
+from itt_composer.report.axes import NUMBER, colour, zoom
 from itt_composer.report.figures import Control, Figure, Option, Print
 from itt_composer.report.measured import Measured
 

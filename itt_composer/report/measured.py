@@ -8,7 +8,8 @@ from typing import Any
 
 from eval.result_files import read_results
 from itt_composer.errors import UserError
-from itt_composer.report.runs import Experiment, Run
+from itt_composer.report.experiments import Experiment
+from itt_composer.report.runs import Run
 
 FORMAT = 1
 COMMANDS = {

@@ -7,8 +7,9 @@ from statistics import mean
 
 from eval.perplexity_report import percentages
 from eval.rendering import Table
-from itt_composer.report.curves import flops_unit
-from itt_composer.report.runs import Experiment, Run, config_of
+from itt_composer.report.axes import flops_unit
+from itt_composer.report.experiments import Experiment
+from itt_composer.report.runs import Run, config_of
 
 NOTHING = "–"
 PAPERS_COST = "paper's\nMFLOPs\nper token"

@@ -1,27 +1,14 @@
-"""How a model thinks: while it trained, and on held-out text afterwards."""
+"""How a trained model thinks on held-out text."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
-import numpy as np
 
-from itt_composer.report.curves import NUMBER, Units, axis_options, thinned
+from itt_composer.report.axes import NUMBER
 from itt_composer.report.figures import WIDE, Control, Figure, Option, Print
-from itt_composer.report.measured import Measured, name_of
-from itt_composer.report.runs import Experiment, Run
+from itt_composer.report.measured import Measured
 
-MOST_POINTS, LEAST_POINTS, MOST_POINTS_IN_ALL = 150, 25, 40_000
-# What `thinking_stats` logs: title of the axis, and what to look for.
-FIGURES = {
-    "weight_mean": "router weight, mean",
-    "weight_std": "router weight, standard deviation",
-    "share_selected": "share of tokens that take the step",
-    "overlap": "share that took the step before, too",
-    "update_norm": "change of a token's state by the step",
-    "step_encoding_mean": "step encoding φ, mean",
-}
-ROUTED = ("weight_mean", "step_encoding_mean")  # a Loop has neither
 CLASSES = ("all tokens", "word begin", "word inside", "digit", "punctuation", "whitespace")
 PERCENT = ".0%"
 AGAIN, NEW = "took the step before, too", "did not take the step before"
@@ -47,123 +34,6 @@ def run_control(names: Sequence[str]) -> list[Control]:
 def steps_of(records: Sequence[dict[str, Any]]) -> list[str]:
     """The steps there are, in order."""
     return sorted({record["step"] for record in records}, key=int)
-
-
-def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
-    """What `thinking_stats` logged, by layer."""
-    logged = [
-        (name_of(experiment, run), run)
-        for experiment in experiments
-        for run in experiment.runs
-        if any(figure in ROUTED for *_, figure in run.thinking)
-    ]
-    logged.sort(key=_place_in_list)
-    series = sum(len(run.thinking) for _, run in logged)
-    if not series:
-        return None
-    most = max(LEAST_POINTS, min(MOST_POINTS, MOST_POINTS_IN_ALL // series))
-    records = []
-    for number, (_, run) in enumerate(logged):
-        for (layer, step, figure), values in run.thinking.items():
-            if figure not in FIGURES:
-                continue
-            places = np.array([place for place, _ in values])
-            columns = [
-                np.asarray(column, dtype=float)[places]
-                for column in (run.tokens, run.flops, run.hours)
-            ]
-            columns.append(np.array([value for _, value in values], dtype=float))
-            records += [
-                {
-                    "number": number,
-                    "layer": layer,
-                    "step": str(step),
-                    "figure": figure,
-                    **units.of(*row[:3]),
-                    "value": row[3],
-                }
-                for row in zip(
-                    *(map(float, column) for column in thinned(columns, most)), strict=True
-                )
-            ]
-    names = [figure for figure in FIGURES if any(one["figure"] == figure for one in records)]
-    layers = sorted({record["layer"] for record in records})
-    x = alt.X(
-        "tokens:Q", title=units.axes[0].title, axis=alt.Axis(format=NUMBER, grid=False, tickCount=4)
-    )
-    line = (
-        alt.Chart()
-        .mark_line(point=alt.OverlayMarkDef(opacity=0, size=90))
-        .encode(
-            x=x,
-            y=alt.Y("value:Q", title=FIGURES[names[0]], scale=alt.Scale(zero=False)),
-            color=step_colour(steps_of(records)),
-            tooltip=[
-                alt.Tooltip("layer:O"),
-                alt.Tooltip("step:N"),
-                *(
-                    alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g")
-                    for axis in units.axes
-                ),
-                alt.Tooltip("value:Q", format=".4~g"),
-            ],
-        )
-        .properties(width=200, height=170)
-    )
-    spec = by_layer(
-        line,
-        "thinking",
-        records,
-        "datum.number === 0",
-        f"datum.figure === '{names[0]}'",
-        "true",
-    )
-    figure_options = [
-        Option(
-            FIGURES[name],
-            {
-                "transform.1.filter": f"datum.figure === '{name}'",
-                "spec.encoding.y.title": FIGURES[name],
-            },
-        )
-        for name in names
-    ]
-    layer_options = [Option("all", {"transform.2.filter": "true"})] + [
-        Option(str(layer), {"transform.2.filter": f"datum.layer === {layer}", "columns": 1})
-        for layer in layers
-    ]
-    return Figure(
-        "training_thinking",
-        "Thinking while training",
-        "What each extra step of each thinking layer did during training, on the first batch of "
-        "every interval. A router weight is how much a token's update counts, and the tokens with "
-        "the largest weights take the step: a weight that falls to 0 with no spread is a step that "
-        "has switched itself off. The share of tokens rises to its target while capacity is "
-        "annealed. Overlap above the share of the step before means that the same tokens think "
-        "again, below it that steps divide the tokens among them. φ starts at 1; step 0 is the "
-        "layer's first pass, which every token takes.",
-        spec,
-        {"thinking": records},
-        [
-            *run_control([name for name, _ in logged]),
-            Control("figure", "Figure", figure_options),
-            Control("layer", "Layer", layer_options),
-            Control("x", "Over", axis_options(units, ["spec.encoding.x"])),
-        ],
-        [
-            Print(f"training_{name}", {"figure": place}, WIDE, 120, min(4, len(layers)))
-            for place, name in enumerate(names)
-        ],
-        description="Statistics of every thinking step over training, a panel for each layer.",
-    )
-
-
-def _place_in_list(named: tuple[str, Run]) -> tuple:
-    """First what has most to show: routers, more steps, a finished run."""
-    run = named[1]
-    thinking = run.recipe["thinking"]
-    has_no_router = thinking.get("adaptive_routing") is False
-    return has_no_router, -thinking["thinking_steps"], not run.is_finished
 
 
 def by_layer(
@@ -466,85 +336,3 @@ def overlap(measured: Measured) -> Figure | None:
         [Print("overlap", {}, WIDE, None, min(4, len(layers)))],
         description="Overlap of consecutive steps, a panel for each layer.",
     )
-
-
-def gradients(measured: Measured) -> Figure | None:
-    """Nuclear norms of gradients over layers, easy problems against hard ones."""
-    records = []
-    for name, result in measured.results:
-        for projection in result["projections"]:
-            for kind in ("easy", "hard"):
-                means, spreads = (result[kind][key].get(projection) for key in ("mean", "std"))
-                if not means or not result[kind]["problems"]:
-                    continue
-                for layer, mean, std in zip(result["layers"], means, spreads, strict=True):
-                    if mean is None:
-                        continue
-                    records.append(
-                        {
-                            "panel": _panel(projection, name, len(measured.results)),
-                            "layer": layer,
-                            "kind": kind,
-                            "mean": mean,
-                            "low": max(0.0, mean - (std or 0)),
-                            "high": mean + (std or 0),
-                            "thinks": layer in result.get("thinking_layers", []),
-                        }
-                    )
-    if not records:
-        return None
-    panels = list(dict.fromkeys(record["panel"] for record in records))
-    columns = max(len(result["projections"]) for _, result in measured.results)
-    kinds = alt.Color(
-        "kind:N",
-        scale=alt.Scale(domain=["easy", "hard"], range=["#0072B2", "#D55E00"]),
-        legend=alt.Legend(title="problems"),
-    )
-    base = alt.Chart().encode(
-        x=alt.X("layer:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d", grid=False)),
-        color=kinds,
-    )
-    title = "gradient nuclear norm"
-    band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=title), y2="high:Q")
-    line = base.mark_line(strokeWidth=1.6).encode(y=alt.Y("mean:Q", title=title))
-    points = base.mark_point(size=46).encode(
-        y=alt.Y("mean:Q", title=title),
-        tooltip=[
-            alt.Tooltip("panel:N", title="projection"),
-            alt.Tooltip("layer:Q"),
-            alt.Tooltip("kind:N", title="problems"),
-            alt.Tooltip("mean:Q", format=".3f"),
-            alt.Tooltip("thinks:N", title="thinking layer"),
-        ],
-    )
-    spec = (
-        alt.layer(band, line, points)
-        .properties(width=170, height=150)
-        .facet(
-            facet=alt.Facet("panel:N", title=None, sort=panels),
-            columns=columns,
-            data=alt.NamedData("gradients"),
-        )
-        .to_dict(validate=False)
-    )
-    counts = measured.results[0][1]
-    easy, hard = counts["easy"]["problems"], counts["hard"]["problems"]
-    return Figure(
-        "gradients",
-        "Where hard problems pull",
-        "The nuclear norm (sum of singular values) of the loss gradient of each attention "
-        "projection (q, k, v, o), layer by layer: how much the model would have to change there "
-        "for a problem. Easy problems are those it answers rightly, hard ones those it does not "
-        f"({easy} and {hard} of the first model); lines are means, bands one standard deviation. "
-        "The paper's motivation is that hard problems cause spikes in some layers, which easy ones "
-        "do not, so that depth is worth spending there.",
-        spec,
-        {"gradients": records},
-        [],
-        [Print("gradients", {}, WIDE, 120, columns)],
-        description="Gradient nuclear norm over layers, easy against hard problems.",
-    )
-
-
-def _panel(projection: str, name: str, runs: int) -> str:
-    return projection if runs == 1 else f"{projection} · {name}"

@@ -9,7 +9,8 @@ from report_runs import write_run
 
 from itt_composer.errors import UserError
 from itt_composer.report.curves import smoothed, thinned
-from itt_composer.report.runs import group, incomparable, read_run, read_runs
+from itt_composer.report.experiments import group, incomparable
+from itt_composer.report.runs import read_run, read_runs
 from itt_composer.report.summary import summarise
 
 DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")

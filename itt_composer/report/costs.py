@@ -1,0 +1,205 @@
+"""What the runs reached for what they cost, and how much of it they needed for the dense loss."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from statistics import mean
+from typing import Any
+
+import altair as alt
+
+from eval.data_efficiency import Efficiency, data_efficiency, tokens_to_reach
+from itt_composer.errors import UserError
+from itt_composer.report.axes import (
+    NUMBER,
+    Units,
+    at_first,
+    axis_options,
+    colour,
+    highlight,
+    is_crowded,
+    shape,
+    when_highlighted,
+    zoom,
+)
+from itt_composer.report.experiments import Experiment
+from itt_composer.report.figures import Control, Figure, Print
+from itt_composer.report.runs import Run
+
+
+def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
+    """The validation loss at the end of each run over what it has cost."""
+    labels = [experiment.label for experiment in experiments]
+    records = [
+        {
+            "run": run.name,
+            "experiment": experiment.label,
+            **units.of(last.tokens, last.flops, last.hours),
+            "loss": last.loss,
+            "perplexity": math.exp(last.loss),
+        }
+        for experiment in experiments
+        for run in experiment.runs
+        if run.is_finished
+        for last in run.validations[-1:]
+    ]
+    if len(records) < 2:
+        return None
+    highlighted = highlight(experiments)
+    x = alt.X(
+        "tokens:Q",
+        title=units.axes[0].title,
+        scale=alt.Scale(zero=False, padding=24),
+        axis=alt.Axis(format=NUMBER, grid=False, tickCount=7),
+    )
+    y = alt.Y(
+        "loss:Q",
+        title="validation loss at the end, nats per token",
+        scale=alt.Scale(zero=False, padding=18),
+        axis=alt.Axis(tickCount=6),
+    )
+    dense = dense_line(experiments, units)
+    line = (
+        alt.Chart(alt.NamedData("dense"))
+        .mark_line(strokeDash=[4, 3], strokeWidth=1.2, color="#8a929c")
+        .encode(x=x, y=y, detail="geometry:N")
+    )
+    forms = {"shape": shape(labels)} if is_crowded(experiments) else {}
+    points = (
+        alt.Chart(alt.NamedData("ends"))
+        .mark_point(size=85)
+        .encode(
+            x=x,
+            y=y,
+            color=colour(labels),
+            **forms,
+            opacity=when_highlighted(highlighted, 0.95, 0.1),
+            tooltip=[
+                alt.Tooltip("experiment:N"),
+                alt.Tooltip("run:N"),
+                alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
+                alt.Tooltip("perplexity:Q", format=".2f"),
+                *(
+                    alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g")
+                    for axis in units.axes
+                ),
+            ],
+        )
+    )
+    # The first layer is what the legend acts on.
+    chart = alt.layer(points, *[line] * (len(dense) > 1)).add_params(highlighted, zoom())
+    axis_places = ["layer.*.encoding.x"]
+    order = axis_options(units, axis_places)
+    joined = (
+        "The dashed line joins the dense LLaMA trained for different lengths: a model below it is "
+        "better than a LLaMA at the same cost, one above it is worse. "
+        if len(dense) > 1
+        else "With LLaMA runs of other lengths, a line through them shows what a dense model makes "
+        "of the same cost. "
+    )
+    return Figure(
+        "equal_compute",
+        "What it costs",
+        f"{len(records)} finished runs, a point each: the validation loss at the end over the "
+        "executed training FLOPs (forward and backward), the tokens or the time that went in. "
+        f"{joined}"
+        f"Time is of the machine that trained and of what else ran on it.{at_first(experiments)}",
+        chart.to_dict(validate=False),
+        {"dense": dense, "ends": records},
+        [Control("x", "Over", [order[1], order[2], order[0]])],
+        [
+            Print(f"equal_compute_{units.axes[number].name}", {"x": place})
+            for place, number in enumerate((1, 2, 0))
+        ],
+        efficiency_table(experiments),
+        "Validation loss at the end of each run over FLOPs, time or tokens.",
+    )
+
+
+def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str, Any]]:
+    """The dense model trained for several lengths, all else alike: the mean over seeds of each."""
+    found = []
+    for experiment in experiments:
+        others = set(experiment.differences) - {"train.max_duration"}
+        is_plain = all(key.startswith("model.") for key in others)
+        runs = [run for run in experiment.runs if run.is_finished and run.validations]
+        last = [run.validations[-1] for run in runs]
+        if experiment.runs[0].kind != "LLaMA" or not is_plain or not last:
+            continue
+        found.append(
+            {
+                "geometry": str(experiment.runs[0].geometry),
+                **units.of(
+                    mean(one.tokens for one in last),
+                    mean(one.flops for one in last),
+                    mean(one.hours for one in last),
+                ),
+                "loss": mean(one.loss for one in last),
+            }
+        )
+    return found
+
+
+def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None:
+    """Where each experiment reaches the final loss of the dense model; None without one."""
+    ended = [run for one in experiments for run in one.runs if run.is_finished and run.validations]
+    rows = []
+    for experiment in experiments:
+        pairs = [pair for run in experiment.runs for pair in _beside_dense(run, ended)]
+        if not pairs:
+            continue
+        shares = [_shares(run, dense) for run, dense, _ in pairs]
+        bound = "≤ " if any(efficiency.is_bound for *_, efficiency in pairs) else ""
+        cells = [_told([share[number] for share in shares], bound) for number in range(3)]
+        targets = [efficiency.target for *_, efficiency in pairs]
+        finals = [efficiency.final_loss for *_, efficiency in pairs]
+        rows.append([experiment.label, f"{mean(targets):.4f}", f"{mean(finals):.4f}", *cells])
+    if not rows:
+        return None
+    return {
+        "title": "Data efficiency: what each needs to reach the final loss of the dense LLaMA of "
+        "its size, as a share of what that took (read between validations; mean over seeds)",
+        "columns": ["model", "LLaMA's loss", "own loss", "tokens", "FLOPs", "time"],
+        "rows": rows,
+    }
+
+
+def _beside_dense(run: Run, runs: Sequence[Run]) -> list[tuple[Run, Run, Efficiency]]:
+    """(run, dense run, efficiency) with the dense run that is most like it, if there is one."""
+    if run.kind == "LLaMA" or not (run.is_finished and run.validations):
+        return []
+    dense = [other for other in runs if other.kind == "LLaMA" and other.geometry == run.geometry]
+    same_seed = [other for other in dense if other.seeds == run.seeds] or dense
+    same_length = [
+        other
+        for other in same_seed
+        if other.recipe["train"]["max_duration"] == run.recipe["train"]["max_duration"]
+    ] or same_seed
+    try:
+        logs = [other.loss_log() for other in [*same_length, run]]
+        (efficiency,) = data_efficiency(logs)
+    except UserError:
+        return []  # no dense run of this size
+    reference = next(
+        other for other in same_length if other.loss_log().label == efficiency.reference
+    )
+    return [(run, reference, efficiency)]
+
+
+def _shares(run: Run, dense: Run) -> list[float | None]:
+    """Tokens, FLOPs and time to the dense run's final loss, as shares of the dense run's."""
+    end = dense.validations[-1]
+    found: list[float | None] = []
+    for name in ("tokens", "flops", "hours"):
+        curve = [(asdict(one)[name], one.loss) for one in run.validations]
+        needed, whole = tokens_to_reach(curve, end.loss), getattr(end, name)
+        found.append(None if needed is None or not whole else needed / whole)
+    return found
+
+
+def _told(shares: Sequence[float | None], bound: str) -> str:
+    reached = [share for share in shares if share is not None]
+    if not reached:
+        return "not reached"
+    text = f"{bound}{100 * mean(reached):.0f} %"
+    return text if len(reached) == len(shares) else f"{text} ({len(reached)} of {len(shares)})"
