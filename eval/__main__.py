@@ -87,7 +87,8 @@ def measure_perplexity(suite: PerplexitySuite) -> None:
             suite, lambda done, total: bar.update(task, completed=done, total=total)
         )
     if is_first_rank():
-        output = Path(suite.output or "results.json")
+        assert suite.output is not None  # load_suite names one
+        output = Path(suite.output)
         print_results(results, wide_console())
         write_results(results, output)
         if suite.plot:
@@ -107,7 +108,8 @@ def run_tasks(suite: TaskSuite) -> None:
     with TaskProgress() as progress:
         results = harness.run(suite, progress)
     if is_first_rank():
-        folder = Path(suite.output or ".")
+        assert suite.output is not None  # load_suite names one
+        folder = Path(suite.output)
         task_report.write_results(results, folder)
         task_report.write_harness_results(results, folder)
         task_report.print_results(results, wide_console())
