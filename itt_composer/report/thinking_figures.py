@@ -125,6 +125,7 @@ def weights(measured: Measured) -> Figure | None:
             data=alt.NamedData("weights"),
         )
         .transform_filter("datum.number === 0")
+        .resolve_scale(y="independent")
         .to_dict(validate=False)
     )
     rows = sum(result["data"]["tokens"] for _, result in routed[:1])
@@ -133,9 +134,9 @@ def weights(measured: Measured) -> Figure | None:
         "How sure the routers are",
         "The router of a layer gives every token a weight for each extra step; the step's update "
         "is multiplied by it. Grey: the weights of all tokens; blue: of those that take the step. "
-        f"Measured on {rows:,} held-out tokens. A bell in the middle or two humps are a router "
-        "that tells tokens apart; everything at one place is one that does not, and everything at "
-        "0 a step without effect.",
+        f"Measured on {rows:,} held-out tokens; each panel has a scale of its own. A bell in the "
+        "middle or two humps are a router that tells tokens apart; everything at one place is one "
+        "that does not, and everything at 0 a step without effect.",
         spec,
         {"weights": records},
         run_control([name for name, _ in routed]),
