@@ -25,9 +25,8 @@ from eval.suite import PerplexitySuite
 from eval.token_bytes import TokenBytes, read_token_bytes
 from itt_composer.calibration import RealisedShares
 from itt_composer.data.prepare import check_files
-from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.data.shards import check_vocabulary, domains_with_rows, read_manifest
 from itt_composer.data.stored_rows import StoredRows, batches_of
-from itt_composer.errors import UserError
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
 
@@ -84,11 +83,8 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
     check_files(data, [(suite.split, domain) for domain in domains], suite.validate_hash)
     evaluated = load_evaluated(suite.model, suite.model.path[0], ranks.device())
     model, description = evaluated.model, evaluated.description()
-    if manifest["vocab_size"] > model.config.vocab_size:
-        raise UserError(
-            f"data={suite.data} was made with a tokenizer of {manifest['vocab_size']} ids, but "
-            f"model={evaluated.path} has {model.config.vocab_size}"
-        )
+    source = evaluated.tokenizer_source
+    check_vocabulary(data, manifest, evaluated.path, model.config.vocab_size, source)
     asked = list(itertools.product(suite.select_ratios, suite.router_selection, suite.early_exit))
     own = {name: getattr(model.config, name, None) for name in THINKING_KEYS}
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.data.shards import check_vocabulary, domains_with_rows, read_manifest
 from itt_composer.errors import UserError, errors_as_sentences
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def main(
         from itt_composer.calibration import calibrate
         from itt_composer.model_folder import replace_model
 
-        model = _load(model_folder, manifest)
+        model = _load(model_folder, data, manifest)
         measure, check = _batches(data / split, domains, rows, batch_size, model.device)
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -68,7 +68,7 @@ def main(
         print(f"saved the thresholds in {model_folder}, which now routes by them")
 
 
-def _load(folder: Path, manifest: dict[str, Any]) -> "IttForCausalLM":
+def _load(folder: Path, shards: Path, manifest: dict[str, Any]) -> "IttForCausalLM":
     import torch
 
     from itt_composer.models import IttForCausalLM
@@ -77,11 +77,7 @@ def _load(folder: Path, manifest: dict[str, Any]) -> "IttForCausalLM":
     model = load_model(folder)
     if not isinstance(model, IttForCausalLM) or not model.config.adaptive_routing:
         raise UserError(f"{folder} holds a model without routers: there is nothing to calibrate")
-    if manifest["vocab_size"] > model.config.vocab_size:
-        raise UserError(
-            f"the shards were made with a tokenizer of {manifest['vocab_size']} ids, but {folder} "
-            f"has {model.config.vocab_size}"
-        )
+    check_vocabulary(shards, manifest, str(folder), model.config.vocab_size, str(folder))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     return model
 

@@ -65,7 +65,19 @@ measure() {
 
 runs_of_6m() { main_rows 17; main_rows 18; }
 
-case ${1:-} in
+usage() {
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit 1
+}
+
+# Told before any work.
+case "${1:-} ${2:-}" in
+"data "?* | "list "[26]m | "train "[26]m | "measure "[26]m | "report "[26]m) ;;
+"analyse "[26]m) [ -f "${3:-}" ] || usage ;;
+*) usage ;;
+esac
+
+case $1 in
 data)
     python -m data_prep train-tokenizer "$2" --out $RUNS/tokenizer --vocab-size 4096
     python -m data_prep convert "$2" --out $RUNS/shards --tokenizer $RUNS/tokenizer --seq-len 256
@@ -88,7 +100,9 @@ analyse)
     ;;
 report)
     page="$RUNS/report_$2" table="$RUNS/summary_$2.md" main=()
-    for name in $MAIN; do main+=("$RUNS/$2/$name"-seed{17,18}); done
+    for name in $MAIN; do
+        for seed in 17 18; do [ ! -d "$RUNS/$2/$name-seed$seed" ] || main+=("$RUNS/$2/$name-seed$seed"); done
+    done
     python -m itt_composer.report "$RUNS/$2"/*/ --title "The paper's comparison at $2 parameters" \
         --out "$page.html" --markdown "$table"
     python -m itt_composer.report "${main[@]}" --title "The paper's main rows at $2 parameters" \
@@ -96,9 +110,5 @@ report)
     ;;
 measure)
     for run in "$RUNS/$2"/*/; do [ ! -f "$run/summary.json" ] || measure "${run%/}"; done
-    ;;
-*)
-    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
-    exit 1
     ;;
 esac

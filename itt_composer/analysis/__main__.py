@@ -129,11 +129,14 @@ def _thinking_of(
         validation_batches,
     )
     from itt_composer.analysis.thinking import step_encodings, think_about, thinking_steps
+    from itt_composer.data.shards import check_vocabulary
     from itt_composer.generate import document_ids
 
     model, tokenizer = evaluated.model, evaluated.tokenizer()
     config: Any = model.config
-    manifest = open_shards(shards, config.vocab_size)
+    manifest = open_shards(shards)
+    source = evaluated.tokenizer_source
+    check_vocabulary(shards, manifest, evaluated.path, config.vocab_size, source)
     # Training saves a model that routes by thresholds; its routers learnt by top-k.
     if getattr(config, "router_selection", None) == "threshold":
         asked = {**asked, "router_selection": asked["router_selection"] or "top_k"}
@@ -147,8 +150,6 @@ def _thinking_of(
     shown = {document: ids}
     for name, text in texts.items():
         shown[name] = document_ids(config, tokenizer, text)[: config.max_position_embeddings]
-        if not shown[name]:
-            raise UserError(f"--text {name} holds no text")
     return {
         "data": {
             "folder": str(shards),
@@ -185,9 +186,12 @@ def _load(name: str) -> "EvaluatedModel":
 
 def _read(file: Path) -> str:
     try:
-        return file.read_bytes().decode()
+        text = file.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text: {error.reason}") from None
+    if not text.strip():
+        raise UserError(f"--text {file} holds no text")
+    return text
 
 
 @contextmanager

@@ -13,20 +13,15 @@ from itt_composer.errors import UserError
 SPLIT = "validation"
 
 
-def open_shards(folder: Path, vocab_size: int) -> dict[str, Any]:
-    """The manifest of shards with validation rows for a model of so many ids.
+def open_shards(folder: Path) -> dict[str, Any]:
+    """The manifest of shards with validation rows.
 
     Raises:
-        UserError: no shards, none with validation rows, or those of another tokenizer.
+        UserError: no shards, or none with validation rows.
     """
     manifest = read_manifest(folder)
     if not domains_with_rows(manifest, SPLIT):
         raise UserError(f"the shards in {folder} have no rows in their split {SPLIT!r}")
-    if manifest["vocab_size"] > vocab_size:
-        raise UserError(
-            f"the shards in {folder} were made with a tokenizer of {manifest['vocab_size']} ids, "
-            f"but the model has {vocab_size}"
-        )
     return manifest
 
 

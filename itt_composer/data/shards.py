@@ -133,6 +133,35 @@ def check_shards(
         check_index(Path(folder), manifest, split, domain)
 
 
+def check_vocabulary(
+    folder: str | Path, manifest: dict[str, Any], model: str, vocab_size: int, tokenizer: str
+) -> None:
+    """Refuse shards whose ids stand for other tokens than those of a trained model.
+
+    Args:
+        folder: where the manifest lies.
+        manifest: of the shards.
+        model: as the user named it.
+        vocab_size: its ids.
+        tokenizer: folder or hub name of its tokenizer; compared where it has a file of the same
+            name as the shards' tokenizer.
+
+    Raises:
+        UserError: the sentence names the shards and the model.
+    """
+    if manifest["vocab_size"] > vocab_size:
+        raise UserError(
+            f"the shards in {folder} were made with a tokenizer of {manifest['vocab_size']} ids, "
+            f"but the model {model} has {vocab_size}"
+        )
+    own = Path(tokenizer) / Path(manifest["tokenizer"]["file"]).name
+    if own.is_file() and tokenizer_sha256(own) != manifest["tokenizer"]["sha256"]:
+        raise UserError(
+            f"the shards in {folder} were made with another tokenizer than {own}, which is the "
+            f"model's; name shards made with that one"
+        )
+
+
 def check_index(folder: Path, manifest: dict[str, Any], split: str, domain: str) -> None:
     """Refuse a stream whose index does not hold the rows that the manifest promises.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from itt_composer.errors import errors_as_sentences
+from itt_composer.errors import UserError, errors_as_sentences
 from itt_composer.files import write_whole
 
 if TYPE_CHECKING:
@@ -42,10 +42,20 @@ def main(
 ) -> None:
     """Draw runs on one page: summary, curves, elastic settings, routers and a routing map."""
     with errors_as_sentences():
+        _check_places(out, figures, markdown)
         from itt_composer.report.build import build
 
         report = build(runs, perplexity or [], title)
         _write(report, out, figures, markdown)
+
+
+def _check_places(out: Path, figures: Path | None, markdown: Path | None) -> None:
+    """Told before anything is read."""
+    for option, file in (("--out", out), ("--markdown", markdown)):
+        if file is not None and file.is_dir():
+            raise UserError(f"{option} {file} is a folder; name a file, such as {file / 'report'}")
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise UserError(f"--figures {figures} is a file; name a folder")
 
 
 def _write(report: "Report", out: Path, figures: Path | None, markdown: Path | None) -> None:

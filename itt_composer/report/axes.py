@@ -7,7 +7,7 @@ import altair as alt
 
 from itt_composer.report import theme
 from itt_composer.report.experiments import Experiment
-from itt_composer.report.figures import Option
+from itt_composer.report.figures import Control, Option
 from itt_composer.report.runs import Run
 
 NUMBER = ",~r"  # of an axis
@@ -114,11 +114,34 @@ def is_crowded(experiments: Sequence[Experiment]) -> bool:
     return len(experiments) > len(theme.LIGHT)
 
 
-def highlight(experiments: Sequence[Experiment]) -> alt.Parameter:
-    """Experiments that were clicked in the legend; of many, at first those of usual settings."""
-    usual = [{"experiment": one.label} for one in experiments if not one.differences]
-    first = usual if is_crowded(experiments) and usual else alt.Undefined
+def first_shown(experiments: Sequence[Experiment]) -> list[str]:
+    """Of more experiments than colours, those that stand out at first; else none, which is all."""
+    usual = [one.label for one in experiments if not one.differences]
+    return usual if is_crowded(experiments) else []
+
+
+def highlight(shown: Sequence[str]) -> alt.Parameter:
+    """Experiments that stand out: these, until others are clicked in the legend."""
+    first = _chosen(shown) if shown else alt.Undefined
     return alt.selection_point(name="highlight", fields=["experiment"], bind="legend", value=first)
+
+
+def models_control(experiments: Sequence[Experiment], shown: Sequence[str]) -> list[Control]:
+    """Which experiments stand out, for those who have no Shift key; none if few are shown."""
+    if not shown:
+        return []
+    kinds: dict[str, list[str]] = {}
+    for experiment in experiments:
+        kinds.setdefault(experiment.runs[0].kind, []).append(experiment.label)
+    choices = {"usual settings": shown, "all": [one.label for one in experiments]}
+    choices |= {f"every {kind}": labels for kind, labels in kinds.items() if len(labels) > 1}
+    return [
+        Control(
+            "models",
+            "Models",
+            [Option(name, {"params.0.value": _chosen(labels)}) for name, labels in choices.items()],
+        )
+    ]
 
 
 def when_highlighted(highlighted: alt.Parameter, shown: float, hidden: float = 0.08) -> Any:
@@ -131,8 +154,8 @@ def at_first(experiments: Sequence[Experiment]) -> str:
     if not is_crowded(experiments):
         return ""
     return (
-        " At first the models of usual settings stand out; a click in the legend chooses another, "
-        "with Shift one more, and a double click all."
+        " At first the models of usual settings stand out; others are chosen above or by a click "
+        "in the legend (with Shift one more)."
     )
 
 
@@ -141,3 +164,7 @@ def zoom() -> alt.Parameter:
     return alt.selection_interval(
         name="zoom", bind="scales", zoom="wheel![event.ctrlKey || event.metaKey]"
     )
+
+
+def _chosen(labels: Sequence[str]) -> list[dict[str, str]]:
+    return [{"experiment": label} for label in labels]

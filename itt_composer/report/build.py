@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from itt_composer.errors import UserError
 from itt_composer.files import write_whole
 from itt_composer.report import (
     costs,
@@ -22,6 +21,7 @@ from itt_composer.report.measured import (
     Measured,
     command,
     name_of,
+    place_in_list,
     read_analysis,
     read_perplexities,
 )
@@ -45,14 +45,10 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write the page whole; makes missing folders."""
-        if path.is_dir():
-            raise UserError(f"--out {path} is a folder; name a file, such as {path}/report.html")
         write_whole(path, render(self.page))
 
     def write_figures(self, folder: Path) -> list[Path]:
         """Write every figure as PNG and give their places."""
-        if folder.is_file():
-            raise UserError(f"--figures {folder} is a file; name a folder")
         written = []
         for figure in [*self.page.figures, *self.printed]:
             for wanted in figure.prints:
@@ -89,7 +85,12 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
         gradient_figure.gradients(gradients),
     ]
     figures = [figure for figure in found if figure is not None]
-    notes = [*thinking.notes, *gradients.notes, *perplexities.notes]
+    without_curves = [
+        f"{run.path / 'metrics.jsonl'} is missing or empty: {run.name} has no curves and no FLOPs"
+        for run in runs
+        if run.is_finished and not run.batches
+    ]
+    notes = [*without_curves, *thinking.notes, *gradients.notes, *perplexities.notes]
     measured = {"thinking": thinking, "gradients": gradients, "perplexity": perplexities}
     return Report(
         Page(
@@ -116,6 +117,6 @@ def _missing(
     for kind, what in MISSING.items():
         fitting = finished if kind == "gradients" else thinking
         if fitting and not measured[kind].results:
-            experiment, run = fitting[0]
+            experiment, run = min(fitting, key=lambda pair: place_in_list(pair[1]))
             lines.append((f"{what} of {name_of(experiment, run)}", command(kind, run)))
     return lines

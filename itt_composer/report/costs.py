@@ -16,8 +16,10 @@ from itt_composer.report.axes import (
     at_first,
     axis_options,
     colour,
+    first_shown,
     highlight,
     is_crowded,
+    models_control,
     shape,
     when_highlighted,
     zoom,
@@ -45,7 +47,13 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     ]
     if len(records) < 2:
         return None
-    highlighted = highlight(experiments)
+    shown = first_shown(experiments)
+    shown += (
+        [e.label for e in experiments if is_plain_dense(e) and e.label not in shown]
+        if shown
+        else []
+    )
+    highlighted = highlight(shown)
     x = alt.X(
         "tokens:Q",
         title=units.axes[0].title,
@@ -106,7 +114,10 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         f"Time is of the machine that trained and of what else ran on it.{at_first(experiments)}",
         chart.to_dict(validate=False),
         {"dense": dense, "ends": records},
-        [Control("x", "Over", [order[1], order[2], order[0]])],
+        [
+            Control("x", "Over", [order[1], order[2], order[0]]),
+            *models_control(experiments, shown),
+        ],
         [
             Print(f"equal_compute_{units.axes[number].name}", {"x": place})
             for place, number in enumerate((1, 2, 0))
@@ -116,15 +127,19 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     )
 
 
+def is_plain_dense(experiment: Experiment) -> bool:
+    """Whether it is the dense model with nothing changed but its length."""
+    others = set(experiment.differences) - {"train.max_duration"}
+    return experiment.runs[0].kind == "LLaMA" and all(key.startswith("model.") for key in others)
+
+
 def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str, Any]]:
     """The dense model trained for several lengths, all else alike: the mean over seeds of each."""
     found = []
     for experiment in experiments:
-        others = set(experiment.differences) - {"train.max_duration"}
-        is_plain = all(key.startswith("model.") for key in others)
         runs = [run for run in experiment.runs if run.is_finished and run.validations]
         last = [run.validations[-1] for run in runs]
-        if experiment.runs[0].kind != "LLaMA" or not is_plain or not last:
+        if not is_plain_dense(experiment) or not last:
             continue
         found.append(
             {

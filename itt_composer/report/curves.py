@@ -14,8 +14,10 @@ from itt_composer.report.axes import (
     axis_options,
     colour,
     dash,
+    first_shown,
     highlight,
     is_crowded,
+    models_control,
     shape,
     when_highlighted,
     zoom,
@@ -114,7 +116,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
     if not training and not validation:
         return None
     top = _top_of_axis(pairs, training, units)
-    highlighted = highlight(experiments)
+    highlighted = highlight(first_shown(experiments))
     x = alt.X(
         "tokens:Q", title=units.axes[0].title, axis=alt.Axis(grid=False, format=NUMBER, tickCount=7)
     )
@@ -180,10 +182,10 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         "Loss while training",
         f"{len(pairs)} runs. Lines: the training loss, smoothed over a {WINDOW}th of the run; "
         "points: the validation loss, on text that is held out. Lower is better. Runs that differ "
-        "in their seeds only share a colour. Over tokens, all models have read the same at the "
-        "same place; over executed FLOPs (what the code computes, forward and backward) and over "
-        "time, a model that thinks more is further to the right, and its curve must lie below the "
-        "dense one's there for thinking to pay. "
+        "in their seeds only share a colour. Over tokens, runs of one seed have read the same at "
+        "the same place; over executed FLOPs (what the code computes, forward and backward) and "
+        "over time, a model that thinks more is further to the right, and its curve must lie below "
+        "the dense one's there for thinking to pay. "
         f"Time is of the machine that trained, without evaluations.{at_first(experiments)}",
         chart.to_dict(validate=False),
         {"training": training, "validation": validation},
@@ -199,6 +201,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
                 ],
             ),
             Control("shown", "Show", _shown(len(pairs))),
+            *models_control(experiments, first_shown(experiments)),
         ],
         [
             Print(

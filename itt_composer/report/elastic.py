@@ -72,7 +72,8 @@ def figure(measured: Measured) -> Figure | None:
     return Figure(
         "elastic",
         "More or less thinking after training",
-        "Each point is one trained model, measured on held-out text with the ratios of its "
+        "Each point is one trained model, measured after training (on all held-out rows unless the "
+        "suite took fewer: not those of the summary above) with the ratios of its "
         "thinking steps set anew, without any training: 50/50/50 lets half of the tokens take "
         "each of the three extra steps, 0/0/0 none. To the right costs more per token, lower is "
         "better. Top-k picks tokens by looking at the whole text; thresholds decide token by "

@@ -143,6 +143,8 @@ def _is_implied(
 ) -> bool:
     """Whether a difference follows from another setting."""
     section, _, name = key.partition(".")
+    if section == "model":
+        return name != "num_hidden_layers"  # names of sizes stay short
     without_router = description.get("adaptive_routing") is False
     if without_router and ("capacity_annealing" in key or name in _OF_ROUTERS):
         return True
@@ -183,8 +185,10 @@ def incomparable(runs: Sequence[Run]) -> list[str]:
         for key, (first, other) in changes(reference.recipe, run.recipe).items():
             if key not in seen and any(fnmatchcase(key, pattern) for pattern in MEASURED_ON):
                 seen.add(key)
-                sentences.append(
-                    f"{key} is {first} in {reference.name} and {other} in {run.name}: their "
-                    "perplexities are of other text or other tokens, and do not compare"
-                )
-    return sentences
+                sentences.append(f"{key} is {first} in {reference.name} and {other} in {run.name}")
+    if not sentences:
+        return []
+    return [
+        f"{'; '.join(sentences)}: their perplexities are of other text or other tokens, and do not "
+        "compare"
+    ]

@@ -65,17 +65,19 @@ def gradients(measured: Measured) -> Figure | None:
         )
         .to_dict(validate=False)
     )
-    counts = measured.results[0][1]
-    easy, hard = counts["easy"]["problems"], counts["hard"]["problems"]
+    counts = "; ".join(
+        f"{name}: {result['easy']['problems']} and {result['hard']['problems']}"
+        for name, result in measured.results
+    )
     return Figure(
         "gradients",
         "Where hard problems pull",
         "The nuclear norm (sum of singular values) of the loss gradient of each attention "
         "projection (q, k, v, o), layer by layer: how much the model would have to change there "
         "for a problem. Easy problems are those it answers rightly, hard ones those it does not "
-        f"({easy} and {hard} of the first model); lines are means, bands one standard deviation. "
-        "The paper's motivation is that hard problems cause spikes in some layers, which easy ones "
-        "do not, so that depth is worth spending there.",
+        f"({counts}); lines are means, bands one standard deviation. "
+        "Layers are counted from 0. The paper's motivation is that hard problems cause spikes in "
+        "some layers, which easy ones do not, so that depth is worth spending there.",
         spec,
         {"gradients": records},
         [],

@@ -1,11 +1,13 @@
 """What was measured on a run's model after training: files that other commands write beside it."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval.perplexity_report import percentages
 from eval.result_files import read_results
 from itt_composer.errors import UserError
 from itt_composer.report.experiments import Experiment
@@ -13,13 +15,17 @@ from itt_composer.report.runs import Run
 
 FORMAT = 1
 COMMANDS = {
-    "thinking": "python -m itt_composer.analysis tokens {run}",
-    "gradients": "python -m itt_composer.analysis gradients {run} --problems AQUA.jsonl",
-    "perplexity": (
-        "python -m eval eval/suites/elastic.yaml model={run}/model data={data} "
-        "output={run}/perplexity.json"
-    ),
+    "thinking": ["python", "-m", "itt_composer.analysis", "tokens", "{run}"],
+    "gradients": [
+        *("python", "-m", "itt_composer.analysis", "gradients", "{run}"),
+        *("--problems", "AQUA.jsonl"),
+    ],
+    "perplexity": [
+        *("python", "-m", "eval", "eval/suites/elastic.yaml", "model={run}", "data={data}"),
+        *("{settings}", "output={run}/perplexity.json"),
+    ],
 }
+ELASTIC_STEPS = 4  # whose ratios eval/suites/elastic.yaml has
 NEEDED = {
     "thinking": ("data", "steps", "step_encodings", "texts"),
     "gradients": ("problems", "projections", "layers", "easy", "hard"),
@@ -40,14 +46,26 @@ class Measured:
 
 
 def command(kind: str, run: Run) -> str:
-    """What makes the file of a kind for a run."""
-    return COMMANDS[kind].format(run=run.path, data=run.recipe["data"]["local"])
+    """What makes the file of a kind for a run, as a shell takes it."""
+    steps = run.recipe["thinking"].get("thinking_steps") or 1
+    ratios = [",".join([ratio] * (steps - 1)) for ratio in ("0.9", "0.7", "0.5", "0.3", "0")]
+    settings = f"select_ratios=[null,{','.join(f'[{ratio}]' for ratio in ratios)}]"
+    values = {
+        "run": run.path,
+        "data": run.recipe["data"]["local"],
+        "settings": "" if steps == ELASTIC_STEPS else settings,
+    }
+    words = [word.format(**values) for word in COMMANDS[kind]]
+    return shlex.join(word for word in words if word)
 
 
 def read_analysis(experiments: Sequence[Experiment], kind: str) -> Measured:
-    """`RUN/analysis/<kind>.json` of every run that has one."""
+    """`RUN/analysis/<kind>.json` of every run that has one; those of routers and steps first."""
     found = Measured()
-    for experiment, run in _runs(experiments):
+    pairs = _runs(experiments)
+    if kind == "thinking":
+        pairs.sort(key=lambda pair: place_in_list(pair[1]))
+    for experiment, run in pairs:
         file = run.path / "analysis" / f"{kind}.json"
         if not file.is_file():
             continue
@@ -56,12 +74,35 @@ def read_analysis(experiments: Sequence[Experiment], kind: str) -> Measured:
             is_known = content.get("kind") == kind and content.get("format") == FORMAT
         except (ValueError, AttributeError):
             is_known, content = False, {}
-        if is_known and content.keys() >= set(NEEDED[kind]):
-            found.results.append((name_of(experiment, run), content))
-        else:
-            again = command(kind, run)
+        again = command(kind, run)
+        if not is_known or not content.keys() >= set(NEEDED[kind]):
             found.notes.append(f"{file} is damaged or of another version; measure again: {again}")
+        elif _is_of_another_model(content, run):
+            found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
+        elif content.get("steps") != []:  # a model that takes no steps has nothing to show
+            name = name_of(experiment, run) + _otherwise(content, run)
+            found.results.append((name, content))
     return found
+
+
+def _is_of_another_model(content: dict[str, Any], run: Run) -> bool:
+    """Whether an analysis has layers or steps that the run's model has not."""
+    thinking = run.recipe["thinking"]
+    layers = {*range(run.recipe["model"]["num_hidden_layers"])}
+    seen = {one["layer"] for one in content.get("steps", [])} | {*content.get("layers", [])}
+    steps = {one["step"] for one in content.get("steps", [])}
+    return not (seen <= layers and steps <= {*range(thinking.get("thinking_steps") or 1)})
+
+
+def _otherwise(content: dict[str, Any], run: Run) -> str:
+    """What a name says of an analysis that was not at the settings of training."""
+    thinking = run.recipe["thinking"]
+    words = []
+    for key, told in (("select_ratios", percentages), ("router_selection", str)):
+        own, seen = thinking.get(key), content.get(key)
+        if own and seen and own != seen:
+            words.append(told(seen).replace("_", "-"))
+    return f", at {', '.join(words)}" if words else ""
 
 
 def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) -> Measured:
@@ -91,6 +132,13 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
             (str(result["model"].get("name", file.stem)), result) for result in results
         ]
     return found
+
+
+def place_in_list(run: Run) -> tuple:
+    """First what has most to show: routers, more steps, a finished run."""
+    thinking = run.recipe["thinking"]
+    has_no_router = thinking.get("adaptive_routing") is not True
+    return has_no_router, -(thinking.get("thinking_steps") or 1), not run.is_finished
 
 
 def name_of(experiment: Experiment, run: Run) -> str:

@@ -62,9 +62,9 @@ class Summary:
             [_with_state(line), *(line.cells[number].text for number in kept)]
             for line in self.lines
         ]
-        return Table(
-            "Runs (means over seeds)", ["model", *(self.columns[number] for number in kept)], rows
-        )
+        has_spread = any(cell.spread for line in self.lines for cell in line.cells)
+        title = "Runs (means over seeds)" if has_spread else "Runs"
+        return Table(title, ["model", *(self.columns[number] for number in kept)], rows)
 
 
 def summarise(experiments: Sequence[Experiment]) -> Summary:
@@ -87,7 +87,8 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
     lines = [_line(experiment, unit.size) for experiment in experiments]
     has_several = any(len(experiment.counted) > 1 for experiment in experiments)
     notes = [
-        "Validation perplexity: at the end of training, by the routing rule of training; by "
+        "Validation perplexity: at the end of training (of a run in progress as last measured), on "
+        "the rows that training evaluates on, by the routing rule of training; by "
         "thresholds: with the causal rule that models are used with. Executed: FLOPs of the whole "
         "training, forward and backward, at the ratios in force in each batch. Paper's: of one "
         "forward pass, as its tables count them."
@@ -158,7 +159,7 @@ def _line(experiment: Experiment, flops_size: float) -> Line:
             _cell(runs, tokens, counted),
             _cell(runs, lambda run: _exp(validation_loss(run)), "{:.2f}".format),
             _cell(runs, lambda run: _exp(loss_by_threshold(run)), "{:.2f}".format),
-            _cell(runs, total_flops, lambda flops: f"{flops / flops_size:.4g}"),
+            _cell(runs, total_flops, lambda flops: f"{flops / flops_size:,.2f}"),
             Cell(f"{paper_tflops(config, seq_len) * 1e6 / seq_len:,.2f}"),
             _cell(runs, seconds, duration),
             _cell(runs, speed, "{:,.0f}".format),

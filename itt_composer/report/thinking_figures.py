@@ -72,6 +72,7 @@ def weights(measured: Measured) -> Figure | None:
                     records.append(
                         {
                             "number": number,
+                            "order": (step["layer"], step["step"]),
                             "panel": panel,
                             "low": low,
                             "high": high,
@@ -111,13 +112,14 @@ def weights(measured: Measured) -> Figure | None:
                 alt.Tooltip("low:Q", title="weight from", format=".2f"),
                 alt.Tooltip("high:Q", title="to", format=".2f"),
                 alt.Tooltip("kind:N", title="of"),
-                alt.Tooltip("share:Q", format=".1%"),
+                alt.Tooltip("share:Q", title="share of all tokens", format=".1%"),
                 alt.Tooltip("mean:Q", title="mean weight", format=".3f"),
             ],
         )
         .properties(width=200, height=110)
     )
-    panels = list(dict.fromkeys(record["panel"] for record in records))
+    in_order = sorted(records, key=lambda record: record.pop("order"))
+    panels = list(dict.fromkeys(record["panel"] for record in in_order))
     spec = (
         bars.facet(
             facet=alt.Facet("panel:N", title=None, sort=panels),
@@ -128,21 +130,26 @@ def weights(measured: Measured) -> Figure | None:
         .resolve_scale(y="independent")
         .to_dict(validate=False)
     )
-    rows = sum(result["data"]["tokens"] for _, result in routed[:1])
     return Figure(
         "router_weights",
         "How sure the routers are",
         "The router of a layer gives every token a weight for each extra step; the step's update "
         "is multiplied by it. Grey: the weights of all tokens; blue: of those that take the step. "
-        f"Measured on {rows:,} held-out tokens; each panel has a scale of its own. A bell in the "
-        "middle or two humps are a router that tells tokens apart; everything at one place is one "
-        "that does not, and everything at 0 a step without effect.",
+        f"Measured on {_tokens(routed)} held-out tokens; each panel has a scale of its own. A bell "
+        "in the middle or two humps are a router that tells tokens apart; everything at one place "
+        "is one that does not, and everything at 0 a step without effect.",
         spec,
         {"weights": records},
         run_control([name for name, _ in routed]),
         [Print("router_weights", {}, WIDE, 80, steps)],
         description="Histograms of router weights for every layer and step.",
     )
+
+
+def _tokens(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """How many were looked at, of models that may differ in it."""
+    counts = sorted({result["data"]["tokens"] for _, result in results})
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
 
 
 def _has_weights(result: dict[str, Any]) -> bool:
@@ -196,9 +203,10 @@ def step_encodings(measured: Measured) -> Figure | None:
         "step_encodings",
         "Step encodings φ",
         "Each thinking step of a layer has a learned vector φ that scales what the step adds, "
-        "value by value; all start at 1. Point: the mean of its values, thick line: one standard "
-        "deviation to either side, thin line: the least to the greatest. Step 0 is the first pass. "
-        "A mean above 1 strengthens a step, below 1 weakens it.",
+        "value by value; they start at 1 unless a recipe says otherwise. Point: the mean of its "
+        "values, thick line: one standard deviation to either side, thin line: the least to the "
+        "greatest. Step 0 is the first pass. A mean above 1 strengthens a step, below 1 weakens "
+        "it.",
         spec,
         {"encodings": records},
         run_control([name for name, _ in encoded]),
@@ -238,7 +246,7 @@ def token_classes(measured: Measured) -> Figure | None:
         .encode(
             x=alt.X(
                 "share:Q",
-                title="share that takes the step",
+                title="share",
                 scale=alt.Scale(domain=[0, 1]),
                 axis=alt.Axis(format=PERCENT, values=[0, 0.5, 1], labelFlush=True),
             ),
@@ -260,7 +268,7 @@ def token_classes(measured: Measured) -> Figure | None:
         "Which tokens think",
         "The share of each kind of token that takes each extra step, on held-out text. A kind far "
         "to the right of “all tokens” is one the model thinks about longer. Rare and frequent "
-        "are counted in the same text; a token belongs to one of them and to one of the others.",
+        "are counted in the same text: frequent tokens make up half of it, rare ones a tenth.",
         spec,
         {"classes": records},
         run_control([name for name, _ in routed]),

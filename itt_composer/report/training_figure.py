@@ -9,8 +9,7 @@ from itt_composer.report.axes import NUMBER, Units, axis_options
 from itt_composer.report.curves import thinned
 from itt_composer.report.experiments import Experiment
 from itt_composer.report.figures import WIDE, Control, Figure, Option, Print
-from itt_composer.report.measured import name_of
-from itt_composer.report.runs import Run
+from itt_composer.report.measured import name_of, place_in_list
 from itt_composer.report.thinking_figures import (
     by_layer,
     run_control,
@@ -39,7 +38,7 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         for run in experiment.runs
         if any(figure in ROUTED for *_, figure in run.thinking)
     ]
-    logged.sort(key=_place_in_list)
+    logged.sort(key=lambda named: place_in_list(named[1]))
     series = sum(len(run.thinking) for _, run in logged)
     if not series:
         return None
@@ -122,8 +121,9 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         "the largest weights take the step: a weight that falls to 0 with no spread is a step that "
         "has switched itself off. The share of tokens rises to its target while capacity is "
         "annealed. Overlap above the share of the step before means that the same tokens think "
-        "again, below it that steps divide the tokens among them. φ starts at 1; step 0 is the "
-        "layer's first pass, which every token takes.",
+        "again, below it that steps divide the tokens among them. φ starts at 1 unless a "
+        "recipe says otherwise; step 0 is the layer's first pass, which every token takes. Layers "
+        "are counted from 0.",
         spec,
         {"thinking": records},
         [
@@ -138,11 +138,3 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         ],
         description="Statistics of every thinking step over training, a panel for each layer.",
     )
-
-
-def _place_in_list(named: tuple[str, Run]) -> tuple:
-    """First what has most to show: routers, more steps, a finished run."""
-    run = named[1]
-    thinking = run.recipe["thinking"]
-    has_no_router = thinking.get("adaptive_routing") is False
-    return has_no_router, -thinking["thinking_steps"], not run.is_finished

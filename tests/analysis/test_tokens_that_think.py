@@ -75,7 +75,7 @@ def test_figures_of_a_model_are_those_of_plain_loops(runs, tokenizer, shards, ki
     model = IttForCausalLM.from_pretrained(runs[kind] / "model").eval()
     if kind == "itt":
         model.set_router_selection("top_k")
-    manifest = open_shards(shards, 512)
+    manifest = open_shards(shards)
     batches = validation_batches(shards, manifest, 12, 5)
     assert [len(batch["input_ids"]) for batch in batches] == [5, 5, 2]
     steps = thinking_steps(model, tokenizer, batches)
@@ -182,7 +182,7 @@ def test_step_encodings_are_told_value_by_value(runs):
 
 
 def test_a_document_ends_where_the_next_begins(shards):
-    manifest = open_shards(shards, 512)
+    manifest = open_shards(shards)
     name, ids = document_beginning(shards, manifest, 500)
     assert name == "first validation document of prose"
     row = StoredRows(shards / "validation/prose")[0]["input_ids"].tolist()
@@ -277,6 +277,8 @@ def test_a_mistake_is_told_in_one_sentence(runs, shards, tmp_path):
     tells(invoke(runs["dense"], "--select-ratios", "1"), "select_ratios=[1.0]: ")
     tells(invoke(run, "--data", tmp_path), "has no manifest.json")
     tells(invoke(run, "--text", tmp_path / "no.txt"), "cannot use ")
+    (tmp_path / "empty.txt").write_text(" \n")
+    tells(invoke(run, "--text", tmp_path / "empty.txt"), "empty.txt holds no text")
     (tmp_path / "latin.txt").write_bytes(b"na\xefve")
     tells(invoke(run, "--text", tmp_path / "latin.txt"), "latin.txt is not UTF-8 text")
     moved = tmp_path / "run"

@@ -8,6 +8,7 @@ import pytest
 
 from itt_composer.data.shards import (
     check_shards,
+    check_vocabulary,
     domains_with_rows,
     read_manifest,
     streams_in_use,
@@ -133,6 +134,22 @@ def test_only_the_tokenizer_of_the_shards_is_taken(shards, tmp_path):
     assert other in refusal(shards, tokenizer=str(tmp_path))
     (tmp_path / "tokenizer.json").unlink()
     assert f"data.tokenizer={tmp_path}: no such" in refusal(shards, tokenizer=str(tmp_path))
+
+
+def test_a_model_of_another_tokenizer_is_refused(shards, tmp_path):
+    manifest = read_manifest(shards)
+
+    def check(vocab_size=512):
+        check_vocabulary(shards, manifest, "runs/itt", vocab_size, str(tmp_path))
+
+    check()  # nothing to compare with
+    shutil.copy(shards / "tokenizer" / "tokenizer.model", tmp_path)
+    check()
+    with pytest.raises(UserError, match=r"tokenizer of 512 ids, but the model runs/itt has 500"):
+        check(500)
+    (tmp_path / "tokenizer.model").write_bytes(b"other")
+    with pytest.raises(UserError, match=r"another tokenizer than \S+, which is the model's"):
+        check()
 
 
 def test_a_tokenizer_folder_is_known_by_its_model_file(tmp_path):

@@ -167,7 +167,7 @@ def test_ratios_for_another_model_are_refused(measure, llama):
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(measure, tmp_path):
     LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": 500})).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"tokenizer of 512 ids, but model=\S+ has 500"):
+    with pytest.raises(UserError, match=r"tokenizer of 512 ids, but the model \S+ has 500"):
         measure(tmp_path)
 
 

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import shlex
+import shutil
 
 import pytest
 from PIL import Image
@@ -14,6 +16,7 @@ from itt_composer.report.__main__ import app
 from itt_composer.report.build import build
 from itt_composer.report.figures import changed, pack
 
+RATIOS = "thinking.select_ratios=[0.5,0.5,0.5]"
 DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")
 EVIL = "</script><img src=x onerror=alert(1)>"
 
@@ -70,14 +73,50 @@ def test_dense_runs_alone_have_no_section_of_routers(runs):
 
 
 def test_what_is_missing_is_told_with_its_command(tmp_path):
-    folder = write_run(tmp_path / "itt")
-    commands = [command for _, command in build([folder], [], "title").page.missing]
+    folder = write_run(tmp_path / "itt", "thinking.thinking_steps=4", RATIOS)
+    other = write_run(tmp_path / "a b's" / "itt")
+    commands = [command for _, command in build([other, folder], [], "title").page.missing]
     assert commands == [
         f"python -m itt_composer.analysis tokens {folder}",
         f"python -m itt_composer.analysis gradients {folder} --problems AQUA.jsonl",
-        f"python -m eval eval/suites/elastic.yaml model={folder}/model data=shards "
+        f"python -m eval eval/suites/elastic.yaml model={folder} data=shards "
         f"output={folder}/perplexity.json",
     ]
+    (_, _, (_, elastic)) = build([other], [], "title").page.missing
+    words = shlex.split(elastic)
+    assert f"model={other}" in words
+    assert "select_ratios=[null,[0.9,0.9],[0.7,0.7],[0.5,0.5],[0.3,0.3],[0,0]]" in words
+
+
+def test_a_dense_models_analysis_hides_nothing_that_is_missing(tmp_path):
+    runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "itt")]
+    (runs[0] / "analysis").mkdir()
+    empty = {"kind": "thinking", "format": 1, "data": {}, "step_encodings": [], "texts": []}
+    (runs[0] / "analysis" / "thinking.json").write_text(json.dumps({**empty, "steps": []}))
+    missing = [command for _, command in build(runs, [], "title").page.missing]
+    assert f"python -m itt_composer.analysis tokens {runs[1]}" in missing
+
+
+def test_an_analysis_of_another_model_is_not_drawn_and_other_settings_are_named(tmp_path):
+    runs = [
+        write_run(tmp_path / "small", "thinking.thinking_steps=2", "thinking.select_ratios=[1]")
+    ]
+    runs.append(write_run(tmp_path / "itt", analysed=True))
+    shutil.copytree(runs[1] / "analysis", runs[0] / "analysis")
+    report = build(runs, [], "title")
+    (warning,) = report.page.warnings
+    assert "analysis/thinking.json is of another model than small" in warning
+    assert [one["name"] for one in report.page.maps] == ["ITT×3, at 50/50"]  # trained at 50/80
+
+
+def test_histograms_stand_by_layer_and_step_whatever_model_comes_first(tmp_path):
+    runs = [write_run(tmp_path / "itt", analysed=True)]
+    four_steps = ("thinking.thinking_steps=4", RATIOS, "thinking.thinking_layers=[3]")
+    runs.append(write_run(tmp_path / "four", *four_steps, analysed=True))
+    figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
+    panels = figures["router_weights"].spec["facet"]["sort"]
+    places = [(1, 1), (1, 2), (3, 1), (3, 2), (3, 3)]
+    assert panels == [f"layer {layer}, step {step}" for layer, step in places]
 
 
 def test_a_damaged_analysis_is_a_warning(tmp_path):

@@ -149,6 +149,7 @@ def test_of_more_models_than_colours_the_usual_ones_stand_out_at_first(open_page
     build(runs, [], "Many").write(tmp_path / "many.html")
     page = open_page(tmp_path / "many.html", **DESKTOP)
     points = "#equal_compute .mark-symbol.role-mark path"
+    faint = "path => path.filter(one => Number(one.getAttribute('opacity') ?? 1) < 0.5).length"
     opacities = page.eval_on_selector_all(
         points, "path => path.map(one => Number(one.getAttribute('opacity') ?? 1))"
     )
@@ -159,6 +160,12 @@ def test_of_more_models_than_colours_the_usual_ones_stand_out_at_first(open_page
     page.wait_for_function(
         f"document.querySelectorAll('{points}')[4].getAttribute('opacity') > 0.5"
     )
+    choose(page, "equal_compute", "x", "tokens")  # what was clicked stays
+    assert page.eval_on_selector_all(points, faint) == 7
+    choose(page, "equal_compute", "models", "all")
+    assert page.eval_on_selector_all(points, faint) == 0
+    choose(page, "equal_compute", "models", "usual settings")
+    assert page.eval_on_selector_all(points, faint) == 6
     page.locator("#equal_compute .chart svg.marks").dblclick(position={"x": 300, "y": 300})
     page.wait_for_function(
         f"[...document.querySelectorAll('{points}')].every("

@@ -83,7 +83,7 @@ class Chart {
       const labels = control.options.map(option => option.label);
       controls.append(select(control.label, control.name, labels, choice => {
         this.chosen[i] = choice;
-        return this.draw();
+        return this.draw(control.name === "models");
       }));
     });
   }
@@ -94,6 +94,9 @@ class Chart {
     if (spec.facet) {
       const fitting = Math.max(1, Math.floor((width - 50) / (CELL + 20)));
       spec.columns = Math.min(spec.columns, fitting);
+      // Rows that are full: below a gap Vega-Lite draws an axis of its own.
+      const panels = spec.facet.sort?.length ?? 0;
+      if (panels <= 4) while (panels % spec.columns) spec.columns -= 1;
       spec.spec.width = cell ?? Math.floor((width - 64 - 20 * (spec.columns - 1)) / spec.columns);
       if (spec.columns === 1 && typeof spec.spec.height === "number") spec.spec.height = Math.max(spec.spec.height, 200);
     } else {
@@ -101,6 +104,9 @@ class Chart {
       spec.height = width < 640 ? 300 : HEIGHT;
       spec.autosize = {type: "fit-x", contains: "padding"};
     }
+    // What was clicked in the legend stays, whatever else is chosen.
+    const highlight = spec.params?.find(param => param.name === "highlight");
+    if (highlight && this.highlighted) highlight.value = this.highlighted;
     // A finger on a chart scrolls the page.
     if (hasTouch.matches && spec.params) spec.params = spec.params.filter(param => param.name !== "zoom");
     spec.datasets = this.records;
@@ -108,7 +114,16 @@ class Chart {
     return spec;
   }
 
-  async draw() {
+  kept() {
+    try {
+      return this.view.view.data("highlight_store").map(one => ({experiment: one.values[0]}));
+    } catch {
+      return null;  // not drawn yet, or without a legend to click in
+    }
+  }
+
+  async draw(isAnotherChoice = false) {
+    this.highlighted = isAnotherChoice ? null : this.kept();
     const width = this.place.clientWidth;
     this.width = width;
     try {
