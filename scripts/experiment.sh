@@ -54,7 +54,7 @@ runs_of_2m() {
 measure() {
     local run=$1 suite=perplexity.yaml options=()
     case $(basename "$run") in
-    itt_x4-seed?? | itt_x4_elastic-*) suite=elastic.yaml ;;
+    itt_x4-seed17 | itt_x4_elastic-*) suite=elastic.yaml ;;
     *top_p*) options=("router_selection=[top_p,threshold]") ;;
     *no_routing*) ;;
     itt_*) options=("router_selection=[top_k,threshold]") ;;

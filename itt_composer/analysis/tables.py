@@ -27,11 +27,12 @@ def gradient_tables(result: dict[str, Any], name: str) -> list[Table]:
             for each in projections
         ]
         table.rows.append([f"{layer}{thinks}", *cells])
+    learnt = how["fine_tuned_on"]
+    behind = f" behind the {learnt} that the model was fine-tuned on" if learnt else ""
     table.notes = [
-        f"{name}: {how['measured']} problems of {how['file']} behind the {how['fine_tuned_on']} "
-        f"that the model was fine-tuned on: {counts['easy']} answered correctly (easy), "
-        f"{counts['hard']} not (hard); accuracy {100 * how['accuracy']:.1f} %, by chance "
-        f"{100 * how['chance']:.1f} %",
+        f"{name}: {how['measured']} problems of {how['file']}{behind}: "
+        f"{counts['easy']} answered correctly (easy), {counts['hard']} not (hard); "
+        f"accuracy {100 * how['accuracy']:.1f} %, by chance {100 * how['chance']:.1f} %",
         f"answered: {_listed(how['answered'])}; correct: {_listed(how['correct'])}",
     ]
     return [table]
