@@ -20,15 +20,18 @@ setup: ## make .venv from requirements.lock (at once when it is up to date)
 quickstart: setup ## train a tiny ITT and the dense model on a CPU and compare them
 	@$(RUN) itt_composer.quickstart
 
+# Models of the tests are so small that a second thread costs more than it does.
+THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
 test: setup ## run the tests (ARGS="-k name" goes to pytest)
-	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(RUN) pytest $(ARGS)
+	@HF_HUB_OFFLINE=1 $(THREADS) $(RUN) pytest $(ARGS)
 
 # How often of each kind: conversions with and without budgets, training on one and two ranks;
 # SEED=… repeats a failure.
 KILLS ?= 150
 
 stress: setup ## kill conversions and training at random moments, hundreds of times (about 5 s each)
-	@KILLS=$(KILLS) HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(RUN) pytest -s \
+	@KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(THREADS) $(RUN) pytest -s \
 		tests/data_prep/test_kills.py tests/test_training_kills.py $(ARGS)
 
 check: setup ## lint, formatting and types
