@@ -15,11 +15,15 @@ MOST_NAMES = 8  # more would cover each other; all are told on hover
 
 
 def figure(measured: Measured) -> Figure | None:
-    """All models in one figure; None unless one was measured at several settings."""
-    records = [record for name, result in measured.results for record in records_of(name, result)]
-    by_model = [record["experiment"] for record in records]
-    if not any(by_model.count(name) > 2 for name in by_model):
+    """Models at several settings in one figure; None if there is none."""
+    every = [records_of(name, result) for name, result in measured.results]
+    several = [records for records in every if len(records) > 2]
+    if not several:
         return None
+    # Models without a router stand beside them; others that nobody turned up or down do not.
+    alone = [records for records in every if all(one["rule"] == ALONE for one in records)]
+    records = [record for records in [*alone, *several] for record in records]
+    by_model = [record["experiment"] for record in records]
     labels = list(dict.fromkeys(by_model))
     routed = {record["experiment"] for record in records if record["rule"] != ALONE}
     for record in records:
