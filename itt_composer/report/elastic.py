@@ -79,14 +79,28 @@ def figure(measured: Measured) -> Figure | None:
         "Each point is one trained model, measured after training (on all held-out rows unless the "
         "suite took fewer: not those of the summary above) with the ratios of its "
         "thinking steps set anew, without any training: 50/50/50 lets half of the tokens take "
-        "each of the three extra steps, 0/0/0 none. To the right costs more per token, lower is "
-        "better. Top-k picks tokens by looking at the whole text; thresholds decide token by "
-        "token, as when text is generated, and a line joins the same ratios by both rules. "
+        "each of the three extra steps, 0/0/0 none (left out until it is asked for above). To the "
+        "right costs more per token, lower is better. Top-k picks tokens by looking at the whole "
+        "text; thresholds decide token by token, as when text is generated, and a line joins the "
+        "same ratios by both rules. "
         "Look for a slope that falls to the right, and for thresholds that stay close to top-k. "
         + ("A model without a router stands beside them." if has_dense else ""),
-        alt.layer(*layers).add_params(zoom()).to_dict(validate=False),
+        alt.layer(*layers)
+        .add_params(zoom())
+        .transform_filter("datum.thinks")
+        .to_dict(validate=False),
         {"settings": records},
-        [Control("x", "Over", options)],
+        [
+            Control("x", "Over", options),
+            Control(
+                "settings",
+                "Settings",
+                [
+                    Option("that think", {}),
+                    Option("all, 0/0/0 too", {"transform.0.filter": "true"}),
+                ],
+            ),
+        ],
         [Print("elastic_executed"), Print("elastic_paper", {"x": 1})],
         description="Perplexity over FLOPs per token for every setting of the ratios.",
     )
@@ -112,6 +126,7 @@ def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
             "executed": setting["executed_flops_per_token"] / 1e6,
             "paper": setting["paper_flops_per_token"] / 1e6,
             "named": False,
+            "thinks": rule == ALONE or any(setting["select_ratios"]),
         }
     records = list(found.values())
     first: Sequence[dict] = [one for one in records if one["rule"] == records[0]["rule"]]

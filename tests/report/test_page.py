@@ -141,6 +141,14 @@ def test_every_figure_is_drawn_and_controls_change_it(open_page):
     assert len(marks(page, "router_weights")) > 8
 
 
+def test_the_elastic_figure_leaves_out_no_thinking_until_it_is_asked_for(open_page):
+    page = open_page(**DESKTOP)
+    points = page.locator("#elastic .mark-symbol.role-mark path")
+    thinking = points.count()
+    choose(page, "elastic", "settings", "all, 0/0/0 too")
+    assert points.count() == thinking * 5 / 4  # one of five ratios
+
+
 def test_of_more_models_than_colours_the_usual_ones_stand_out_at_first(open_page, tmp_path):
     runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "itt")]
     for number in range(6):
