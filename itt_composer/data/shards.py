@@ -158,7 +158,7 @@ def check_vocabulary(
     if own.is_file() and tokenizer_sha256(own) != manifest["tokenizer"]["sha256"]:
         raise UserError(
             f"the shards in {folder} were made with another tokenizer than {own}, which is the "
-            f"model's; name shards made with that one"
+            "model's; name shards made with that one"
         )
 
 

@@ -151,7 +151,7 @@ def when_highlighted(highlighted: alt.Parameter, shown: float, hidden: float = 0
 
 def at_first(experiments: Sequence[Experiment]) -> str:
     """What a caption says of the experiments that are faint at first."""
-    if not is_crowded(experiments):
+    if not first_shown(experiments):
         return ""
     return (
         " At first the models of usual settings stand out; others are chosen above or by a click "

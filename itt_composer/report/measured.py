@@ -37,7 +37,7 @@ class Measured:
     """Results of one kind, each with the name it has on the page.
 
     Attributes:
-        results: (name, content), in the order of the experiments.
+        results: (name, content), in the order of the experiments; of `thinking` by `place_in_list`.
         notes: sentences on files that could not be used.
     """
 
