@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import random
 import statistics
 import time
@@ -217,6 +218,9 @@ def measure(
     with (
         contextlib.redirect_stdout(io.StringIO()),
         mock.patch.object(harness_task, "tqdm", quiet),
+        # No pool for bootstraps: ended by SIGTERM, its processes would stay where a handler of
+        # that signal is inherited, as in training, and the pool would wait for them for ever.
+        mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}),
     ):
         results: Any = evaluate(
             lm,

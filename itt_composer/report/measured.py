@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eval.paper import GEOMETRY_FIELDS
 from eval.perplexity_report import percentages
 from eval.result_files import read_results
 from itt_composer.errors import UserError
@@ -85,6 +86,13 @@ def read_analysis(experiments: Sequence[Experiment], kind: str) -> Measured:
     return found
 
 
+def _measured_another_model(result: dict[str, Any], run: Run) -> bool:
+    """Whether perplexities are of another geometry or other thinking layers than the run's."""
+    told, own = result["model"], run.description
+    fields = (*GEOMETRY_FIELDS, "thinking", "thinking_steps", "thinking_layers")
+    return any(told[name] != own[name] for name in fields if name in told and name in own)
+
+
 def _is_of_another_model(content: dict[str, Any], run: Run) -> bool:
     """Whether an analysis has layers or steps that the run's model has not."""
     thinking = run.recipe["thinking"]
@@ -119,6 +127,10 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
                 results = read_results([file]).perplexities
             except UserError as error:
                 found.notes.append(f"{error}: {command('perplexity', run)}")
+                continue
+            if any(_measured_another_model(result, run) for result in results):
+                again = command("perplexity", run)
+                found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
                 continue
             found.results += [(name_of(experiment, run), result) for result in results]
     for file in files:

@@ -121,8 +121,8 @@ def test_a_run_starts_after_a_killed_one_and_leaves_a_live_one_alone(
         assert int(next_line(live)) > 0
         checkpoint = tmp_path / "run/checkpoints/latest-rank0.pt"
         wait_for(checkpoint.exists, killed)
-        kill(killed)
         stale, of_live = segments_of(cache), segments_of(shards)
+        kill(killed)
         assert len(stale) >= 12  # training's and validation's
         assert len(of_live) >= 6
 
@@ -136,7 +136,7 @@ def test_a_run_starts_after_a_killed_one_and_leaves_a_live_one_alone(
         live.stdin.flush()
         assert int(next_line(live)) > 0
         # Their numbers are free again: what has one of their names now is ours.
-        assert remove_stale_segments() == []
+        assert not stale & set(remove_stale_segments())
         live.stdin.write("end\n")
         live.stdin.flush()
         assert live.wait(240) == 0

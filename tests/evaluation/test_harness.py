@@ -127,6 +127,22 @@ def test_every_item_is_as_lm_eval_has_it_for_the_folder(run, model, data_dir, tm
     assert compared == 10 * 3 + 19 * 1
 
 
+def test_a_metric_that_is_resampled_ends_where_sigterm_is_handled(run):
+    def too_long(number, frame):
+        raise TimeoutError
+
+    former = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: None)}
+    former[signal.SIGALRM] = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(240)
+    try:
+        results, _ = run("only=[lambada_openai]", "tasks.lambada_openai.metric=perplexity")
+    finally:
+        signal.alarm(0)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    assert results["tasks"]["lambada_openai"]["stderr"] > 0
+
+
 def check_answers(ours, theirs):
     """Likelihoods but for rounding, everything else exactly."""
     for mine, other in zip(ours, theirs, strict=True):

@@ -77,7 +77,9 @@ def write_run(
     if analysed:
         thinking = recipe.resolved_thinking()
         write_analyses(folder, thinking.thinking_layers or [], thinking.thinking_steps or 1)
-        (folder / "perplexity.json").write_text(json.dumps(perplexities(folder.name, loss)))
+        result = perplexities(folder.name, loss)
+        result["model"] |= {**recipe.model.model_dump(), **vars(thinking)}
+        (folder / "perplexity.json").write_text(json.dumps(result))
     return folder
 
 

@@ -109,6 +109,18 @@ def test_an_analysis_of_another_model_is_not_drawn_and_other_settings_are_named(
     assert [one["name"] for one in report.page.maps] == ["ITT×3, at 50/50"]  # trained at 50/80
 
 
+@pytest.mark.parametrize("setting", ["model.intermediate_size=24", "thinking.thinking_layers=[1]"])
+def test_perplexities_of_another_model_are_not_drawn(tmp_path, setting):
+    runs = [write_run(tmp_path / "other", setting), write_run(tmp_path / "itt", analysed=True)]
+    assert build(runs[1:], [], "title").page.warnings == []
+    shutil.copy(runs[1] / "perplexity.json", runs[0])
+    report = build(runs, [], "title")
+    (warning,) = report.page.warnings
+    assert f"{runs[0] / 'perplexity.json'} is of another model than other" in warning
+    elastic = next(figure for figure in report.page.figures if figure.name == "elastic")
+    assert "other" not in json.dumps(elastic.spec)
+
+
 def test_histograms_stand_by_layer_and_step_whatever_model_comes_first(tmp_path):
     runs = [write_run(tmp_path / "itt", analysed=True)]
     four_steps = ("thinking.thinking_steps=4", RATIOS, "thinking.thinking_layers=[3]")

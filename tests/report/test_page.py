@@ -197,6 +197,28 @@ def test_the_legend_highlights_and_the_chart_tells_its_points(open_page):
     assert "validation loss" in tooltip.inner_text()
 
 
+def test_a_chart_zooms_and_stays_zoomed_until_an_axis_changes(open_page):
+    page = open_page(**DESKTOP)
+    domains = "JSON.stringify(['x', 'y'].map(axis => charts[0].view.view.scale(axis).domain()))"
+    whole = page.evaluate(domains)
+    chart = page.locator("#curves .chart svg.marks")
+    chart.hover(position={"x": 400, "y": 150})
+    page.mouse.wheel(0, -100)  # scrolls the page
+    page.wait_for_timeout(300)
+    assert page.evaluate(domains) == whole
+    chart.hover(position={"x": 400, "y": 150})
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    page.wait_for_function(f"{domains} !== {json.dumps(whole)}")
+    zoomed = page.evaluate(domains)
+    choose(page, "curves", "shown", "validation only")
+    assert page.evaluate(domains) == zoomed
+    choose(page, "curves", "x", "executed FLOPs")
+    choose(page, "curves", "x", "tokens")
+    assert page.evaluate(domains) == whole
+
+
 def test_the_routing_map_shades_tells_and_moves(open_page):
     page = open_page(**DESKTOP)
     tokens = page.locator("#routing_map .token")

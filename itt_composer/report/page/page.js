@@ -8,6 +8,7 @@ const hasTouch = matchMedia("(pointer: coarse)");
 const CELL = 120;          // least width of a panel
 const LETTER = 6.6;        // pixels of a legend's letter
 const HEIGHT = 400;
+const AXES = ["x", "y", "scale"];  // controls that change what a place on the chart means
 
 function unpack({count, columns}) {
   const records = Array.from({length: count}, () => ({}));
@@ -83,7 +84,7 @@ class Chart {
       const labels = control.options.map(option => option.label);
       controls.append(select(control.label, control.name, labels, choice => {
         this.chosen[i] = choice;
-        return this.draw(control.name === "models");
+        return this.draw(control.name);
       }));
     });
   }
@@ -104,9 +105,8 @@ class Chart {
       spec.height = width < 640 ? 300 : HEIGHT;
       spec.autosize = {type: "fit-x", contains: "padding"};
     }
-    // What was clicked in the legend stays, whatever else is chosen.
-    const highlight = spec.params?.find(param => param.name === "highlight");
-    if (highlight && this.highlighted) highlight.value = this.highlighted;
+    // What was clicked in the legend stays, and where the chart was zoomed to.
+    for (const param of spec.params ?? []) param.value = this.kept[param.name] ?? param.value;
     // A finger on a chart scrolls the page.
     if (hasTouch.matches && spec.params) spec.params = spec.params.filter(param => param.name !== "zoom");
     spec.datasets = this.records;
@@ -114,16 +114,27 @@ class Chart {
     return spec;
   }
 
-  kept() {
+  store(name) {
     try {
-      return this.view.view.data("highlight_store").map(one => ({experiment: one.values[0]}));
+      return this.view.view.data(`${name}_store`);
     } catch {
-      return null;  // not drawn yet, or without a legend to click in
+      return null;  // not drawn yet, or a figure without it
     }
   }
 
-  async draw(isAnotherChoice = false) {
-    this.highlighted = isAnotherChoice ? null : this.kept();
+  keep(control) {
+    this.kept = {};
+    const highlighted = this.store("highlight"), [zoomed] = this.store("zoom") ?? [];
+    if (highlighted && control !== "models") {
+      this.kept.highlight = highlighted.map(one => ({experiment: one.values[0]}));
+    }
+    if (zoomed && !AXES.includes(control)) {
+      this.kept.zoom = Object.fromEntries(zoomed.fields.map(({channel}, i) => [channel, zoomed.values[i]]));
+    }
+  }
+
+  async draw(control = null) {
+    this.keep(control);
     const width = this.place.clientWidth;
     this.width = width;
     try {
@@ -310,7 +321,7 @@ async function main() {
   if (map) window.routingMap = new RoutingMap(map, data.maps);
   const drawAll = async () => { for (const chart of charts) await chart.draw(); };
   await drawAll();
-  isDark.addEventListener("change", drawAll);
+  isDark.addEventListener("change", () => drawAll());
   let waiting;
   addEventListener("resize", () => {
     clearTimeout(waiting);
