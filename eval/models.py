@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,21 @@ class EvaluatedModel:
             parameters = sum(parameter.numel() for parameter in self.model.parameters())
         fields = (*GEOMETRY_FIELDS, *THINKING)
         values = {name: getattr(config, name) for name in fields if hasattr(config, name)}
-        return {**described, "parameters": parameters, **values}
+        trained = {"trained_batches": self.trained_batches()}
+        return {**described, "parameters": parameters, **trained, **values}
+
+    def trained_batches(self) -> int | None:
+        """Of a run folder, after how many batches the weights were taken; else None."""
+        place = Path(self.path)
+        try:
+            return int(json.loads((place / "summary.json").read_bytes())["batches"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # it is not finished, or no run folder
+        try:
+            match = re.search(r"-ba(\d+)(-|$)", find_checkpoint(place).name)
+        except UserError:
+            return None
+        return int(match[1]) if match else None
 
     def sha256(self) -> str:
         """Of weights, configuration (thinking settings included) and tokenizer: a few seconds."""

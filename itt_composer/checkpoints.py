@@ -103,6 +103,8 @@ def find_checkpoint(path: Path) -> Path:
     if latest.is_symlink() or latest.exists():
         path = latest
     elif path.is_dir() and not (path / METADATA).is_file():
+        if (path / "recipe.yaml").is_file():
+            raise UserError(f"{path} is a run that has saved no checkpoint yet; wait for its first")
         if any(path.glob("*.distcp")):
             raise UserError(f"{path} is half-written (it has no {METADATA}); take another")
         raise UserError(

@@ -54,6 +54,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def check_place(path: Path, option: str) -> None:
+    """Refuse, before any work, a place for a file or folder below something that is a file.
+
+    Args:
+        path: of the file or folder that will be made.
+        option: that named it.
+
+    Raises:
+        UserError: one of its parents is no folder.
+    """
+    for parent in path.absolute().parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"{option} {path}: {parent} is no folder; name another place")
+
+
 def check_new_folder(folder: Path) -> None:
     """Refuse to write where something is.
 

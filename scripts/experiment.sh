@@ -3,7 +3,8 @@
 #
 #     scripts/experiment.sh data REDPAJAMA    tokenizer and shards from <domain>/*.jsonl
 #     scripts/experiment.sh list 2m           the runs of a size: recipe, and what is changed
-#     scripts/experiment.sh train 2m          every run of a size (2m, 6m), JOBS at once (default: 2)
+#     scripts/experiment.sh train 2m [RUN …]  every run of a size (2m, 6m), or those that are named
+#                                             (llama-seed17), JOBS at once (default: 2)
 #     scripts/experiment.sh measure 2m        perplexity of every finished run on all held-out documents
 #     scripts/experiment.sh analyse 2m AQUA   which tokens think; gradients of easy and hard problems
 #     scripts/experiment.sh report 2m         a page and a table of all runs; the main rows' figures as PNG
@@ -50,14 +51,14 @@ runs_of_2m() {
     row llama 17 -lr4.0e-3-1600ba optimizer.decoupled_adamw.lr=4.0e-3 train.max_duration=1600ba
 }
 
-# Own ratios, by the rule of training and by thresholds; of the elastic models, every setting.
+# Own ratios, by the rule of training and by thresholds; of two models of 2M, every setting.
 measure() {
     local run=$1 suite=perplexity.yaml options=()
-    case $(basename "$run") in
-    itt_x4-seed17 | itt_x4_elastic-*) suite=elastic.yaml ;;
-    *top_p*) options=("router_selection=[top_p,threshold]") ;;
-    *no_routing*) ;;
-    itt_*) options=("router_selection=[top_k,threshold]") ;;
+    case ${run#"$RUNS"/} in
+    2m/itt_x4-seed17 | 2m/itt_x4_elastic-*) suite=elastic.yaml ;;
+    */*top_p*) options=("router_selection=[top_p,threshold]") ;;
+    */*no_routing*) ;;
+    */itt_*) options=("router_selection=[top_k,threshold]") ;;
     esac
     [ "$run/perplexity.json" -nt "$run/summary.json" ] ||
         python -m eval eval/suites/$suite "model=$run" data=$RUNS/shards "output=$run/perplexity.json" "${options[@]}"
@@ -65,17 +66,47 @@ measure() {
 
 runs_of_6m() { main_rows 17; main_rows 18; }
 
-usage() {
-    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+# chosen [RUN …]: the lines of these runs, in this order; of all, if none is named.
+chosen() {
+    local all lines run
+    all=$("runs_of_$size")
+    [ $# -gt 0 ] || lines=$all
+    for run in "$@"; do
+        lines+=$(grep -F " run_name=$run " <<<"$all")$'\n' || {
+            fail "$run is no run of $size; 'scripts/experiment.sh list $size' has them"
+        }
+    done
+    printf '%s\n' "${lines%$'\n'}"
+}
+
+fail() {
+    echo "scripts/experiment.sh: $*" >&2
     exit 1
 }
 
 # Told before any work.
-case "${1:-} ${2:-}" in
-"data "?* | "list "[26]m | "train "[26]m | "measure "[26]m | "report "[26]m) ;;
-"analyse "[26]m) [ -f "${3:-}" ] || usage ;;
-*) usage ;;
+case ${1:-} in
+data) [ -d "${2:-}" ] || fail "data takes the folder of the text, and '${2:-}' is none" ;;
+list | train | measure | analyse | report)
+    case ${2:-} in 2m | 6m) ;; *) fail "$1 takes a size, 2m or 6m, not '${2:-}'" ;; esac
+    ;;
+*)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+    exit 1
+    ;;
 esac
+most=2
+[ "$1" != analyse ] || most=3
+[ "$1" = train ] || [ $# -le $most ] || fail "$1 takes no '${*:$((most + 1))}'"
+[ "$1" != analyse ] || [ -f "${3:-}" ] || fail "analyse takes AQuA's problems as well, and '${3:-}' is no file"
+case $1 in
+measure | analyse | report)
+    compgen -G "$RUNS/$2/*/recipe.yaml" >/dev/null ||
+        fail "nothing is trained in $RUNS/$2; 'scripts/experiment.sh train $2' does it"
+    ;;
+esac
+# The environment that make setup has made, unless another is active.
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -f .venv/bin/activate ]; then . .venv/bin/activate; fi
 
 case $1 in
 data)
@@ -88,15 +119,19 @@ list)
     ;;
 train)
     size=$2
+    lines=$(chosen "${@:3}")
     mkdir -p "$RUNS/$size"
-    "runs_of_$size" | OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -I{} sh -c 'composer -n 1 -m itt_composer.train {}'
+    OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -I{} sh -c 'composer -n 1 -m itt_composer.train {}' <<<"$lines"
     ;;
 analyse)
     for run in "$RUNS/$2"/itt_*/; do
         [ ! -f "$run/summary.json" ] || [ "$run/analysis/thinking.json" -nt "$run/summary.json" ] ||
             python -m itt_composer.analysis tokens "${run%/}"
     done
-    python -m itt_composer.analysis gradients "$RUNS/$2/llama-seed17" "$RUNS/$2/itt_x4-seed17" --problems "$3"
+    for run in "$RUNS/$2/llama-seed17" "$RUNS/$2/itt_x4-seed17"; do
+        [ ! -f "$run/summary.json" ] || [ "$run/analysis/gradients.json" -nt "$run/summary.json" ] ||
+            python -m itt_composer.analysis gradients "$run" --problems "$3"
+    done
     ;;
 report)
     page="$RUNS/report_$2" table="$RUNS/summary_$2.md" main=()

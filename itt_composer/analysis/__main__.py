@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from itt_composer.analysis.places import result_file, shards_of
 from itt_composer.errors import UserError, errors_as_sentences
-from itt_composer.files import write_whole
+from itt_composer.files import check_place, write_whole
 from itt_composer.settings import comma_separated
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ app = typer.Typer(
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL...", help="A run folder, a transformers folder or a model on the hub."
+        metavar="MODEL", help="A run folder, a transformers folder or a model on the hub."
     ),
 ]
 Output = Annotated[
@@ -73,7 +73,7 @@ def gradients(
         fine_tuning = FineTuning(fine_tune, epochs, learning_rate)
         for name, file in files.items():
             evaluated = _load(name)
-            result = {"kind": "gradients", "format": FORMAT, "model_sha256": evaluated.sha256()}
+            result = _beginning("gradients", evaluated)
             model, tokenizer = evaluated.model.float(), evaluated.tokenizer()
             with _progress() as show:
                 found = analyse_gradients(model, tokenizer, read, fine_tuning, measure, show)
@@ -112,7 +112,7 @@ def tokens(
 
         for name, file in files.items():
             evaluated = _load(name)
-            result = {"kind": "thinking", "format": FORMAT, "model_sha256": evaluated.sha256()}
+            result = _beginning("thinking", evaluated)
             found = _thinking_of(evaluated, shards[name], rows, texts, asked)
             _tell(result | found, name, file, thinking_tables)
 
@@ -165,11 +165,23 @@ def _thinking_of(
     }
 
 
+def _beginning(kind: str, evaluated: "EvaluatedModel") -> dict[str, Any]:
+    """What a result says of itself and of its model."""
+    trained = evaluated.trained_batches()
+    return {
+        **{"kind": kind, "format": FORMAT},
+        **{"model_sha256": evaluated.sha256(), "trained_batches": trained},
+    }
+
+
 def _result_files(models: list[str], name: str, output: Path | None) -> dict[str, Path]:
     """Of each model the file of its result."""
     if output is not None and len(models) > 1:
         raise UserError(f"--output is for one model, and there are {len(models)}; leave it out")
-    return {model: result_file(model, name, output) for model in models}
+    files = {model: result_file(model, name, output) for model in models}
+    for file in files.values():
+        check_place(file, "--output")
+    return files
 
 
 def _load(name: str) -> "EvaluatedModel":
@@ -212,7 +224,8 @@ def _tell(
 
     write_whole(file, json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n")
     console = wide_console()
-    for table in tables(result, name):
+    after = result["trained_batches"]
+    for table in tables(result, name if after is None else f"{name}, after {after:,} batches"):
         table.print(console)
     print(f"written to {file}")
 

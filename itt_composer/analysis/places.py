@@ -16,8 +16,13 @@ def result_file(model: str, name: str, output: Path | None) -> Path:
         UserError: `output` is no JSON file, or is not given for a model that is no run folder.
     """
     if output is None:
+        if model.startswith(("/", ".")) and not Path(model).exists():
+            raise UserError(f"{model} is not there; name a run folder, or a model with --output")
         if not (Path(model) / RECIPE).is_file():
-            raise UserError(f"{model} is no run folder (it has no {RECIPE}): give --output FILE")
+            raise UserError(
+                f"{model} is no run folder (it has no {RECIPE}); of another model, or one of the "
+                "hub, say where the result goes with --output FILE"
+            )
         return Path(model) / "analysis" / name
     if output.suffix != ".json" or output.is_dir():
         raise UserError(f"--output {output} is no JSON file; name one, like {name}")

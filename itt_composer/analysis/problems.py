@@ -76,6 +76,8 @@ def read_problems(file: Path) -> list[Problem]:
     """
     if file.suffix != ".jsonl":
         raise UserError(f"--problems {file} is no file of JSON lines; give one that ends in .jsonl")
+    if file.is_file() and not file.read_bytes().strip():
+        raise UserError(f"--problems {file} holds no problems; name a file of them")
     check_file(file, Problem)
     with file.open(encoding="utf-8") as lines:
         return [Problem.model_validate_json(line) for line in lines if not line.isspace()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from itt_composer.errors import UserError, errors_as_sentences
-from itt_composer.files import write_whole
+from itt_composer.files import check_place, write_whole
 
 if TYPE_CHECKING:
     from itt_composer.report.build import Report
@@ -22,7 +22,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Folders of runs; they need not be finished."),
+        typer.Argument(metavar="RUN", help="Folders of runs; they need not be finished."),
     ],
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     figures: Annotated[
@@ -54,6 +54,12 @@ def _check_places(out: Path, figures: Path | None, markdown: Path | None) -> Non
     for option, file in (("--out", out), ("--markdown", markdown)):
         if file is not None and file.is_dir():
             raise UserError(f"{option} {file} is a folder; name a file, such as {file / 'report'}")
+        if file is not None:
+            check_place(file, option)
+    if markdown is not None and markdown.absolute() == out.absolute():
+        raise UserError(f"--out and --markdown both name {out}; name two files")
+    if figures is not None:
+        check_place(figures, "--figures")
     if figures is not None and figures.exists() and not figures.is_dir():
         raise UserError(f"--figures {figures} is a file; name a folder")
 

@@ -89,10 +89,17 @@ def axis_options(units: Units, places: Sequence[str]) -> list[Option]:
     ]
 
 
-def colour(labels: Sequence[str], **options: Any) -> alt.Color:
-    """The experiments' colours, the same in every figure; the legend highlights."""
-    legend = alt.Legend(title=None, **options)
-    return alt.Color("experiment:N", scale=alt.Scale(domain=list(labels)), legend=legend)
+def colour(labels: Sequence[str], places: Sequence[int] | None = None, **options: Any) -> alt.Color:
+    """The experiments' colours, the same in every figure; the legend highlights.
+
+    Args:
+        labels: what the legend names.
+        places: of each among all experiments of the page; by default the labels are these.
+        options: of the legend.
+    """
+    own = [theme.LIGHT[place % len(theme.LIGHT)] for place in places or range(len(labels))]
+    scale = alt.Scale(domain=list(labels), range=own)
+    return alt.Color("experiment:N", scale=scale, legend=alt.Legend(title=None, **options))
 
 
 def dash(labels: Sequence[str]) -> alt.StrokeDash:
@@ -102,9 +109,9 @@ def dash(labels: Sequence[str]) -> alt.StrokeDash:
     return alt.StrokeDash("experiment:N", scale=scale, legend=alt.Legend(title=None))
 
 
-def shape(labels: Sequence[str]) -> alt.Shape:
-    """The experiments' points, likewise."""
-    shapes = [theme.shape_of(place) for place in range(len(labels))]
+def shape(labels: Sequence[str], places: Sequence[int] | None = None) -> alt.Shape:
+    """The experiments' points, likewise; arguments as of `colour`."""
+    shapes = [theme.shape_of(place) for place in places or range(len(labels))]
     scale = alt.Scale(domain=list(labels), range=shapes)
     return alt.Shape("experiment:N", scale=scale, legend=alt.Legend(title=None))
 

@@ -16,7 +16,7 @@ from itt_composer.report import (
 )
 from itt_composer.report.axes import Units
 from itt_composer.report.experiments import Experiment, group, incomparable
-from itt_composer.report.figures import Figure, png
+from itt_composer.report.figures import Figure, png, prints_of
 from itt_composer.report.measured import (
     Measured,
     command,
@@ -51,7 +51,7 @@ class Report:
         """Write every figure as PNG and give their places."""
         written = []
         for figure in [*self.page.figures, *self.printed]:
-            for wanted in figure.prints:
+            for wanted in prints_of(figure):
                 written.append(folder / f"{wanted.name}.png")
                 png(figure, wanted, written[-1])
         return written
@@ -71,12 +71,15 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
     runs = read_runs(folders)
     experiments = group(runs)
     units = Units(runs)
-    thinking, gradients = (read_analysis(experiments, kind) for kind in ("thinking", "gradients"))
-    perplexities = read_perplexities(experiments, perplexity_files)
+    thinking = read_analysis(experiments, "thinking").that(_draws_thinking)
+    gradients = read_analysis(experiments, "gradients").that(gradient_figure.gradients)
+    perplexities = read_perplexities(experiments, perplexity_files).that(
+        lambda one: elastic.figure(one, experiments)
+    )
     found = [
         curves.loss_curves(experiments, units),
         costs.ends(experiments, units),
-        elastic.figure(perplexities),
+        elastic.figure(perplexities, experiments),
         training_figure.training(experiments, units),
         thinking_figures.weights(thinking),
         thinking_figures.step_encodings(thinking),
@@ -86,9 +89,9 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
     ]
     figures = [figure for figure in found if figure is not None]
     without_curves = [
-        f"{run.path / 'metrics.jsonl'} is missing or empty: {run.name} has no curves and no FLOPs"
+        f"{run.path / 'metrics.jsonl'} holds no metrics yet: {run.name} has no curves and no FLOPs"
         for run in runs
-        if run.is_finished and not run.batches
+        if not run.batches
     ]
     notes = [*without_curves, *thinking.notes, *gradients.notes, *perplexities.notes]
     measured = {"thinking": thinking, "gradients": gradients, "perplexity": perplexities}
@@ -105,6 +108,15 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
         ),
         routing_map.for_print(thinking),
     )
+
+
+def _draws_thinking(measured: Measured) -> None:
+    for draw in (
+        *(thinking_figures.weights, thinking_figures.step_encodings),
+        *(thinking_figures.token_classes, thinking_figures.overlap),
+        *(routing_map.content, routing_map.for_print),
+    ):
+        draw(measured)
 
 
 def _missing(

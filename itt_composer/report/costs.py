@@ -38,7 +38,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             "experiment": experiment.label,
             **units.of(last.tokens, last.flops, last.hours),
             "loss": last.loss,
-            "perplexity": math.exp(last.loss),
+            "perplexity": math.exp(min(last.loss, 700.0)),
         }
         for experiment in experiments
         for run in experiment.runs
@@ -47,6 +47,9 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     ]
     if len(records) < 2:
         return None
+    ended = {record["experiment"] for record in records}
+    places = [place for place, label in enumerate(labels) if label in ended]
+    labels = [labels[place] for place in places]
     shown = first_shown(experiments)
     shown += (
         [e.label for e in experiments if is_plain_dense(e) and e.label not in shown]
@@ -72,14 +75,14 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         .mark_line(strokeDash=[4, 3], strokeWidth=1.2, color="#8a929c")
         .encode(x=x, y=y, detail="geometry:N")
     )
-    forms = {"shape": shape(labels)} if is_crowded(experiments) else {}
+    forms = {"shape": shape(labels, places)} if is_crowded(experiments) else {}
     points = (
         alt.Chart(alt.NamedData("ends"))
         .mark_point(size=85)
         .encode(
             x=x,
             y=y,
-            color=colour(labels),
+            color=colour(labels, places),
             **forms,
             opacity=when_highlighted(highlighted, 0.95, 0.1),
             tooltip=[

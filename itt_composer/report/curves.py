@@ -137,6 +137,11 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         "y": y,
     }
     dashed = {"strokeDash": dash(labels)} if is_crowded(experiments) else {}
+    validated = (
+        "points: the validation loss, on text that is held out. "
+        if validation
+        else "the validation loss, on text that is held out, is still to come. "
+    )
     raw = (
         alt.Chart(alt.NamedData("training"))
         .transform_calculate(y="datum.loss")
@@ -180,8 +185,8 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
     return Figure(
         "curves",
         "Loss while training",
-        f"{len(pairs)} runs. Lines: the training loss, smoothed over a {WINDOW}th of the run; "
-        "points: the validation loss, on text that is held out. Lower is better. Runs that differ "
+        f"{len(pairs)} run{'s' * (len(pairs) > 1)}. Lines: the training loss, smoothed over a "
+        f"{WINDOW}th of the run; {validated}Lower is better. Runs that differ "
         "in their seeds only share a colour. Over tokens, runs of one seed have read the same at "
         "the same place; over executed FLOPs (what the code computes, forward and backward) and "
         "over time, a model that thinks more is further to the right, and its curve must lie below "
@@ -220,13 +225,12 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
 def _top_of_axis(
     pairs: Sequence[tuple[Run, str]], training: Sequence[dict], units: Units
 ) -> tuple[float, float]:
-    """Least and greatest loss after the beginning."""
-    shown = []
-    for run, _ in pairs:
-        start = BEGINNING * run.tokens[-1] / units.tokens.size if run.tokens else 0
-        own = [one for one in training if one["run"] == run.name]
-        shown += [one["smooth"] for one in own if one["tokens"] >= start]
-        shown += [validation.loss for validation in run.validations]
+    """Least and greatest loss after the beginning of the longest run."""
+    longest = max((run.tokens[-1] for run, _ in pairs if run.tokens), default=0)
+    start = BEGINNING * longest / units.tokens.size
+    shown = [one["smooth"] for one in training if one["tokens"] >= start]
+    shown += [validation.loss for run, _ in pairs for validation in run.validations]
+    shown = shown or [one["smooth"] for one in training]  # it has logged its beginning only
     low, high = min(shown), max(shown)
     margin = 0.03 * (high - low) or 0.1
     return low - margin, high + margin
@@ -245,7 +249,12 @@ def _measures(top: tuple[float, float]) -> list[Option]:
 
     return [
         option("loss", "loss, nats per token", "datum.{}", top),
-        option("perplexity", "perplexity", "exp(datum.{})", [math.exp(loss) for loss in top]),
+        option(
+            "perplexity",
+            "perplexity",
+            "exp(datum.{})",
+            [math.exp(min(loss, 700.0)) for loss in top],
+        ),
     ]
 
 

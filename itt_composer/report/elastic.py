@@ -7,15 +7,21 @@ import altair as alt
 
 from eval.perplexity_report import RULES, mean_shares, percentages
 from itt_composer.report.axes import NUMBER, colour, zoom
+from itt_composer.report.experiments import Experiment
 from itt_composer.report.figures import Control, Figure, Option, Print
-from itt_composer.report.measured import Measured
+from itt_composer.report.measured import Measured, name_of
 
 ALONE = "all tokens, no router"
 MOST_NAMES = 8  # more would cover each other; all are told on hover
 
 
-def figure(measured: Measured) -> Figure | None:
-    """Models at several settings in one figure; None if there is none."""
+def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | None:
+    """Models at several settings in one figure; None if there is none.
+
+    Args:
+        measured: perplexities.
+        experiments: of the page, whose colours their models have here as well.
+    """
     every = [records_of(name, result) for name, result in measured.results]
     several = [records for records in every if len(records) > 2]
     if not several:
@@ -25,6 +31,7 @@ def figure(measured: Measured) -> Figure | None:
     records = [record for records in [*alone, *several] for record in records]
     by_model = [record["experiment"] for record in records]
     labels = list(dict.fromkeys(by_model))
+    colours = colour(labels, [_place(label, experiments) for label in labels])
     routed = {record["experiment"] for record in records if record["rule"] != ALONE}
     for record in records:
         record["named"] &= len(routed) == 1 or record["rule"] == ALONE
@@ -42,12 +49,12 @@ def figure(measured: Measured) -> Figure | None:
     ]
     base = alt.Chart(alt.NamedData("settings"))
     ties = base.mark_line(strokeWidth=1, opacity=0.5).encode(
-        x=x, y=y, color=colour(labels), detail="key:N"
+        x=x, y=y, color=colours, detail="key:N"
     )
     points = base.mark_point(size=70, opacity=0.9).encode(
         x=x,
         y=y,
-        color=colour(labels),
+        color=colours,
         shape=alt.Shape(
             "rule:N", scale=alt.Scale(domain=rules, range=forms), legend=alt.Legend(title="rule")
         ),
@@ -63,7 +70,7 @@ def figure(measured: Measured) -> Figure | None:
     )
     names = (
         base.transform_filter("datum.named")
-        .mark_text(dy=-10, fontSize=10)
+        .mark_text(dy=-14, fontSize=10)
         .encode(x=x, y=y, text="ratios:N")
     )
     layers = [ties, points] + [names] * any(record["named"] for record in records)
@@ -133,6 +140,16 @@ def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
     for record in first:
         record["named"] = len(first) <= MOST_NAMES
     return records
+
+
+def _place(name: str, experiments: Sequence[Experiment]) -> int:
+    """The experiment whose model has that name; behind them all for one from elsewhere."""
+    places = (
+        place
+        for place, experiment in enumerate(experiments)
+        if any(name == name_of(experiment, run) for run in experiment.runs)
+    )
+    return next(places, len(experiments))
 
 
 def _title(count: str) -> str:

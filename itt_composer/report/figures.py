@@ -7,7 +7,7 @@ to it, which the page makes in the browser and `png` makes here.
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Print:
     width: int = NARROW
     height: int | None = None
     columns: int | None = None
+    title: str | None = None
 
 
 @dataclass
@@ -79,6 +80,23 @@ class Figure:
     prints: list[Print] = field(default_factory=list)
     table: dict[str, Any] | None = None
     description: str = ""
+
+
+def prints_of(figure: Figure) -> list[Print]:
+    """All PNGs of a figure: where it shows one model of several, one for each, with its name."""
+    models = next((one.options for one in figure.controls if one.name == "run"), [])
+    if not models:
+        return list(figure.prints)
+    return [
+        replace(
+            wanted,
+            name=f"{wanted.name}_{number + 1}",
+            choices={**wanted.choices, "run": number},
+            title=model.label,
+        )
+        for wanted in figure.prints
+        for number, model in enumerate(models)
+    ]
 
 
 def packed(figure: Figure) -> dict[str, Any]:
@@ -170,6 +188,8 @@ def print_spec(figure: Figure, wanted: Print) -> dict[str, Any]:
             spec["spec"]["height"] = wanted.height
     else:
         spec |= {"width": wanted.width, "height": wanted.height or round(wanted.width * 0.68)}
+    if wanted.title:
+        spec["title"] = wanted.title
     spec["datasets"] = {
         name: [{key: rounded(value) for key, value in record.items()} for record in records]
         for name, records in figure.data.items()

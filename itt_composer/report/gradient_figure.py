@@ -6,6 +6,9 @@ from itt_composer.report.figures import WIDE, Figure, Print
 from itt_composer.report.measured import Measured
 
 
+BETWEEN = " · "  # projection and model, which stand in two lines
+
+
 def gradients(measured: Measured) -> Figure | None:
     """Nuclear norms of gradients over layers, easy problems against hard ones."""
     records = []
@@ -59,7 +62,12 @@ def gradients(measured: Measured) -> Figure | None:
         alt.layer(band, line, points)
         .properties(width=170, height=150)
         .facet(
-            facet=alt.Facet("panel:N", title=None, sort=panels),
+            facet=alt.Facet(
+                "panel:N",
+                title=None,
+                sort=panels,
+                header=alt.Header(labelExpr=f"split(datum.label, '{BETWEEN}')", labelLimit=190),
+            ),
             columns=columns,
             data=alt.NamedData("gradients"),
         )
@@ -87,4 +95,4 @@ def gradients(measured: Measured) -> Figure | None:
 
 
 def _panel(projection: str, name: str, runs: int) -> str:
-    return projection if runs == 1 else f"{projection} · {name}"
+    return projection if runs == 1 else f"{projection}{BETWEEN}{name}"

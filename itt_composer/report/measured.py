@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,22 @@ class Measured:
     results: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def that(self, draw: Callable[["Measured"], Any]) -> "Measured":
+        """Only the results that can be drawn: whatever else is in a file was changed by hand."""
+        kept = Measured(notes=list(self.notes))
+        for name, content in self.results:
+            try:
+                draw(Measured([(name, content)]))
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+                kind = content.get("kind")
+                kept.notes.append(
+                    f"the {kind} results of {name} are damaged ({type(error).__name__}: {error}); "
+                    "measure them again"
+                )
+            else:
+                kept.results.append((name, content))
+        return kept
+
 
 def command(kind: str, run: Run) -> str:
     """What makes the file of a kind for a run, as a shell takes it."""
@@ -82,6 +98,7 @@ def read_analysis(experiments: Sequence[Experiment], kind: str) -> Measured:
             found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
         elif content.get("steps") != []:  # a model that takes no steps has nothing to show
             name = name_of(experiment, run) + _otherwise(content, run)
+            found.notes += _of_the_way(file, content.get("trained_batches"), run, again)
             found.results.append((name, content))
     return found
 
@@ -97,9 +114,21 @@ def _is_of_another_model(content: dict[str, Any], run: Run) -> bool:
     """Whether an analysis has layers or steps that the run's model has not."""
     thinking = run.recipe["thinking"]
     layers = {*range(run.recipe["model"]["num_hidden_layers"])}
-    seen = {one["layer"] for one in content.get("steps", [])} | {*content.get("layers", [])}
-    steps = {one["step"] for one in content.get("steps", [])}
+    try:
+        seen = {one["layer"] for one in content.get("steps", [])} | {*content.get("layers", [])}
+        steps = {one["step"] for one in content.get("steps", [])}
+    except (KeyError, TypeError):
+        return False  # damaged, as drawing it will tell
     return not (seen <= layers and steps <= {*range(thinking.get("thinking_steps") or 1)})
+
+
+def _of_the_way(file: Path, trained: int | None, run: Run, again: str) -> list[str]:
+    """A sentence where a result is of weights from before the run's end, or from now."""
+    end = run.summary["batches"] if run.summary is not None else None
+    if trained is None or trained == end:
+        return []
+    of = f"of {end:,}" if end is not None else "of a run in progress"
+    return [f"{file} is of the weights after {trained:,} batches {of}; measure again: {again}"]
 
 
 def _otherwise(content: dict[str, Any], run: Run) -> str:
@@ -126,12 +155,16 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
             try:
                 results = read_results([file]).perplexities
             except UserError as error:
-                found.notes.append(f"{error}: {command('perplexity', run)}")
+                again = command("perplexity", run)
+                found.notes.append(f"{error}; it was not drawn; measure again: {again}")
                 continue
             if any(_measured_another_model(result, run) for result in results):
                 again = command("perplexity", run)
                 found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
                 continue
+            for result in results:
+                trained, again = result["model"].get("trained_batches"), command("perplexity", run)
+                found.notes += _of_the_way(file, trained, run, again)
             found.results += [(name_of(experiment, run), result) for result in results]
     for file in files:
         results = read_results([file]).perplexities

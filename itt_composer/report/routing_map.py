@@ -15,7 +15,8 @@ CAPTION = (
     "A text the model was not trained on, token by token. The stronger its shade, the more "
     "extra thinking steps a token took. Choose a layer and a step to see that choice alone: "
     "a token that took it is shaded by the router's weight. Point at a token, tap it or move with "
-    f"the arrow keys to see its weight in every layer and step; {NEWLINE} is a line break."
+    f"the arrow keys to see its weight in every layer and step; {NEWLINE} is a line break, ⇥ a "
+    "tab, ∅ a token without a text of its own, such as the first bytes of a character."
 )
 
 
@@ -91,6 +92,7 @@ def _figure(number: int, name: str, text: dict[str, Any]) -> Figure:
                 {},
                 round(LINE_LENGTH * CHARACTER),
                 lines * LINE_HEIGHT,
+                title=name,
             )
         ],
     )

@@ -1,6 +1,7 @@
 """The runs of a report: their recipes, ends and curves."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,10 @@ VALIDATION = {
 HOURS, SPEED = "time/train", "throughput/tokens_per_sec"
 RATIO = re.compile(r"capacity_annealing/select_ratio/step_(\d+)")
 THINKING = re.compile(r"thinking/layer_(\d+)/step_(\d+)/(\w+)")
+SIZES = (
+    *(("model", name) for name in paper.GEOMETRY_FIELDS),
+    *(("data", "seq_len"), ("train", "global_batch_size")),
+)
 NAMES = {"batch", "tokens", TRAINING_LOSS, HOURS, SPEED, *VALIDATION.values()}
 
 
@@ -198,8 +203,9 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     file = folder / "recipe.yaml"
     try:
         recipe = yaml.safe_load(file.read_bytes())
-        needed = (recipe["run_name"], recipe["model"]["vocab_size"], recipe["thinking"]["thinking"])
-        _ = (*needed, recipe["data"]["seq_len"], recipe["train"]["global_batch_size"])
+        _ = (recipe["run_name"], recipe["thinking"]["thinking"], recipe["data"]["local"])
+        _ = recipe["train"]["max_duration"]
+        sizes = {f"{section}.{key}": recipe[section][key] for section, key in SIZES}
     except OSError:
         raise UserError(
             f"{folder} is no folder of a run: there is no {file.name} in it; name what a recipe "
@@ -207,6 +213,12 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
         ) from None
     except (yaml.YAMLError, KeyError, TypeError):
         raise UserError(f"{file} is no recipe of a run; name another folder") from None
+    for key, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise UserError(
+                f"{file}: {key}={size} is no positive whole number, so the file was changed after "
+                "the run; put it right or leave the run out"
+            )
     return {**recipe, "thinking": _resolved(recipe)}
 
 
@@ -225,7 +237,9 @@ def _read_summary(file: Path) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(file.read_bytes())
-        _ = (summary["tokens"], summary["train_seconds"], summary["validation_loss"])
+        for name in ("batches", "tokens", "train_seconds", "validation_loss"):
+            if not isinstance(summary[name], (int, float)):
+                raise TypeError
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{file} cannot be read; delete it and start the run again, which then writes it anew"
@@ -238,7 +252,8 @@ def _wanted(name: str) -> bool:
 
 
 def _read_curves(run: Run) -> None:
-    lines = read_metrics(run.path, _wanted)
+    lines = [_finite(line) for line in read_metrics(run.path, _wanted)]
+    lines = [line for line in lines if isinstance(line.get("tokens"), int)]
     run.batches = [line["batch"] for line in lines]
     run.tokens = [line["tokens"] for line in lines]
     run.losses = [line.get(TRAINING_LOSS) for line in lines]
@@ -262,6 +277,15 @@ def _read_curves(run: Run) -> None:
             if match:
                 key = (int(match[1]), int(match[2]), match[3])
                 run.thinking.setdefault(key, []).append((place, value))
+
+
+def _finite(line: dict[str, Any]) -> dict[str, Any]:
+    """Without what is no number: a run that diverged logs NaN."""
+    return {
+        name: value
+        for name, value in line.items()
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }
 
 
 def _carried_on(values: Iterable[float | None]) -> list[float]:

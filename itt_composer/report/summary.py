@@ -12,6 +12,7 @@ from itt_composer.report.experiments import Experiment
 from itt_composer.report.runs import Run, config_of
 
 NOTHING = "–"
+MOST_NATS = 100.0  # beyond it a run has diverged
 PAPERS_COST = "paper's\nMFLOPs\nper token"
 DETAILS = ("ratios, %", "params", PAPERS_COST, "tokens/s")  # which a terminal has no room for
 
@@ -192,7 +193,7 @@ def _cell(
 
 
 def _exp(loss: float | None) -> float | None:
-    return None if loss is None else math.exp(min(loss, 700.0))
+    return None if loss is None or not loss < MOST_NATS else math.exp(loss)
 
 
 def counted(tokens: float) -> str:

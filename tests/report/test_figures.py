@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import re
 import shlex
 import shutil
@@ -14,9 +15,11 @@ from typer.testing import CliRunner
 
 from itt_composer.report.__main__ import app
 from itt_composer.report.build import build
-from itt_composer.report.figures import changed, pack
+from itt_composer.report.figures import changed, pack, print_spec, prints_of
+from itt_composer.report.page import render
 
 RATIOS = "thinking.select_ratios=[0.5,0.5,0.5]"
+VALIDATION = "metrics/eval/LanguageCrossEntropy"
 DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")
 EVIL = "</script><img src=x onerror=alert(1)>"
 
@@ -136,6 +139,83 @@ def test_a_damaged_analysis_is_a_warning(tmp_path):
     (folder / "analysis" / "thinking.json").write_text('{"kind": "thinking", "format": 9}')
     (warning,) = build([folder], [], "title").page.warnings
     assert "thinking.json is damaged or of another version" in warning
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("analysis/thinking.json", {"steps": [{}]}),
+        ("analysis/thinking.json", {"steps": None}),
+        ("analysis/thinking.json", {"texts": [{"name": "a"}]}),
+        ("analysis/gradients.json", {"easy": {}}),
+        ("analysis/gradients.json", {"layers": None}),
+        ("perplexity.json", {"settings": [{"executed_flops_per_token": 1}]}),
+    ],
+)
+def test_results_that_cannot_be_drawn_are_a_warning(tmp_path, file, changes):
+    folder = write_run(tmp_path / "itt", analysed=True)
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | changes))
+    page = build([folder], [], "title").page
+    (warning,) = page.warnings
+    assert re.search(r"results of ITT×3.* are damaged", warning)
+    render(page)
+
+
+def test_what_a_diverged_run_leaves_is_drawn(tmp_path):
+    folder = write_run(tmp_path / "itt")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[10:]:
+        for name, value in (("loss/train/total", math.nan), (VALIDATION, math.inf)):
+            line[name] = value if name in line else None
+    lines[9][VALIDATION] = 800.0
+    del lines[5]["tokens"]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"validation_loss": math.nan}))
+    page = build([folder, write_run(tmp_path / "other", "seed=5", loss=900)], [], "t").page
+    assert [figure.name for figure in page.figures][0] == "curves"
+    render(page)
+    alone = build([write_run(tmp_path / "new", batches=1, finished=False)], [], "t").page
+    assert "1 run." in alone.figures[0].caption
+    assert "still to come" in alone.figures[0].caption
+
+
+def test_a_run_that_has_just_begun_leaves_the_axis_as_it_is(runs, tmp_path):
+    def axis(folders):
+        return build(folders, [], "t").page.figures[0].spec["layer"][1]["encoding"]["y"]["scale"]
+
+    begun = write_run(tmp_path / "new", "seed=9", batches=40, finished=False)
+    lines = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (begun / "metrics.jsonl").write_text("".join(lines[:2]))
+    assert axis([*runs, begun]) == axis(runs)
+
+
+def test_results_from_before_the_end_of_training_are_told(tmp_path):
+    folder = write_run(tmp_path / "itt", analysed=True)
+    assert build([folder], [], "t").page.warnings == []
+    file = folder / "analysis" / "thinking.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"trained_batches": 20}))
+    (warning,) = build([folder], [], "t").page.warnings
+    assert f"{file} is of the weights after 20 batches of 40; measure again" in warning
+
+
+def test_a_model_has_its_colour_in_every_figure_and_its_name_in_every_picture(tmp_path):
+    runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "itt", analysed=True)]
+    runs.append(write_run(tmp_path / "again", "thinking.reweighting=symmetric", analysed=True))
+    figures = {figure.name: figure for figure in build(runs, [], "t").page.figures}
+
+    def colours(figure, layer):
+        scale = figures[figure].spec["layer"][layer]["encoding"]["color"]["scale"]
+        return dict(zip(scale["domain"], scale["range"], strict=True))
+
+    in_curves, in_elastic = colours("curves", 1), colours("elastic", 0)
+    assert in_elastic.items() <= in_curves.items()
+    assert len(in_elastic) == 2
+    prints = prints_of(figures["router_weights"])
+    assert [one.name for one in prints] == ["router_weights_1", "router_weights_2"]
+    titles = [print_spec(figures["router_weights"], one)["title"] for one in prints]
+    assert titles == ["ITT×3, at 50/50", "ITT×3, symmetric, at 50/50"]
 
 
 def test_data_efficiency_stands_beside_the_dense_run(runs):

@@ -1,6 +1,7 @@
 """Reading runs for a report: their curves, what they cost, and which are one experiment."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -151,6 +152,26 @@ def test_folders_that_are_no_runs_are_told(tmp_path):
     (folder / "recipe.yaml").write_text("[1]")
     with pytest.raises(UserError, match=r"recipe.yaml is no recipe of a run"):
         read_runs([folder])
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("recipe.yaml", "seq_len: 32", "seq_len: long", "data.seq_len=long is no positive whole"),
+        ("recipe.yaml", "seq_len: 32", "seq_len: null", "data.seq_len=None is no positive whole"),
+        ("recipe.yaml", "max_duration", "other", "is no recipe of a run"),
+        ("recipe.yaml", "hidden_size: 32", "hidden_size: big", "model.hidden_size=big is no"),
+        ("summary.json", '"tokens": 5120', '"tokens": "5"', "summary.json cannot be read"),
+        ("summary.json", '"validation_loss": 4.0', '"validation_loss": ""', "cannot be read"),
+    ],
+)
+def test_a_recipe_or_summary_that_was_changed_is_told(tmp_path, file, old, new, told):
+    folder = write_run(tmp_path / "run")
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=re.escape(told)):
+        read_run(folder)
 
 
 def test_runs_of_one_name_are_told_apart_and_one_named_twice_counts_once(tmp_path):
