@@ -5,7 +5,6 @@ import altair as alt
 from itt_composer.report.figures import WIDE, Figure, Print
 from itt_composer.report.measured import Measured
 
-
 BETWEEN = " · "  # projection and model, which stand in two lines
 
 

@@ -174,7 +174,7 @@ def test_what_a_diverged_run_leaves_is_drawn(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"validation_loss": math.nan}))
     page = build([folder, write_run(tmp_path / "other", "seed=5", loss=900)], [], "t").page
-    assert [figure.name for figure in page.figures][0] == "curves"
+    assert page.figures[0].name == "curves"
     render(page)
     alone = build([write_run(tmp_path / "new", batches=1, finished=False)], [], "t").page
     assert "1 run." in alone.figures[0].caption
