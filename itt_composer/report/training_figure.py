@@ -99,16 +99,16 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         f"datum.figure === '{names[0]}'",
         "true",
     )
-    figure_options = [
-        Option(
-            FIGURES[name],
-            {
-                "transform.1.filter": f"datum.figure === '{name}'",
-                "spec.encoding.y.title": FIGURES[name],
-            },
-        )
-        for name in names
-    ]
+    figure_options = []
+    for name in names:
+        steps = steps_of([record for record in records if record["figure"] == name])
+        changes = {
+            "transform.1.filter": f"datum.figure === '{name}'",
+            "spec.encoding.y.title": FIGURES[name],
+            # φ has step 0 as well.
+            "spec.encoding.color.scale": step_colour(steps).to_dict()["scale"],
+        }
+        figure_options.append(Option(FIGURES[name], changes))
     layer_options = [Option("all", {"transform.2.filter": "true"})] + [
         Option(str(layer), {"transform.2.filter": f"datum.layer === {layer}", "columns": 1})
         for layer in layers

@@ -90,8 +90,9 @@ class Chart {
   }
 
   specification(width, cell) {
-    const spec = coloured(this.figure.spec);
+    let spec = structuredClone(this.figure.spec);
     this.figure.controls.forEach((control, i) => changed(spec, control.options[this.chosen[i]].changes));
+    spec = coloured(spec);
     if (spec.facet) {
       const fitting = Math.max(1, Math.floor((width - 50) / (CELL + 20)));
       spec.columns = Math.min(spec.columns, fitting);
