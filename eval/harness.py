@@ -218,8 +218,8 @@ def measure(
     with (
         contextlib.redirect_stdout(io.StringIO()),
         mock.patch.object(harness_task, "tqdm", quiet),
-        # No pool for bootstraps: ended by SIGTERM, its processes would stay where a handler of
-        # that signal is inherited, as in training, and the pool would wait for them for ever.
+        # No pool for bootstraps. It is ended by SIGTERM, for which its processes have inherited
+        # Composer's handler: one that has not begun yet loses the signal, and is waited for.
         mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}),
     ):
         results: Any = evaluate(
