@@ -1,6 +1,7 @@
 """How a model thought while it trained."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -102,11 +103,12 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     figure_options = []
     for name in names:
         steps = steps_of([record for record in records if record["figure"] == name])
+        coloured: Any = step_colour(steps).to_dict()
         changes = {
             "transform.1.filter": f"datum.figure === '{name}'",
             "spec.encoding.y.title": FIGURES[name],
             # φ has step 0 as well.
-            "spec.encoding.color.scale": step_colour(steps).to_dict()["scale"],
+            "spec.encoding.color.scale": coloured["scale"],
         }
         figure_options.append(Option(FIGURES[name], changes))
     layer_options = [Option("all", {"transform.2.filter": "true"})] + [
