@@ -96,7 +96,10 @@ def read_analysis(experiments: Sequence[Experiment], kind: str) -> Measured:
             found.notes.append(f"{file} is damaged or of another version; measure again: {again}")
         elif _is_of_another_model(content, run):
             found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
-        elif content.get("steps") != []:  # a model that takes no steps has nothing to show
+        elif content.get("steps") == []:  # a dense model has nothing to show
+            if run.recipe["thinking"]["thinking"] == "itt":
+                found.notes.append(f"{file} is of ratios at which no step is taken: {again}")
+        else:
             name = name_of(experiment, run) + _otherwise(content, run)
             found.notes += _of_the_way(file, content.get("trained_batches"), run, again)
             found.results.append((name, content))

@@ -191,6 +191,14 @@ def test_a_run_that_has_just_begun_leaves_the_axis_as_it_is(runs, tmp_path):
     assert axis([*runs, begun]) == axis(runs)
 
 
+def test_an_analysis_of_an_itt_that_took_no_step_is_told(tmp_path):
+    folder = write_run(tmp_path / "itt", analysed=True)
+    file = folder / "analysis" / "thinking.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": []}))
+    (warning,) = build([folder], [], "t").page.warnings
+    assert f"{file} is of ratios at which no step is taken" in warning
+
+
 def test_results_from_before_the_end_of_training_are_told(tmp_path):
     folder = write_run(tmp_path / "itt", analysed=True)
     assert build([folder], [], "t").page.warnings == []
