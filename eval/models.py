@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +50,13 @@ class EvaluatedModel:
         path: as the user named it.
         model: in evaluation mode.
         tokenizer_source: folder or hub name of its tokenizer.
+        trained_batches: of a run folder or checkpoint, after how many its weights were taken.
     """
 
     path: str
     model: PreTrainedModel
     tokenizer_source: str
+    trained_batches: int | None = None
 
     @property
     def name(self) -> str:
@@ -80,21 +81,8 @@ class EvaluatedModel:
             parameters = sum(parameter.numel() for parameter in self.model.parameters())
         fields = (*GEOMETRY_FIELDS, *THINKING)
         values = {name: getattr(config, name) for name in fields if hasattr(config, name)}
-        trained = {"trained_batches": self.trained_batches()}
+        trained = {"trained_batches": self.trained_batches}
         return {**described, "parameters": parameters, **trained, **values}
-
-    def trained_batches(self) -> int | None:
-        """Of a run folder, after how many batches the weights were taken; else None."""
-        place = Path(self.path)
-        try:
-            return int(json.loads((place / "summary.json").read_bytes())["batches"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # it is not finished, or no run folder
-        try:
-            match = re.search(r"-ba(\d+)(-|$)", find_checkpoint(place).name)
-        except UserError:
-            return None
-        return int(match[1]) if match else None
 
     def sha256(self) -> str:
         """Of weights, configuration (thinking settings included) and tokenizer: a few seconds."""
@@ -117,7 +105,7 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
     Raises:
         UserError: no model, a damaged one, or one that cannot think that way.
     """
-    place, source = Path(path), path
+    place, source, trained = Path(path), path, None
     finished = place / "model"
     is_here = place.exists() or place.is_symlink()
     if is_here and settings.revision is not None:
@@ -131,8 +119,9 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
         model = load_model(place)
     elif (place / "summary.json").is_file() and (finished / "config.json").is_file():
         model, source = load_model(finished), str(finished)
+        trained = _batches_of(place / "summary.json")
     elif place.suffix == ".pt" or place.is_dir() or place.is_symlink():
-        model, source = _load_from_training(place, settings.tokenizer)
+        model, trained, source = _load_from_training(place, settings.tokenizer)
     else:
         raise UserError(f"model={path} is no model; {NO_MODEL}")
     if settings.dtype != "auto":
@@ -140,7 +129,7 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
     model.to(device)  # type: ignore[arg-type]
     model.eval()
     think_as(model, {name: getattr(settings, name) for name in THINKING_KEYS})
-    return EvaluatedModel(path, model, settings.tokenizer or source)
+    return EvaluatedModel(path, model, settings.tokenizer or source, trained)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -206,6 +195,15 @@ def think_causally(model: PreTrainedModel) -> None:
         model.set_router_selection("threshold")
 
 
+def _batches_of(summary: Path) -> int:
+    try:
+        return int(json.loads(summary.read_bytes())["batches"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{summary} cannot be read; delete it and start the run again, which writes it anew"
+        ) from None
+
+
 def _load_from_hub(name: str, revision: str | None) -> PreTrainedModel:
     try:
         return load_model(name, revision)
@@ -217,9 +215,9 @@ def _load_from_hub(name: str, revision: str | None) -> PreTrainedModel:
         ) from None
 
 
-def _load_from_training(path: Path, tokenizer: str | None) -> tuple[PreTrainedModel, str]:
+def _load_from_training(path: Path, tokenizer: str | None) -> tuple[PreTrainedModel, int, str]:
     try:
-        model, _, folder = load_model_of(
+        model, checkpoint, folder = load_model_of(
             find_checkpoint(path), Path(tokenizer) if tokenizer else None
         )
     except UserError as error:
@@ -228,4 +226,4 @@ def _load_from_training(path: Path, tokenizer: str | None) -> tuple[PreTrainedMo
                 f"{error} to `itt_composer.export` and evaluate what it writes"
             ) from None
         raise UserError(f"model={path}: {error}") from None
-    return model, str(folder)
+    return model, checkpoint.batches, str(folder)

@@ -104,7 +104,10 @@ def find_checkpoint(path: Path) -> Path:
         path = latest
     elif path.is_dir() and not (path / METADATA).is_file():
         if (path / "recipe.yaml").is_file():
-            raise UserError(f"{path} is a run that has saved no checkpoint yet; wait for its first")
+            raise UserError(
+                f"{path} is a run folder without a checkpoint (checkpoints/{LATEST}); wait for its "
+                "first, or name another"
+            )
         if any(path.glob("*.distcp")):
             raise UserError(f"{path} is half-written (it has no {METADATA}); take another")
         raise UserError(

@@ -167,10 +167,11 @@ def _thinking_of(
 
 def _beginning(kind: str, evaluated: "EvaluatedModel") -> dict[str, Any]:
     """What a result says of itself and of its model."""
-    trained = evaluated.trained_batches()
     return {
-        **{"kind": kind, "format": FORMAT},
-        **{"model_sha256": evaluated.sha256(), "trained_batches": trained},
+        "kind": kind,
+        "format": FORMAT,
+        "model_sha256": evaluated.sha256(),
+        "trained_batches": evaluated.trained_batches,
     }
 
 
@@ -178,10 +179,9 @@ def _result_files(models: list[str], name: str, output: Path | None) -> dict[str
     """Of each model the file of its result."""
     if output is not None and len(models) > 1:
         raise UserError(f"--output is for one model, and there are {len(models)}; leave it out")
-    files = {model: result_file(model, name, output) for model in models}
-    for file in files.values():
-        check_place(file, "--output")
-    return files
+    if output is not None:
+        check_place(output, "--output")
+    return {model: result_file(model, name, output) for model in models}
 
 
 def _load(name: str) -> "EvaluatedModel":

@@ -31,7 +31,7 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
     records = [record for records in [*alone, *several] for record in records]
     by_model = [record["experiment"] for record in records]
     labels = list(dict.fromkeys(by_model))
-    colours = colour(labels, [_place(label, experiments) for label in labels])
+    colours = colour(labels, _places(labels, experiments))
     routed = {record["experiment"] for record in records if record["rule"] != ALONE}
     for record in records:
         record["named"] &= len(routed) == 1 or record["rule"] == ALONE
@@ -142,14 +142,16 @@ def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
     return records
 
 
-def _place(name: str, experiments: Sequence[Experiment]) -> int:
-    """The experiment whose model has that name; behind them all for one from elsewhere."""
-    places = (
-        place
+def _places(names: Sequence[str], experiments: Sequence[Experiment]) -> list[int]:
+    """The place of each model's experiment; behind them all those from elsewhere."""
+    known = {
+        name_of(experiment, run): place
         for place, experiment in enumerate(experiments)
-        if any(name == name_of(experiment, run) for run in experiment.runs)
-    )
-    return next(places, len(experiments))
+        for run in experiment.runs
+    }
+    others = [name for name in names if name not in known]
+    known |= {name: len(experiments) + number for number, name in enumerate(others)}
+    return [known[name] for name in names]
 
 
 def _title(count: str) -> str:

@@ -58,6 +58,11 @@ def test_a_run_its_checkpoint_and_its_export_are_one_model(run, shards, tmp_path
         "still_running",
         "export",
     ]
+    assert [evaluated.trained_batches for evaluated in loaded] == [10, None, 10, 10, None]
+    shutil.copytree(run / "model", running / "model")
+    (running / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"summary.json cannot be read; delete it"):
+        load(running)
 
 
 def test_the_hash_tells_weights_thinking_precision_and_tokenizer(run, tmp_path):
