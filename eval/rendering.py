@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 LEAST_WIDTH = 160  # of what is printed where there is no terminal
@@ -41,7 +42,7 @@ class Table:
     def print(self, console: Console) -> None:
         """For a terminal."""
         table = RichTable(
-            title=self.title,
+            title=escape(self.title),
             title_justify="left",
             box=box.SIMPLE_HEAD,
             collapse_padding=True,
@@ -51,7 +52,7 @@ class Table:
             is_text = number < self.text_columns
             table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
         for note in self.notes:
             console.print(note, highlight=False, markup=False, soft_wrap=True)

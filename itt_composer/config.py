@@ -29,7 +29,6 @@ from itt_composer.errors import UserError
 from itt_composer.registry import (
     ALGORITHMS,
     CALLBACKS,
-    DURATION,
     LOGGERS,
     OPTIMIZERS,
     SCHEDULERS,
@@ -37,6 +36,7 @@ from itt_composer.registry import (
     Duration,
     LmEval,
     Section,
+    amount_and_unit,
 )
 from itt_composer.schedules import check_ratios
 from itt_composer.settings import (
@@ -51,6 +51,8 @@ from itt_composer.thinking import ThinkingSettings
 
 PART_NAMES = ("model", "thinking", "data", "train")
 DEFAULT_RUN_FOLDER = "runs/${run_name}"
+# Of the variants of a layer that are kept (models/wrapping.py); batches of another size are more.
+MOST_COMPILED_LEVELS = 32
 FORMS = {
     "run_name": "may hold letters, digits, '.', '_' and '-' only",
     "microbatch_size": 'should be a positive integer or "auto"',
@@ -67,6 +69,12 @@ Share = Annotated[float, Field(gt=0)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _is_text(name: Any) -> Any:
+    if isinstance(name, (int, float)):
+        raise ValueError(f"{name} is no text to YAML; put it in quotes, in a shell '\"{name}\"'")
+    return name
 
 
 def _not_zero(count: int) -> int:
@@ -242,6 +250,8 @@ class Parts(_Group):
 
 
 if TYPE_CHECKING:
+    from itt_composer.models import IttConfig
+
     OptimizerSection: TypeAlias = Section
     SchedulerSection: TypeAlias = Section
     AlgorithmsSection: TypeAlias = Section
@@ -268,7 +278,9 @@ class Recipe(_Group):
     """
 
     parts: Parts = Parts()
-    run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    run_name: Annotated[str, BeforeValidator(_is_text)] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+    )
     run_folder: str
     seed: int = Field(17, ge=0, lt=2**31)
     init_from: str | None = None
@@ -394,7 +406,7 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
             "algorithms.capacity_annealing=null"
         )
     assert annealing is None or isinstance(annealing, CapacityAnnealing)
-    if annealing is not None and _outlasts(annealing.duration, recipe.train.max_duration):
+    if annealing is not None and _outlasts(annealing.duration, recipe):
         raise UserError(
             f"{sources.of('algorithms.capacity_annealing.duration')}: "
             f"algorithms.capacity_annealing.duration={annealing.duration} is longer than training, "
@@ -408,11 +420,12 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
         except ValueError as error:
             key = f"algorithms.capacity_annealing.{str(error).split()[0]}"
             raise UserError(f"{sources.of(key)}: {key}: {error}") from None
-        if recipe.train.compile and annealing.levels == "continuous":
+        levels = annealing.levels
+        if recipe.train.compile and (levels == "continuous" or levels > MOST_COMPILED_LEVELS):
             key = "algorithms.capacity_annealing.levels"
             raise UserError(
-                f"{sources.of(key)}: {key}=continuous: with train.compile every level is a "
-                "compilation; give a number, such as 8"
+                f"{sources.of(key)}: {key}={levels}: with train.compile every level is a "
+                f"compilation; give a number up to {MOST_COMPILED_LEVELS}, such as 8"
             )
     tasks = recipe.callbacks.named().get("lm_eval")
     if isinstance(tasks, LmEval) and not _is_multiple(
@@ -425,8 +438,17 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
             "the run; give both in batches, the one a multiple of the other"
         )
     warmup = getattr(recipe.scheduler.named().get("cosine_with_warmup"), "t_warmup", "0.03dur")
-    if _outlasts(warmup, recipe.train.max_duration):
-        key = "scheduler.cosine_with_warmup.t_warmup"
+    key = "scheduler.cosine_with_warmup.t_warmup"
+    unit, whole_unit = (
+        amount_and_unit(time)[1].replace("ep", "ba") for time in (warmup, recipe.train.max_duration)
+    )
+    if unit not in ("dur", whole_unit):
+        raise UserError(
+            f"{sources.of(key)}: {key}={warmup} is of another unit than train.max_duration="
+            f"{recipe.train.max_duration}, and the schedule compares them; give a share of "
+            "training, such as 0.03dur, or the same unit"
+        )
+    if _outlasts(warmup, recipe):
         raise UserError(
             f"{sources.of(key)}: {key}={warmup} is longer than training, so the learning rate "
             "would never reach its peak; shorten it"
@@ -440,19 +462,31 @@ def _check_together(recipe: Recipe, sources: Sources) -> None:
 
 def _is_multiple(interval: str, of: str) -> bool:
     """Whether a time string is so many times another of the same unit."""
-    (amount, unit), (base, base_unit) = _amount_and_unit(interval), _amount_and_unit(of)
+    (amount, unit), (base, base_unit) = amount_and_unit(interval), amount_and_unit(of)
     return unit == base_unit and amount % base == 0
 
 
-def _outlasts(span: str, training: str) -> bool:
-    """Whether a time string is longer than training; False where their units do not compare."""
-    (amount, unit), (whole, whole_unit) = (_amount_and_unit(time) for time in (span, training))
+def model_config(recipe: Recipe) -> "IttConfig":
+    """The configuration of a recipe's model."""
+    from itt_composer.models import IttConfig
+
+    return IttConfig(**recipe.model.model_dump(), **vars(recipe.resolved_thinking()))
+
+
+def tokens_in(time: str, recipe: Recipe) -> int | None:
+    """Tokens that the recipe trains on in a time; None for epochs and shares of training."""
+    amount, unit = amount_and_unit(time)
+    seq_len = recipe.data.seq_len
+    sizes = {"ba": recipe.train.global_batch_size * seq_len, "sp": seq_len, "tok": 1}
+    return int(amount * sizes[unit]) if unit in sizes else None
+
+
+def _outlasts(span: str, recipe: Recipe) -> bool:
+    """Whether a time is longer than training; False where that depends on the size of the data."""
+    (amount, unit), (whole, whole_unit) = map(amount_and_unit, (span, recipe.train.max_duration))
     if unit == "dur":
         return amount > 1
-    return unit == whole_unit and amount > whole
-
-
-def _amount_and_unit(time: str) -> tuple[float, str]:
-    match = DURATION.fullmatch(time)
-    assert match, time
-    return float(match[1]), match[2]
+    if unit == whole_unit:
+        return amount > whole
+    tokens, all_tokens = tokens_in(span, recipe), tokens_in(recipe.train.max_duration, recipe)
+    return tokens is not None and all_tokens is not None and tokens > all_tokens

@@ -13,6 +13,7 @@ from itt_composer.checkpoints import Checkpoint, find_checkpoint, load_checkpoin
 from itt_composer.data.shards import read_manifest, tokenizer_sha256
 from itt_composer.errors import UserError
 from itt_composer.files import check_new_folder
+from itt_composer.metrics import read_metrics
 from itt_composer.model_folder import Training, set_document_ends, write_model_folder
 from itt_composer.models import IttConfig, IttForCausalLM
 
@@ -109,24 +110,14 @@ def read_recipe(path: Path) -> str | None:
 
 def validation_loss(run_folder: Path, batches: int) -> float | None:
     """What the run measured after these batches, in nats per token; None where it did not."""
-    for name in ("summary.json", "metrics.jsonl"):
-        for measured in reversed(_json_values(run_folder / name)):
-            loss = measured.get("validation_loss", measured.get(LOSS))
-            if loss is not None and measured.get("batches", measured.get("batch")) == batches:
-                return loss
-    return None
-
-
-def _json_values(file: Path) -> list[dict[str, Any]]:
-    """What a file of JSON holds: one value, or one in each line; none where it is missing."""
-    if not file.is_file():
-        return []
-    text = file.read_text(encoding="utf-8")
-    values = []
-    for part in text.splitlines() if file.suffix == ".jsonl" else [text]:
-        with suppress(ValueError):  # the last line of a killed run
-            values.append(json.loads(part))
-    return values
+    with suppress(OSError, ValueError, KeyError):
+        summary = json.loads((run_folder / "summary.json").read_bytes())
+        if summary["batches"] == batches:
+            return summary["validation_loss"]
+    if not (run_folder / "metrics.jsonl").is_file():
+        return None
+    lines = read_metrics(run_folder, {"batch", LOSS}.__contains__)
+    return next((line.get(LOSS) for line in lines if line["batch"] == batches), None)
 
 
 def _documents(
@@ -147,9 +138,15 @@ def _documents(
             where = f"no {shards / 'tokenizer'}" if shards else "no recipe.yaml of the run"
             raise UserError(f"there is {where}; name the tokenizer's folder with --tokenizer")
         return manifest, shards / "tokenizer"
-    sha256 = tokenizer_sha256(tokenizer)
     if not tokenizer.is_dir():
-        raise UserError(f"--tokenizer {tokenizer} is a file; name its folder")
+        wrong = "is a file" if tokenizer.exists() else "is not there"
+        raise UserError(f"--tokenizer {tokenizer} {wrong}; name the tokenizer's folder")
+    try:
+        sha256 = tokenizer_sha256(tokenizer)
+    except UserError:
+        raise UserError(
+            f"--tokenizer {tokenizer} holds no tokenizer.model and no tokenizer.json"
+        ) from None
     if manifest is not None and sha256 != manifest["tokenizer"]["sha256"]:
         raise UserError(f"--tokenizer {tokenizer} is another than that of the shards in {shards}")
     return manifest, tokenizer

@@ -91,14 +91,14 @@ def failures_told_once() -> Iterator[None]:
 
 
 def fail(error: UserError) -> NoReturn:
-    """Tell the mistake once, not once per rank, and exit with code 1."""
+    """Tell the mistake once per node, not once per rank, and exit with code 1."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each
     for loader in multiprocessing.active_children():
         loader.kill()  # a frozen one would be waited for at the exit
-    if is_first_rank() or isinstance(error, LoaderError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    else:
+    if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, LoaderError):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # The launcher prints the output of every rank that failed, but not of those it stops.
+        # The launcher prints the output of every rank that failed, but not of those it stops:
+        # whoever is still there then is alone with the mistake.
         time.sleep(30)
+    print(f"error: {error}", file=sys.stderr, flush=True)
     raise SystemExit(1)

@@ -17,9 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.paper import recipe_tflops
-from itt_composer.config import Recipe, load_recipe
+from itt_composer.config import Recipe, load_recipe, model_config, tokens_in
 from itt_composer.errors import UserError, errors_as_sentences
-from itt_composer.registry import DURATION
 from itt_composer.thinking import Thinking
 
 if TYPE_CHECKING:
@@ -133,22 +132,6 @@ def _place_in_list(recipe: Recipe) -> tuple:
     return (size, get_args(Thinking).index(thinking.thinking), thinking.thinking_steps)
 
 
-def model_config(recipe: Recipe) -> "IttConfig":
-    """The configuration of a recipe's model."""
-    from itt_composer.models import IttConfig
-
-    return IttConfig(**recipe.model.model_dump(), **vars(recipe.resolved_thinking()))
-
-
-def training_tokens(recipe: Recipe) -> int | None:
-    """Tokens of the whole training; None where that depends on the size of the data."""
-    match = DURATION.fullmatch(recipe.train.max_duration)
-    assert match, recipe.train.max_duration
-    tokens_of_batch = recipe.train.global_batch_size * recipe.data.seq_len
-    in_tokens = {"ba": tokens_of_batch, "sp": recipe.data.seq_len, "tok": 1}.get(match[2])
-    return None if in_tokens is None else int(float(match[1]) * in_tokens)
-
-
 def describe(name: str, recipe: Recipe, assumptions: Assumptions) -> Row:
     """Work out a recipe's row."""
     from itt_composer.estimates import PEAK_FLOPS, gpu_hours
@@ -159,7 +142,7 @@ def describe(name: str, recipe: Recipe, assumptions: Assumptions) -> Row:
         thinking_parameters,
     )
 
-    config, tokens = model_config(recipe), training_tokens(recipe)
+    config, tokens = model_config(recipe), tokens_in(recipe.train.max_duration, recipe)
     seq_len, on_gpu = recipe.data.seq_len, recipe.train.device != "cpu"
     sequences = PAPER_TOKENS / seq_len
     hours: dict[str, float | None] = dict.fromkeys(PEAK_FLOPS)

@@ -32,6 +32,23 @@ def _check_duration(value: Any) -> Any:
     )
 
 
+def amount_and_unit(time: str) -> tuple[float, str]:
+    """(50.0, "ba") for "50ba"."""
+    match = DURATION.fullmatch(time)
+    assert match, time
+    return float(match[1]), match[2]
+
+
+def _check_within_epochs(value: Any) -> Any:
+    if isinstance(value, str) and value.endswith("ep"):
+        raise PydanticCustomError(
+            "within_epochs",
+            "cannot be in epochs, which are counted when they are over; give batches (50ba), "
+            "tokens (2e9tok) or a share of training (0.03dur)",
+        )
+    return _check_duration(value)
+
+
 def _check_batches(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[1-9]\d*ba", value, re.ASCII):
         return value
@@ -50,6 +67,8 @@ def _check_ratio(value: Any) -> Any:
 
 # A Composer time string.
 Duration = Annotated[str, BeforeValidator(_check_duration)]
+# One that is asked for within epochs.
+WithinEpochs = Annotated[str, BeforeValidator(_check_within_epochs)]
 # A Composer time string in batches.
 Batches = Annotated[str, BeforeValidator(_check_batches)]
 # One share of the tokens for all thinking steps, or one per step.
@@ -151,7 +170,7 @@ class CapacityAnnealing(Settings):
     target_ratio: Ratio | None = None
     start_temperature: float = Field(2.0, gt=0)
     end_temperature: float = Field(1.0, gt=0)
-    duration: Duration = "0.1dur"
+    duration: WithinEpochs = "0.1dur"
     shape: Shape = "linear"
     levels: Annotated[int, Field(ge=2)] | Literal["continuous"] = 8
 
@@ -172,14 +191,14 @@ class LossGuard(Settings):
 class ConsoleLines(Settings):
     """One readable line per interval and one per evaluation."""
 
-    interval: Duration = "50ba"
+    interval: WithinEpochs = "50ba"
 
 
 @CALLBACKS.register("domain_shares", "itt_composer.callbacks.domain_shares:DomainShares")
 class DomainShares(Settings):
     """Logs the shares in which the domains have really been drawn."""
 
-    interval: Duration = "50ba"
+    interval: WithinEpochs = "50ba"
 
 
 @CALLBACKS.register("thinking_stats", "itt_composer.callbacks.thinking_stats:ThinkingStats")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,15 @@ class RunFolder:
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if not isinstance(error, (BlockingIOError, PermissionError)):
+                # Lustre mounted without flock, NFS without its lock daemon.
+                print(
+                    f"note: {self.path} is on a file system without locks ({error.strerror}), so "
+                    "nothing keeps a second run out of it",
+                    file=sys.stderr,
+                )
+                return
             owner = path.read_text(encoding="utf-8").strip() or "unknown"
             raise UserError(
                 f"run_folder={self.path} is in use by another run (process {owner}); wait for its "

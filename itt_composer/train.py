@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from itt_composer.config import Recipe, load_recipe, recipe_as_yaml
+from itt_composer.config import Recipe, load_recipe, model_config, recipe_as_yaml
 from itt_composer.data.shards import check_shards, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
 from itt_composer.launched import end_with_launcher, failures_told_once, is_first_rank
 from itt_composer.recipe_changes import describe
+from itt_composer.registry import amount_and_unit
 from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
 from itt_composer.sharding import (
     check_sharding,
@@ -148,10 +149,9 @@ def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
 
 def build_model(recipe: Recipe) -> "IttForCausalLM":
     """The recipe's model with random weights."""
-    from itt_composer.models import IttConfig, IttForCausalLM
+    from itt_composer.models import IttForCausalLM
 
-    config = IttConfig(**recipe.model.model_dump(), **vars(recipe.resolved_thinking()))
-    return IttForCausalLM(config)
+    return IttForCausalLM(model_config(recipe))
 
 
 def build_trainer(
@@ -195,9 +195,10 @@ def build_trainer(
         run, settings.save_interval, settings.keep_checkpoints, start, preemption, progress
     )
     heartbeat = Heartbeat(settings.rank_timeout, progress)
+    loader = build_dataloader(recipe.data, "train", settings.global_batch_size)
     trainer = Trainer(
         model=composer_model,
-        train_dataloader=build_dataloader(recipe.data, "train", settings.global_batch_size),
+        train_dataloader=loader,
         eval_dataloader=build_evaluators(recipe),
         optimizers=recipe.optimizer.build(composer_model.parameters())[0],
         schedulers=recipe.scheduler.build()[0],
@@ -208,7 +209,7 @@ def build_trainer(
         seed=recipe.seed,
         device=device,
         precision=settings.precision,
-        max_duration=settings.max_duration,
+        max_duration=epochs_as_batches(settings.max_duration, len(loader.dataloader)),  # type: ignore[arg-type]
         device_train_microbatch_size=microbatch_size,
         eval_interval=settings.eval_interval,
         eval_subset_num_batches=settings.eval_batches,
@@ -219,6 +220,15 @@ def build_trainer(
     gather_for_loss(model)
     trainer.state.callbacks.append(ExactRandomState(trainer))
     return trainer
+
+
+def epochs_as_batches(duration: str, batches_per_epoch: int) -> str:
+    """A length of training of which every batch is a share.
+
+    Composer counts epochs when they are over, so that within one nothing seems to be done.
+    """
+    amount, unit = amount_and_unit(duration)
+    return f"{int(amount) * batches_per_epoch}ba" if unit == "ep" else duration
 
 
 def build_evaluators(recipe: Recipe) -> "list[Evaluator]":

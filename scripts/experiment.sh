@@ -140,8 +140,8 @@ report)
     done
     python -m itt_composer.report "$RUNS/$2"/*/ --title "The paper's comparison at $2 parameters" \
         --out "$page.html" --markdown "$table"
-    python -m itt_composer.report "${main[@]}" --title "The paper's main rows at $2 parameters" \
-        --out "${page}_main.html" --figures "$RUNS/figures_$2"
+    [ ${#main[@]} -eq 0 ] || python -m itt_composer.report "${main[@]}" \
+        --title "The paper's main rows at $2 parameters" --out "${page}_main.html" --figures "$RUNS/figures_$2"
     ;;
 measure)
     for run in "$RUNS/$2"/*/; do [ ! -f "$run/summary.json" ] || measure "${run%/}"; done

@@ -122,6 +122,11 @@ MISTAKES = {
     "train.eval_batches=0": "0 would leave nothing to go by",
     "algorithms.capacity_annealing.duration=2dur": "is longer than training",
     "scheduler.cosine_with_warmup.t_warmup=2dur": "is longer than training",
+    "scheduler.cosine_with_warmup.t_warmup=5000sp": "is of another unit than train.max_duration=",
+    "algorithms.capacity_annealing.duration=9e12tok": "is longer than training",
+    "algorithms.capacity_annealing.duration=1ep": "cannot be in epochs, which are counted when",
+    "callbacks.console_lines.interval=1ep": "cannot be in epochs, which are counted when",
+    "run_name=2024": "run_name: 2024 is no text to YAML; put it in quotes",
     "data.domains={foo-bar: 0}": "data.domains.foo-bar=0: input should be greater than 0",
     "train.max_duration=0ba": "should be a positive time",
     "train.max_duration=0.5dur": "is itself what shares of training refer to",
@@ -249,6 +254,18 @@ def test_annealing_without_a_router_is_refused_and_the_way_out_works():
     way_out = "algorithms.capacity_annealing=null"
     assert sentence.endswith(f"set {way_out}")
     load_recipe(QUICKSTART, [*without_router, way_out])
+
+
+@pytest.mark.parametrize("levels", ["continuous", "33"])
+def test_more_levels_than_compiled_variants_are_refused(levels):
+    override = f"algorithms.capacity_annealing.levels={levels}"
+    load_recipe(QUICKSTART, [override])
+    sentence = refusal(QUICKSTART, override, "train.compile=true")
+    assert f"{override}: with train.compile every level is a compilation" in sentence
+
+
+def test_a_number_in_quotes_is_a_name():
+    assert load_recipe(QUICKSTART, ['run_name="2024"']).run_name == "2024"
 
 
 def test_checking_input_loads_no_torch():

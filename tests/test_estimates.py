@@ -11,12 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
 
-from itt_composer.config import load_recipe
+from itt_composer.config import load_recipe, model_config
 from itt_composer.estimates import TrainingStep, gpu_hours, training_memory
 from itt_composer.flops import executed_flops
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.wrapping import checkpoint_activations
-from itt_composer.recipes import model_config
 
 PRETRAIN = Path(__file__).parents[1] / "yamls/pretrain"
 

@@ -300,6 +300,13 @@ def test_without_its_shards_the_tokenizer_has_to_be_named(run, shards, tmp_path)
     assert "is another than that of the shards" in refusal(
         [run, tmp_path / "more", "--tokenizer", other]
     )
+    for wrong, words in (
+        (tmp_path / "nosuch", "is not there; name the tokenizer's folder"),
+        (other / "tokenizer.model", "is a file; name the tokenizer's folder"),
+        (run, "holds no tokenizer.model and no tokenizer.json"),
+    ):
+        sentence = refusal([run, tmp_path / "more", "--tokenizer", wrong])
+        assert f"--tokenizer {wrong} {words}" in sentence
 
 
 def test_a_folder_in_use_is_refused_and_half_a_folder_never_appears(run, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from itt_composer import recipes
-from itt_composer.config import Recipe, load_recipe
+from itt_composer.config import Recipe, load_recipe, tokens_in
 from itt_composer.models import IttForCausalLM
 from itt_composer.settings import read_yaml
 from itt_composer.train import build_model
@@ -270,7 +270,7 @@ def test_a_pattern_that_fits_nothing_is_told_in_a_sentence():
 def test_tokens_of_a_run_follow_from_its_duration():
     def tokens(duration: str) -> int | None:
         recipe = load_recipe(YAMLS / "pretrain/llama_162m.yaml", [f"train.max_duration={duration}"])
-        return recipes.training_tokens(recipe)
+        return tokens_in(duration, recipe)
 
     assert tokens("1000ba") == 1000 * 256 * 4096
     assert tokens("300sp") == 300 * 4096

@@ -1,5 +1,8 @@
 """The run's folder: finished, resumable, or another recipe's."""
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,20 @@ def test_a_run_is_not_begun_anew_over_its_checkpoints(small_recipe, started):
     anew = RunFolder(small_recipe("train.autoresume=false"))
     with pytest.raises(UserError, match=r"train.autoresume=false; delete the folder"):
         anew.check_resumable()
+
+
+@pytest.mark.parametrize(("reason", "is_held"), [(errno.EAGAIN, True), (errno.ENOLCK, False)])
+def test_a_file_system_without_locks_is_no_other_run(started, monkeypatch, capsys, reason, is_held):
+    def refuse(*_):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    if is_held:
+        with pytest.raises(UserError, match="is in use by another run"):
+            started.lock()
+    else:
+        started.lock()
+        assert "is on a file system without locks (No locks available)" in capsys.readouterr().err
 
 
 def test_an_interrupted_write_leaves_what_was_there(started, monkeypatch):

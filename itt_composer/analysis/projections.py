@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
+from transformers.pytorch_utils import Conv1D
 
 from itt_composer.errors import UserError
 
@@ -73,7 +75,7 @@ def attention_projections(model: nn.Module) -> list[Projection]:
     if not found:
         raise UserError(
             f"{type(model).__name__} has no attention projections of a known kind (q_proj, k_proj, "
-            "v_proj with o_proj or out_proj; c_attn with c_proj; query_key_value with dense)"
+            "v_proj with o_proj or out_proj; c_attn of GPT-2; query_key_value of GPT-NeoX)"
         )
     return found
 
@@ -85,13 +87,14 @@ def _projections_in(
         if children.keys() >= set(names):
             pairs = zip(PROJECTIONS, names, strict=True)
             return [Projection(layer, name, children[child]) for name, child in pairs]
-    if children.keys() >= {"c_attn", "c_proj"}:
-        fused, output, heads = children["c_attn"], children["c_proj"], 0
-    elif children.keys() >= {"query_key_value", "dense"}:
-        fused, output = children["query_key_value"], children["dense"]
-        width = fused.in_features
-        assert isinstance(width, int)
-        heads = width // int(attention.head_size)  # type: ignore[arg-type]
+    # Others have matrices of these names that fall into parts in another way (StarCoder, BLOOM).
+    gpt2, neox = children.get("c_attn"), children.get("query_key_value")
+    fused: nn.Module
+    if "c_proj" in children and isinstance(gpt2, Conv1D) and gpt2.nf == 3 * gpt2.nx:
+        fused, output, heads = gpt2, children["c_proj"], 0
+    elif isinstance(attention, GPTNeoXAttention):
+        assert isinstance(neox, nn.Linear)
+        fused, output, heads = neox, children["dense"], neox.in_features // attention.head_size
     else:
         return []
     parts = [Projection(layer, name, fused, 3, part, heads) for part, name in enumerate("qkv")]

@@ -114,7 +114,7 @@ class ConsoleLines(Callback):
         by = " by thresholds" if state.dataloader_label == BY_THRESHOLD else ""
         self._print(
             f"batch {state.timestamp.batch.value:,} · validation loss {loss:.4f} · "
-            f"perplexity {math.exp(loss):.2f}{by}"
+            f"perplexity {math.exp(min(loss, 700.0)):.2f}{by}"
         )
 
     def _print(self, line: str) -> None:

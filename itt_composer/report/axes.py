@@ -63,7 +63,7 @@ class Units:
             Axis("tokens", "tokens", f"training tokens ({self.tokens.name})".replace(" ()", "")),
             Axis("flops", "executed FLOPs", f"executed training FLOPs ({self.flops.name})"),
             Axis("time", "time", f"training time ({self.time.name})"),
-        ]
+        ][: 3 if longest else 2]  # without `speed_monitor` nobody knows the time
 
     def of(self, tokens: float, flops: float, hours: float) -> dict[str, float]:
         """The three, for a record."""

@@ -20,13 +20,14 @@ from itt_composer.report.figures import Figure, png, prints_of
 from itt_composer.report.measured import (
     Measured,
     command,
+    has_router,
     name_of,
     place_in_list,
     read_analysis,
     read_perplexities,
 )
 from itt_composer.report.page import Page, render
-from itt_composer.report.runs import read_runs
+from itt_composer.report.runs import continuations, read_runs
 from itt_composer.report.summary import summarise
 
 MISSING = {
@@ -76,10 +77,11 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
     perplexities = read_perplexities(experiments, perplexity_files).that(
         lambda one: elastic.figure(one, experiments)
     )
+    elastic_figure = elastic.figure(perplexities, experiments)
     found = [
         curves.loss_curves(experiments, units),
         costs.ends(experiments, units),
-        elastic.figure(perplexities, experiments),
+        elastic_figure,
         training_figure.training(experiments, units),
         thinking_figures.weights(thinking),
         thinking_figures.step_encodings(thinking),
@@ -93,8 +95,17 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
         for run in runs
         if not run.batches
     ]
-    notes = [*without_curves, *thinking.notes, *gradients.notes, *perplexities.notes]
-    measured = {"thinking": thinking, "gradients": gradients, "perplexity": perplexities}
+    told = [note for one in (thinking, gradients, perplexities) for note in one.notes]
+    notes = [
+        *continuations(runs),
+        *without_curves,
+        *told,
+    ]
+    is_there = {
+        "thinking": bool(thinking.results),
+        "gradients": bool(gradients.results),
+        "perplexity": elastic_figure is not None,
+    }
     return Report(
         Page(
             title=title,
@@ -104,7 +115,7 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
             maps=routing_map.content(thinking),
             map_caption=routing_map.CAPTION,
             warnings=[*incomparable(runs), *notes],
-            missing=_missing(experiments, measured),
+            missing=_missing(experiments, is_there),
         ),
         routing_map.for_print(thinking),
     )
@@ -119,16 +130,19 @@ def _draws_thinking(measured: Measured) -> None:
         draw(measured)
 
 
-def _missing(
-    experiments: Sequence[Experiment], measured: dict[str, Measured]
-) -> list[tuple[str, str]]:
-    """What no run has, and the command that makes it for one; a dense model does not think."""
+def _missing(experiments: Sequence[Experiment], is_there: dict[str, bool]) -> list[tuple[str, str]]:
+    """What no run has, and the command that makes it for one whose model has it."""
     finished = [(e, run) for e in experiments for run in e.runs if run.is_finished]
     thinking = [(e, run) for e, run in finished if run.recipe["thinking"]["thinking"] == "itt"]
+    fits = {
+        "gradients": finished,
+        "thinking": thinking,
+        "perplexity": [(e, run) for e, run in thinking if has_router(run)],
+    }
     lines = []
     for kind, what in MISSING.items():
-        fitting = finished if kind == "gradients" else thinking
-        if fitting and not measured[kind].results:
+        fitting = fits[kind]
+        if fitting and not is_there[kind]:
             experiment, run = min(fitting, key=lambda pair: place_in_list(pair[1]))
             lines.append((f"{what} of {name_of(experiment, run)}", command(kind, run)))
     return lines

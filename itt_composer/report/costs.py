@@ -97,14 +97,16 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             ],
         )
     )
+    sizes = [record["geometry"] for record in dense]
+    joins = len(sizes) > len(set(sizes))  # a line takes two points of one size
     # The first layer is what the legend acts on.
-    chart = alt.layer(points, *[line] * (len(dense) > 1)).add_params(highlighted, zoom())
+    chart = alt.layer(points, *[line] * joins).add_params(highlighted, zoom())
     axis_places = ["layer.*.encoding.x"]
     order = axis_options(units, axis_places)
     joined = (
         "The dashed line joins the dense LLaMA trained for different lengths: a model below it is "
         "better than a LLaMA at the same cost, one above it is worse. "
-        if len(dense) > 1
+        if joins
         else "With LLaMA runs of other lengths, a line through them shows what a dense model makes "
         "of the same cost. "
     )
@@ -118,12 +120,12 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         chart.to_dict(validate=False),
         {"dense": dense, "ends": records},
         [
-            Control("x", "Over", [order[1], order[2], order[0]]),
+            Control("x", "Over", [*order[1:], order[0]]),
             *models_control(experiments, shown),
         ],
         [
-            Print(f"equal_compute_{units.axes[number].name}", {"x": place})
-            for place, number in enumerate((1, 2, 0))
+            Print(f"equal_compute_{axis.name}", {"x": place})
+            for place, axis in enumerate([*units.axes[1:], units.axes[0]])
         ],
         efficiency_table(experiments),
         "Validation loss at the end of each run over FLOPs, time or tokens.",
@@ -161,7 +163,7 @@ def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str
 def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None:
     """Where each experiment reaches the final loss of the dense model; None without one."""
     ended = [run for one in experiments for run in one.runs if run.is_finished and run.validations]
-    rows = []
+    rows, notes = [], []
     for experiment in experiments:
         pairs = [pair for run in experiment.runs for pair in _beside_dense(run, ended)]
         if not pairs:
@@ -172,6 +174,10 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
         targets = [efficiency.target for *_, efficiency in pairs]
         finals = [efficiency.final_loss for *_, efficiency in pairs]
         rows.append([experiment.label, f"{mean(targets):.4f}", f"{mean(finals):.4f}", *cells])
+        for run, dense, efficiency in pairs:
+            if efficiency.warnings:
+                unlike = "; ".join(efficiency.warnings)
+                notes.append(f"{run.name} beside {dense.name}: {unlike}.")
     if not rows:
         return None
     return {
@@ -179,6 +185,7 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
         "its size, as a share of what that took (read between validations; mean over seeds)",
         "columns": ["model", "LLaMA's loss", "own loss", "tokens", "FLOPs", "time"],
         "rows": rows,
+        "notes": notes,
     }
 
 
@@ -205,13 +212,16 @@ def _beside_dense(run: Run, runs: Sequence[Run]) -> list[tuple[Run, Run, Efficie
 
 
 def _shares(run: Run, dense: Run) -> list[float | None]:
-    """Tokens, FLOPs and time to the dense run's final loss, as shares of the dense run's."""
+    """Tokens, FLOPs and time to the dense run's final loss, as shares of the dense run's.
+
+    None is never; NaN is of what was not logged.
+    """
     end = dense.validations[-1]
     found: list[float | None] = []
     for name in ("tokens", "flops", "hours"):
         curve = [(asdict(one)[name], one.loss) for one in run.validations]
         needed, whole = tokens_to_reach(curve, end.loss), getattr(end, name)
-        found.append(None if needed is None or not whole else needed / whole)
+        found.append(None if needed is None else needed / whole if whole else math.nan)
     return found
 
 
@@ -219,5 +229,7 @@ def _told(shares: Sequence[float | None], bound: str) -> str:
     reached = [share for share in shares if share is not None]
     if not reached:
         return "not reached"
+    if any(math.isnan(share) for share in reached):
+        return "–"  # nobody took the time
     text = f"{bound}{100 * mean(reached):.0f} %"
     return text if len(reached) == len(shares) else f"{text} ({len(reached)} of {len(shares)})"

@@ -23,11 +23,12 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
         experiments: of the page, whose colours their models have here as well.
     """
     every = [records_of(name, result) for name, result in measured.results]
-    several = [records for records in every if len(records) > 2]
+    # Models without a router stand beside the others, of which those that nobody turned up or
+    # down are left out.
+    alone = [records for records in every if all(one["rule"] == ALONE for one in records)]
+    several = [records for records in every if len(records) > 2 and records not in alone]
     if not several:
         return None
-    # Models without a router stand beside them; others that nobody turned up or down do not.
-    alone = [records for records in every if all(one["rule"] == ALONE for one in records)]
     records = [record for records in [*alone, *several] for record in records]
     by_model = [record["experiment"] for record in records]
     labels = list(dict.fromkeys(by_model))

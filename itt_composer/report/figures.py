@@ -67,7 +67,7 @@ class Figure:
         data: by name, records of the same keys.
         controls: in order.
         prints: the PNGs.
-        table: to stand below it (title, columns, rows), or None.
+        table: to stand below it (title, columns, rows, notes), or None.
         description: for those who cannot see it.
     """
 

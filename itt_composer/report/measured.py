@@ -184,9 +184,13 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
 
 def place_in_list(run: Run) -> tuple:
     """First what has most to show: routers, more steps, a finished run."""
-    thinking = run.recipe["thinking"]
-    has_no_router = thinking.get("adaptive_routing") is not True
-    return has_no_router, -(thinking.get("thinking_steps") or 1), not run.is_finished
+    steps = run.recipe["thinking"].get("thinking_steps") or 1
+    return not has_router(run), -steps, not run.is_finished
+
+
+def has_router(run: Run) -> bool:
+    """Whether its ratios can be anything between 0 and 1."""
+    return run.recipe["thinking"].get("adaptive_routing") is True
 
 
 def name_of(experiment: Experiment, run: Run) -> str:

@@ -29,9 +29,11 @@ VALIDATION = {
 HOURS, SPEED = "time/train", "throughput/tokens_per_sec"
 RATIO = re.compile(r"capacity_annealing/select_ratio/step_(\d+)")
 THINKING = re.compile(r"thinking/layer_(\d+)/step_(\d+)/(\w+)")
+LENGTH = re.compile(r"([\d.]+(?:e\d+)?)(ba|tok|sp)")
+OLD_RECIPE = re.compile(r"recipe_until_batch_(\d+)\.yaml")
 SIZES = (
     *(("model", name) for name in paper.GEOMETRY_FIELDS),
-    *(("data", "seq_len"), ("train", "global_batch_size")),
+    ("data", "seq_len"),
 )
 NAMES = {"batch", "tokens", TRAINING_LOSS, HOURS, SPEED, *VALIDATION.values()}
 
@@ -101,7 +103,7 @@ class Run:
     @property
     def progress(self) -> float | None:
         """Share of its training that is done, 0..1; None where its length is not known."""
-        match = re.fullmatch(r"([\d.]+)(ba|tok|sp)", str(self.recipe["train"]["max_duration"]))
+        match = LENGTH.fullmatch(str(self.recipe["train"]["max_duration"]))
         if self.is_finished or not self.batches or match is None:
             return 1.0 if self.is_finished else None
         done = {
@@ -117,9 +119,9 @@ class Run:
         return tuple(self.recipe["model"].get(name) for name in paper.GEOMETRY_FIELDS)
 
     def loss_log(self) -> LossLog:
-        """As `eval.data_efficiency` takes it."""
+        """As `eval.data_efficiency` takes it, with a label unlike that of any other run."""
         losses = [(validation.tokens, validation.loss) for validation in self.validations]
-        return LossLog(self.path, self.recipe, losses)
+        return LossLog(self.path, {**self.recipe, "run_name": self.name}, losses)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -168,35 +170,48 @@ def config_of(run: Run) -> "IttConfig":
 
 def flops_after(
     config: "IttConfig",
-    batch_size: int,
     seq_len: int,
-    batches: Sequence[int],
+    tokens: Sequence[int],
     ratios: Sequence[tuple[float, ...]],
 ) -> list[float]:
-    """Executed FLOPs of forward and backward that lie behind each of the batches.
+    """Executed FLOPs of forward and backward that lie behind each batch that was logged.
 
     A batch that was not logged counts like the last one before it that was.
 
     Args:
         config: of the model.
-        batch_size: sequences of a batch, over all ranks.
-        seq_len: tokens of each.
-        batches: numbers of batches, ascending.
+        seq_len: tokens of a sequence.
+        tokens: those that lie behind each batch, ascending.
         ratios: ρ_t in force in each of them; under top-p they stand for the shares of the tokens.
     """
     from itt_composer.flops import executed_flops
 
     @cache
     def cost(ratios: tuple[float, ...]) -> int:
-        return 3 * executed_flops(config, batch_size, seq_len, ratios)
+        return 3 * executed_flops(config, 1, seq_len, ratios)
 
     total, before, found = 0.0, 0, []
     in_force = ratios[0] if ratios else ()
-    for batch, own in zip(batches, ratios, strict=True):
-        total += (batch - before) * cost(in_force)
+    for behind, own in zip(tokens, ratios, strict=True):
+        total += (behind - before) / seq_len * cost(in_force)
         found.append(total)
-        before, in_force = batch, own
+        before, in_force = behind, own
     return found
+
+
+def continuations(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each run that went on with another recipe than it was begun with."""
+    sentences = []
+    for run in runs:
+        found = [OLD_RECIPE.fullmatch(file.name) for file in run.path.glob("recipe_until_*.yaml")]
+        batches = sorted(int(match[1]) for match in found if match)
+        if batches:
+            until = " and ".join(f"{batch:,}" for batch in batches)
+            sentences.append(
+                f"{run.name} had another recipe until batch {until}; it is named, and its FLOPs "
+                "are counted, by that of its end"
+            )
+    return sentences
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
@@ -258,14 +273,8 @@ def _read_curves(run: Run) -> None:
     run.tokens = [line["tokens"] for line in lines]
     run.losses = [line.get(TRAINING_LOSS) for line in lines]
     run.hours = _carried_on(line.get(HOURS) for line in lines)
-    data, train = run.recipe["data"], run.recipe["train"]
-    run.flops = flops_after(
-        config_of(run),
-        train["global_batch_size"],
-        data["seq_len"],
-        run.batches,
-        _ratios_in_force(lines, run.recipe["thinking"].get("select_ratios", ())),
-    )
+    ratios = _ratios_in_force(lines, run.recipe["thinking"].get("select_ratios", ()))
+    run.flops = flops_after(config_of(run), run.recipe["data"]["seq_len"], run.tokens, ratios)
     for place, line in enumerate(lines):
         run.tokens_per_second = line.get(SPEED, run.tokens_per_second)
         if VALIDATION["loss"] in line:

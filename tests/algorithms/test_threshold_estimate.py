@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from composer.core import Callback
+from composer.core import Callback, Event
+from composer.utils import dist
 
 from itt_composer.algorithms.threshold_estimate import ThresholdEstimate
 from itt_composer.calibration import calibrate, update_estimate, watched_scores
+from itt_composer.callbacks.heartbeat import Heartbeat
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.composer_model import unwrap
 from itt_composer.models.thresholds import quantiles_of
@@ -50,6 +52,52 @@ def test_the_estimate_follows_training_and_ends_calibrated(small_recipe, make_tr
     for label in ("eval", "eval_threshold"):
         assert f"metrics/{label}/LanguageCrossEntropy" in log.data
     assert unwrap(trainer.state.model).config.router_selection == "top_k"
+
+
+@pytest.mark.parametrize(("ranks", "counts"), [(2, [1, 1]), (5, [1] * 5)])
+def test_every_rank_calibrates_with_as_many_rows(
+    small_recipe, make_trainer, monkeypatch, ranks, counts
+):
+    trainer, _ = make_trainer(small_recipe("train.calibration_rows=3"))
+    (estimate,) = [a for a in trainer.state.algorithms if isinstance(a, ThresholdEstimate)]
+    found = []
+    for rank in range(ranks):
+        monkeypatch.setattr(dist, "get_world_size", lambda: ranks)
+        monkeypatch.setattr(dist, "get_global_rank", lambda rank=rank: rank)
+        found.append(sum(len(b["input_ids"]) for b in estimate._calibration_batches(trainer.state)))
+    monkeypatch.undo()
+    assert found == counts
+
+
+def test_a_calibration_is_a_sign_of_life(small_recipe, make_trainer):
+    trainer, _ = make_trainer(small_recipe())
+    (estimate,) = [a for a in trainer.state.algorithms if isinstance(a, ThresholdEstimate)]
+    (heartbeat,) = [c for c in trainer.state.callbacks if isinstance(c, Heartbeat)]
+    beats = []
+    heartbeat.eval_batch_end = lambda state, logger: beats.append(state.timestamp.batch.value)
+    estimate.apply(Event.BATCH_END, trainer.state, trainer.logger)
+    rows = 256 // 4  # in batches of four; at one anchor in the middle and eight around it
+    assert len(beats) == 9 * rows
+
+
+def test_training_in_epochs_anneals_within_them_and_ends_calibrated(
+    small_recipe, make_trainer, capsys
+):
+    recipe = small_recipe(
+        *("train.max_duration=1ep", "train.global_batch_size=64", "train.microbatch_size=64"),
+        *("algorithms.capacity_annealing={}", "callbacks.console_lines.interval=4ba"),
+        "train.calibration_rows=8",
+    )
+    watch = Tables()
+    trainer, log = make_trainer(recipe, watch)
+    trainer.fit()
+    assert trainer.state.timestamp.epoch == 1
+    assert len(watch.after) == trainer.state.dataloader_len > 4
+    ratios = [ratio for _, ratio in log.data["capacity_annealing/select_ratio/step_2"]]
+    assert ratios[0] == pytest.approx(0.1)
+    assert ratios[-1] == 0.8
+    assert [are_alike(tables) for tables in watch.after[-2:]] == [True, False]
+    assert " · 100 % · " in capsys.readouterr().out
 
 
 def test_evaluation_by_thresholds_is_another_than_by_top_k(small_recipe, make_trainer):

@@ -12,9 +12,12 @@ import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2TokenizerFast,
+    GPTBigCodeConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -151,6 +154,19 @@ def test_a_bound_on_the_rank_changes_nothing():
     assert nuclear_norm(matrix, 3).item() < 0.9 * exact  # a wrong one does
     assert nuclear_norm(torch.zeros(30, 30), 2).item() == 0.0
     assert nuclear_norm(torch.diag(torch.tensor([3.0, -4.0]))).item() == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTBigCodeConfig(vocab_size=96, n_embd=64, n_layer=1, n_head=4, multi_query=False),
+        BloomConfig(vocab_size=96, hidden_size=64, n_layer=1, n_head=4),
+    ],
+)
+def test_fused_projections_that_fall_into_other_parts_are_refused(config):
+    """They have names of GPT-2's and GPT-NeoX's."""
+    with pytest.raises(UserError, match="has no attention projections of a known kind"):
+        attention_projections(AutoModelForCausalLM.from_config(config))
 
 
 def test_a_model_of_another_kind_is_refused():

@@ -3,8 +3,9 @@
 import re
 
 import pytest
+import torch
 
-from itt_composer.callbacks.console_lines import format_progress, format_time
+from itt_composer.callbacks.console_lines import ConsoleLines, format_progress, format_time
 from itt_composer.flops import executed_flops
 from itt_composer.models.composer_model import unwrap
 from itt_composer.schedules import ratios_at
@@ -81,6 +82,14 @@ def test_mfu_is_that_of_the_flops_at_the_ratios_in_force(small_recipe, make_trai
         expected = float(tokens_per_second.replace(",", "")) * flops_per_token[-1] / peak
         assert float(mfu) == pytest.approx(100 * expected, rel=0.01)
     assert flops_per_token[1] > 1.1 * flops_per_token[0]
+
+
+def test_a_loss_beyond_all_perplexities_does_not_end_the_run(small_recipe, make_trainer, capsys):
+    trainer, _ = make_trainer(small_recipe("callbacks.console_lines={}"))
+    (lines,) = [one for one in trainer.state.callbacks if isinstance(one, ConsoleLines)]
+    trainer.state.eval_metric_values = {"LanguageCrossEntropy": torch.tensor(800.0)}
+    lines.eval_end(trainer.state, trainer.logger)
+    assert "validation loss 800.0000 · perplexity 1014232" in capsys.readouterr().out
 
 
 def test_the_perplexity_is_that_of_the_validation_loss(small_recipe, make_trainer, capsys):

@@ -234,6 +234,75 @@ def test_data_efficiency_stands_beside_the_dense_run(runs):
     assert int(flops.split()[0]) > 74  # of dearer batches
 
 
+def test_efficiency_is_against_the_dense_run_that_is_told(tmp_path):
+    far, near, itt = (tmp_path / name / name[0] for name in ("l-far", "l-near", "itt"))
+    write_run(far, *DENSE, "seed=5", "run_name=llama", loss=5.0)
+    write_run(near, *DENSE, "run_name=llama", loss=4.1)
+    write_run(itt, loss=4.0)
+    table = efficiency_of([far, near, itt])
+    assert [row[:4] for row in table["rows"]] == [["ITT×3", "4.1000", "4.0000", "74 %"]]
+    assert table["notes"] == []
+
+
+def test_what_else_differs_from_the_dense_run_is_told(tmp_path):
+    runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "itt", "seed=5")]
+    (note,) = efficiency_of(runs)["notes"]
+    assert note.startswith("itt beside dense: seed is 5 in itt, ")
+
+
+def efficiency_of(runs):
+    figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
+    return figures["equal_compute"].table
+
+
+def test_without_times_there_is_no_axis_of_them(tmp_path):
+    runs = [write_run(tmp_path / "dense", *DENSE, loss=4.1), write_run(tmp_path / "itt")]
+    for run in runs:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        texts = [json.dumps({**line, "time/train": None}) + "\n" for line in lines]
+        (run / "metrics.jsonl").write_text("".join(texts))
+    figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
+    for name in ("curves", "equal_compute"):
+        (over,) = [control for control in figures[name].controls if control.name == "x"]
+        assert {option.label for option in over.options} == {"tokens", "executed FLOPs"}
+    assert [one.name for one in figures["equal_compute"].prints] == [
+        "equal_compute_flops",
+        "equal_compute_tokens",
+    ]
+    (row,) = efficiency_of(runs)["rows"]
+    assert row[-1] == "–"
+
+
+@pytest.mark.parametrize(
+    ("setting", "joins"),
+    [("train.max_duration=80ba", True), ("model.num_hidden_layers=2", False)],
+)
+def test_a_line_joins_dense_models_of_one_size(tmp_path, setting, joins):
+    runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "other", *DENSE, setting)]
+    figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
+    assert ("The dashed line joins" in figures["equal_compute"].caption) == joins
+    assert ("strokeDash" in json.dumps(figures["equal_compute"].spec["layer"])) == joins
+
+
+def test_a_run_that_went_on_with_another_recipe_is_told(tmp_path):
+    run = write_run(tmp_path / "itt")
+    (run / "recipe_until_batch_20.yaml").write_text("")
+    (warning,) = build([run], [], "t").page.warnings
+    assert warning.startswith("itt had another recipe until batch 20; ")
+
+
+def test_own_ratios_alone_are_no_sweep_and_a_model_without_router_has_none(tmp_path):
+    folder = write_run(tmp_path / "itt", analysed=True)
+    file = folder / "perplexity.json"
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps({**result, "settings": result["settings"][:1]}))
+    (command,) = [command for _, command in build([folder], [], "t").page.missing]
+    assert "eval/suites/elastic.yaml" in command
+    loop = write_run(tmp_path / "loop", "thinking.thinking=loop", "thinking.select_ratios=null")
+    missing = [command for _, command in build([loop], [], "t").page.missing]
+    assert not any("elastic.yaml" in command for command in missing)
+
+
 def test_an_efficiency_reached_at_the_first_validation_is_a_bound(tmp_path):
     runs = [write_run(tmp_path / "dense", *DENSE, loss=8), write_run(tmp_path / "itt", loss=1)]
     figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
