@@ -124,7 +124,7 @@ train)
     OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -I{} sh -c 'composer -n 1 -m itt_composer.train {}' <<<"$lines"
     ;;
 analyse)
-    for run in "$RUNS/$2"/itt_*/; do
+    for run in "$RUNS/$2"/itt_*/ "$RUNS/$2/llama-seed17/"; do
         [ ! -f "$run/summary.json" ] || [ "$run/analysis/thinking.json" -nt "$run/summary.json" ] ||
             python -m itt_composer.analysis tokens "${run%/}"
     done

@@ -128,7 +128,12 @@ def _thinking_of(
         open_shards,
         validation_batches,
     )
-    from itt_composer.analysis.thinking import step_encodings, think_about, thinking_steps
+    from itt_composer.analysis.thinking import (
+        step_encodings,
+        think_about,
+        thinking_steps,
+        watched_norms,
+    )
     from itt_composer.data.shards import check_vocabulary
     from itt_composer.generate import document_ids
 
@@ -142,7 +147,7 @@ def _thinking_of(
         asked = {**asked, "router_selection": asked["router_selection"] or "top_k"}
     think_as(model, asked)
     batches = validation_batches(shards, manifest, rows, BATCH_SIZE)
-    with _progress() as show:
+    with _progress() as show, watched_norms(model) as norms:
         steps = thinking_steps(
             model, tokenizer, batches, lambda done, total: show("validation rows", done, total)
         )
@@ -161,6 +166,7 @@ def _thinking_of(
         "select_ratios": list(getattr(config, "select_ratios", [])),
         "steps": steps,
         "step_encodings": step_encodings(model),
+        "state_norms": [{"layer": layer, "mean": norm} for layer, norm in norms.items()],
         "texts": [think_about(model, tokenizer, name, ids) for name, ids in shown.items()],
     }
 

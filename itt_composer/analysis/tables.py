@@ -39,15 +39,18 @@ def gradient_tables(result: dict[str, Any], name: str) -> list[Table]:
 
 
 def thinking_tables(result: dict[str, Any], name: str) -> list[Table]:
-    """Shares and weights by layer and step, kinds of tokens, and φ.
+    """Shares and weights by layer and step, kinds of tokens, φ, and norms of states.
 
     Args:
         result: of `thinking.json`.
         name: of the model.
     """
+    norms = Table("Mean norm of the tokens' states behind each layer", ["layer", "norm"])
+    for norm in result["state_norms"]:
+        norms.rows.append([str(norm["layer"]), _number(norm["mean"])])
     if not result["steps"]:
-        note = f"{name}: the model takes no thinking steps"
-        return [Table("Which tokens think", ["layer", "step", "share"], notes=[note])]
+        norms.notes = [f"{name}: the model takes no thinking steps"]
+        return [norms]
     data = result["data"]
     figures = ("share", "weight_mean", "weight_std", "selected_weight_mean", "overlap", "union")
     shares = Table(
@@ -66,7 +69,7 @@ def thinking_tables(result: dict[str, Any], name: str) -> list[Table]:
     for encoding in result["step_encodings"]:
         place = [str(encoding["layer"]), str(encoding["step"])]
         encodings.rows.append([*place, *(_number(encoding[column]) for column in columns)])
-    return [shares, kinds, *([encodings] if encodings.rows else [])]
+    return [shares, kinds, *([encodings] if encodings.rows else []), norms]
 
 
 def _listed(counts: dict[str, int]) -> str:

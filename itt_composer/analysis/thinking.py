@@ -6,7 +6,8 @@ is that of the same layer, the first pass apart.
 Shapes: B batch, S sequence, C kinds of tokens, H bins of a histogram.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -155,6 +156,33 @@ class StepWatcher:
         ]
 
 
+@contextmanager
+def watched_norms(model: PreTrainedModel) -> Iterator[dict[int, float]]:
+    """Mean Euclidean norm of the tokens' states behind each layer; to be read after the context.
+
+    Empty for a model that is none of ours.
+    """
+    found: dict[int, float] = {}
+    tokens: dict[int, int] = {}
+
+    def note(layer: int, output: Any) -> None:
+        state_BSD = output[0] if isinstance(output, tuple) else output
+        norms_BS = state_BSD.double().norm(dim=-1)
+        found[layer] = found.get(layer, 0.0) + norms_BS.sum().item()
+        tokens[layer] = tokens.get(layer, 0) + norms_BS.numel()
+
+    layers = model.model.layers if isinstance(model, IttForCausalLM) else ()
+    with ExitStack() as hooks:
+        for number, layer in enumerate(layers):
+            handle = layer.register_forward_hook(
+                lambda module, inputs, output, number=number: note(number, output)
+            )
+            hooks.callback(handle.remove)
+        yield found
+    for layer, total in found.items():
+        found[layer] = total / tokens[layer]
+
+
 @torch.inference_mode()
 def thinking_steps(
     model: PreTrainedModel,
@@ -165,7 +193,7 @@ def thinking_steps(
     """What each step of each layer does with the tokens of some rows, by the rule in force.
 
     Args:
-        model: in evaluation mode; one that does not think gives an empty list.
+        model: in evaluation mode; one that is none of ours gives an empty list.
         tokenizer: its own.
         batches: `input_ids` (B, S) without padding.
         on_progress: called after each batch with the batches done and in all.
@@ -177,7 +205,7 @@ def thinking_steps(
         `union` (share of all tokens that took either; None for a layer's first step), and
         `classes`, by kind of token how many there are and which share of them took the step.
     """
-    if not isinstance(model, IttForCausalLM) or not model.thinking_layers:
+    if not isinstance(model, IttForCausalLM):
         return []
     counts_V = torch.zeros(model.config.vocab_size, dtype=torch.long)
     for batch in batches:

@@ -23,6 +23,7 @@ from itt_composer.analysis.thinking import (
     texts_of,
     think_about,
     thinking_steps,
+    watched_norms,
 )
 from itt_composer.analysis.token_classes import KINDS, TokenClasses, rare_and_frequent
 from itt_composer.data.stored_rows import StoredRows
@@ -165,6 +166,25 @@ def test_rare_and_frequent_tokens_by_hand():
     is_rare, is_frequent = rare_and_frequent(counts)
     assert is_frequent.nonzero().flatten().tolist() == [1, 3]
     assert is_rare.nonzero().flatten().tolist() == [2, 4, 6]
+
+
+@pytest.mark.parametrize("kind", ["itt", "dense"])
+def test_norms_of_states_are_those_of_plain_loops(runs, tokenizer, shards, kind):
+    model = IttForCausalLM.from_pretrained(runs[kind] / "model").eval()
+    batches = validation_batches(shards, open_shards(shards), 5, 3)
+    with watched_norms(model) as norms:
+        thinking_steps(model, tokenizer, batches)
+    last = []
+    model.model.norm.register_forward_pre_hook(lambda module, inputs: last.append(inputs[0]))
+    expected = {layer: [] for layer in range(len(model.model.layers))}
+    for batch in batches:
+        with torch.no_grad():
+            out = model.model(input_ids=batch["input_ids"], output_hidden_states=True)
+        for layer, state_BSD in enumerate([*out.hidden_states[1:-1], last[-1]]):
+            for row in state_BSD:
+                expected[layer] += [math.sqrt(sum(x * x for x in token)) for token in row.tolist()]
+    assert norms == pytest.approx({one: sum(of) / len(of) for one, of in expected.items()})
+    assert not model.model.layers[0]._forward_hooks
 
 
 def test_step_encodings_are_told_value_by_value(runs):
