@@ -114,7 +114,7 @@ def convert(options: Options) -> dict[str, Any] | None:
     with _closing(state, output):
         if output.finished(recipe) is not None:
             return None  # another process has just finished it
-        output.begin(recipe)
+        output.begin(recipe, state)
         threshold = _threshold(state, options, budgets, domains, tokenizer)
         settings = _settings(options, tokenizer, threshold)
         spread = options.train_tokens is not None
@@ -238,13 +238,20 @@ def _convert_parts(
             return run_spark(plan, settings, budgets, limit, place, options.master, on_progress)
     engine = LocalEngine(plan, settings, budgets, state, output, limit)
     size = engine.input_bytes()
-    count = options.workers or min(usable_cores(), -(-size // options.part_size))
+    count = options.workers or min(usable_cores(), -(-_as_text(plan, size) // options.part_size))
     with (
         conversion_progress(size, engine.done_before()) as on_progress,
         workers(max(1, count), on_progress) as running,
     ):
         parts = engine.run(running)
         return parts, finish_streams(parts, settings.shards, budgets, state, running)
+
+
+def _as_text(plan: dict[str, list[Part]], size: int) -> int:
+    """Bytes of text in so many bytes of the input, about."""
+    parts = [part for planned in plan.values() for part in planned]
+    text = sum(part.text_bytes for part in parts)
+    return size * text // max(1, sum(part.input_bytes for part in parts))
 
 
 def _report(
@@ -355,18 +362,16 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
 
 
 def _shortfalls(manifest: dict[str, Any]) -> list[str]:
-    """Say of each stream that has less than was asked for how much it has."""
-    if manifest["shares"] is None:
-        return [f"{stream} has no rows" for stream in _empty_streams(manifest)]
-    lines = []
+    """Say of each stream that has less than was asked for, or no rows, how much it has."""
+    told = dict.fromkeys(_empty_streams(manifest), "has no rows")
     for split in SPLITS:
         tokens = manifest[f"{split}_tokens"]
         for domain, share in manifest["shares"].items() if tokens else ():
             asked = round(tokens * share / manifest["seq_len"]) * manifest["seq_len"]
             counts = manifest["splits"][split].get(domain, {"tokens": 0})
             if counts["tokens"] < asked:
-                lines.append(f"{split}/{domain} has {counts['tokens']:,} of {asked:,} tokens")
-    return lines
+                told[f"{split}/{domain}"] = f"has {counts['tokens']:,} of {asked:,} tokens"
+    return [f"{stream} {what}" for stream, what in told.items()]
 
 
 def _empty_streams(manifest: dict[str, Any]) -> list[str]:

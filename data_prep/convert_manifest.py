@@ -49,6 +49,7 @@ class ConvertManifest(ManifestPart):
     vocab_size: PositiveInt
     compression: str | None = None
     hashes: list[str] = Field(default=["sha256"])
+    engine: str = "local"
     splits: dict[str, dict[str, StreamCounts]]
     totals: dict[str, StreamCounts]
     rejects: dict[str, NonNegativeInt] = Field(default_factory=dict)

@@ -13,7 +13,6 @@ import numpy as np
 from data_prep.documents import Document
 from data_prep.tokenizer import Tokenizer
 
-ENCODERS = ("fast", "reference")
 # So many documents are encoded twice; the reference is 25 times slower than gigatoken.
 CHECKED_ONE_IN = 512
 # And of every part the first that is no larger, so that small corpora are not left unchecked.

@@ -75,6 +75,7 @@ class LocalEngine:
             UserError: bad input, or too many bad lines.
             OSError: the disk is full, or the object store cannot be reached.
         """
+        self._check_rejects()  # of earlier runs, which may have had another limit
         futures: set[Future[Any]] = set()
         with ThreadPoolExecutor(UPLOADS) as uploads:
             for domain in self.plan:
@@ -108,10 +109,13 @@ class LocalEngine:
     ) -> "set[Future[Any]]":
         record = done.record
         self.done[record.domain][record.index] = done
+        self._check_rejects()
+        return self._settle(record.domain, workers, uploads)
+
+    def _check_rejects(self) -> None:
         records = [part.record for parts in self.done.values() for part in parts.values()]
         finished = sum(self.plan[r.domain][r.index].input_bytes for r in records)
         self.reject_limit.check(records, finished / max(1, self.input_bytes()))
-        return self._settle(record.domain, workers, uploads)
 
     def _next(self) -> Part | None:
         """The largest part that may be begun; in a domain with a train budget, the next."""

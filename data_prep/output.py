@@ -14,7 +14,7 @@ from data_prep.manifest import MANIFEST, check_same, read_manifest
 from data_prep.part_store import DonePart
 from data_prep.remote import RemoteOutput
 from data_prep.rows import sync
-from data_prep.state import STATE, is_state
+from data_prep.state import STATE, State, is_state
 from itt_composer.errors import UserError
 
 URL = re.compile(r"([a-z][a-z0-9-]*)://.+")
@@ -76,7 +76,7 @@ class LocalOutput:
         """When OUT was completed, in seconds since 1970."""
         return (self.out / MANIFEST).stat().st_mtime
 
-    def begin(self, recipe: dict[str, Any]) -> None:
+    def begin(self, recipe: dict[str, Any], state: State) -> None:
         """Nothing to announce."""
 
     def upload(self, done: DonePart, record_file: Path) -> None:

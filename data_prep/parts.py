@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.documents import COMPRESSIONS, Piece
 
-# A compressed byte is counted as this many of text when files are put together.
+# A compressed byte is counted as this many of text.
 TEXT_PER_COMPRESSED_BYTE = 3
 
 
@@ -35,6 +35,11 @@ class Part:
     def input_bytes(self) -> int:
         """Bytes of the input files, as they lie on disk."""
         return sum(piece.end - piece.start for piece in self.pieces)
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of text in them, about."""
+        return sum(_text_bytes(piece) for piece in self.pieces)
 
     @property
     def name(self) -> str:
@@ -81,9 +86,7 @@ def _groups(pieces: list[Piece], part_bytes: int) -> Iterator[tuple[Piece, ...]]
     group: list[Piece] = []
     size = 0
     for piece in pieces:
-        text = piece.end - piece.start
-        if Path(piece.file).suffix in COMPRESSIONS:
-            text *= TEXT_PER_COMPRESSED_BYTE
+        text = _text_bytes(piece)
         if group and size + text > 1.5 * part_bytes:
             yield tuple(group)
             group, size = [], 0
@@ -94,6 +97,11 @@ def _groups(pieces: list[Piece], part_bytes: int) -> Iterator[tuple[Piece, ...]]
             group, size = [], 0
     if group:
         yield tuple(group)
+
+
+def _text_bytes(piece: Piece) -> int:
+    is_compressed = Path(piece.file).suffix in COMPRESSIONS
+    return (piece.end - piece.start) * (TEXT_PER_COMPRESSED_BYTE if is_compressed else 1)
 
 
 def _place(pieces: tuple[Piece, ...]) -> bytes:

@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.manifest import MANIFEST, as_stored, check_same
 from data_prep.part_store import INDEX, DonePart
+from data_prep.state import State
 from itt_composer.errors import UserError
 
 TIMEOUT_SECONDS = 60.0
@@ -39,8 +41,9 @@ class RemoteOutput:
 
     def __init__(self, url: str, work_dir: Path | None) -> None:
         self.name = url
-        name = f".{re.sub(r'[^A-Za-z0-9.-]+', '-', url)}.partial"
-        self.folder = ((work_dir or Path()) / name).resolve()
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", url)
+        digest = sha256(url.encode()).hexdigest()[:8]  # run_1 and run-1 have one name
+        self.folder = ((work_dir or Path()) / f".{name}-{digest}.partial").resolve()
         self.uploaded: set[str] = set()  # by this process
 
     def finished(self, recipe: dict[str, Any]) -> dict[str, Any] | None:
@@ -67,9 +70,10 @@ class RemoteOutput:
         """When OUT was completed; not known here, so before everything."""
         return 0.0
 
-    def begin(self, recipe: dict[str, Any]) -> None:
+    def begin(self, recipe: dict[str, Any], state: State) -> None:
         """Say in the store what is being written to it."""
         if self._manifest() is None:
+            state.forget_uploaded()  # first: what is begun there is taken for uploaded
             file = self.folder / MANIFEST
             file.write_text(json.dumps(as_stored(recipe), indent=1) + "\n", encoding="utf-8")
             self._upload(MANIFEST)

@@ -151,6 +151,13 @@ class State:
         for name in done.files:
             shutil.rmtree((self.folder / name).parent, ignore_errors=True)
 
+    def forget_uploaded(self) -> None:
+        """Forget the parts whose shards lay in an object store that was emptied since."""
+        for file in (self.own / "parts").glob("*/*.json"):
+            done = DonePart.load(file)
+            if done.uploaded:
+                self.forget(done, file)
+
     def drop_rows(self, done: DonePart, kept: dict[str, int], file: Path) -> None:
         """Remove all of a part's rows in the splits of which none is kept."""
         folders = {split: f"{split}/{done.record.domain}/{file.stem}" for split in SPLITS}

@@ -249,6 +249,8 @@ def _name_tokens(companions: dict[str, bytes], named: dict[str, str]) -> None:
     config = json.loads(companions.get(CONFIG_FILE, b"{}"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast"} | config
     config |= {key: None if name == "none" else name for key, name in named.items()}
+    if named.get("bos_token") == "none":
+        config["add_bos_token"] = False  # true without one, a LLaMA tokenizer cannot be loaded
     companions[CONFIG_FILE] = (json.dumps(config, indent=1) + "\n").encode()
     companions.pop("special_tokens_map.json", None)  # it would overrule them
 

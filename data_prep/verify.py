@@ -249,7 +249,8 @@ def _tasks(out: Path, manifest: ConvertManifest, entries: Entries) -> Iterator[_
         compressed = file + compression_suffix(manifest)
         if compressed in manifest.files:
             yield _Task(file, "decompressed", None, entries.get(compressed))
-        else:
+        elif not (manifest.engine == "spark" and path.parent.name.isdigit()):
+            # A store keeps the index of each of Spark's tasks, and all that a repeated one wrote.
             yield _Task(file, "stray", None, None)
 
 

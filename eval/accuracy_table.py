@@ -30,8 +30,6 @@ HEADERS = {
     "nq_open": "NQ",
 }
 AVERAGE = "average"
-# Of a description: what repetitions of a model do not share.
-OF_ONE_RUN = ("path", "name", "sha256")
 GAP = "–"
 
 
@@ -172,7 +170,7 @@ def _model(
 ) -> Model:
     """The model of that description among the models, put there if it is new."""
     row = paper.row_of(description)
-    kind = {name: value for name, value in description.items() if name not in OF_ONE_RUN}
+    kind = {name: value for name, value in description.items() if name not in paper.OF_ONE_RUN}
     key = json.dumps(kind, sort_keys=True)
     if key not in models:
         label = row or label_of(description)
@@ -200,7 +198,7 @@ def tflops(description: Mapping[str, Any]) -> float | None:
     from itt_composer.models.configuration import IttConfig
 
     fields = {"thinking": "dense"} | dict(description)
-    for name in (*OF_ONE_RUN, "parameters", "model_type"):
+    for name in (*paper.OF_ONE_RUN, "parameters", "model_type"):
         fields.pop(name, None)
     for tied in (False, True):  # which the description does not say
         config = IttConfig(**fields, tie_word_embeddings=tied)

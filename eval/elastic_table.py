@@ -28,8 +28,8 @@ class Line:
 
 
 def is_sweep(result: Mapping[str, Any]) -> bool:
-    """Whether an ITT was measured at several ratios."""
-    ratios = {tuple(setting["select_ratios"]) for setting in result["settings"]}
+    """Whether an ITT was measured at several ratios, without early exit."""
+    ratios = {tuple(setting["select_ratios"]) for setting in _without_exit(result)}
     return paper.kind_of(result["model"]) == "itt" and len(ratios) > 1
 
 
@@ -46,7 +46,7 @@ def section(
         compared: take differences although it is not the paper's model.
     """
     model = result["model"]
-    asked = [setting for setting in result["settings"] if not setting["early_exit"]]
+    asked = _without_exit(result)
     rules = list(dict.fromkeys(setting["router_selection"] for setting in asked))
     compared = compared or paper.is_elastic(model)
     columns = ["ratios, %", "TFLOPs,\npaper", "TFLOPs,\nours", "TFLOPs,\nexecuted"]
@@ -88,6 +88,10 @@ def section(
         table.rows.append(cells)
     table.notes = _notes(lines, compared)
     return Section(name, table, records)
+
+
+def _without_exit(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [setting for setting in result["settings"] if not setting["early_exit"]]
 
 
 def settings_of(asked: Sequence[dict[str, Any]]) -> list[Line]:

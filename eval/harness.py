@@ -33,6 +33,7 @@ from eval import ranks
 from eval.fetch import reason
 from eval.language_model import EvaluatedLM
 from eval.models import EvaluatedModel, load_evaluated, think_causally
+from eval.paper import OF_ONE_RUN
 from eval.suite import TaskSettings, TaskSuite
 from eval.task_data import OpenTasks, open_tasks
 from eval.task_progress import TaskProgress
@@ -119,7 +120,7 @@ def _check_repeat(
             )
     differing = [
         name
-        for name in (first.keys() | model.keys()) - {"path", "name", "sha256"}
+        for name in (first.keys() | model.keys()) - set(OF_ONE_RUN)
         if first.get(name) != model.get(name)
     ]
     if differing:

@@ -108,9 +108,18 @@ def plan(
         tokens_per_batch: most tokens in a batch, padding included.
         can_share: whether the model goes on from a cache.
         can_pad: whether rows of a batch may differ in length.
+
+    Raises:
+        UserError: a continuation is longer than the model, so there is no likelihood of it.
     """
     by_context: dict[Tokens, Question] = {}
     for index, (context, continuation) in enumerate(requests):
+        if len(continuation) > max_length:
+            raise UserError(
+                f"an answer of this task has {len(continuation):,} tokens, and the model takes "
+                f"{max_length:,}: leave the task out (tasks.NAME=null) or evaluate a model that "
+                "takes more"
+            )
         tokens = (*context, *continuation)[-(max_length + 1) :]
         end = len(tokens) - len(continuation)
         question = by_context.setdefault(tokens[:end], Question(tokens[:end]))

@@ -51,17 +51,19 @@ class EvaluatedModel:
         model: in evaluation mode.
         tokenizer_source: folder or hub name of its tokenizer.
         trained_batches: of a run folder or checkpoint, after how many its weights were taken.
+        revision: of a model on the hub, if one was asked for.
     """
 
     path: str
     model: PreTrainedModel
     tokenizer_source: str
     trained_batches: int | None = None
+    revision: str | None = None
 
     @property
     def name(self) -> str:
         """Short, for tables."""
-        return model_name(self.path)
+        return model_name(self.path, self.revision)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
@@ -129,7 +131,8 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
     model.to(device)  # type: ignore[arg-type]
     model.eval()
     think_as(model, {name: getattr(settings, name) for name in THINKING_KEYS})
-    return EvaluatedModel(path, model, settings.tokenizer or source, trained)
+    tokenizer = settings.tokenizer or source
+    return EvaluatedModel(path, model, tokenizer, trained, settings.revision)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:

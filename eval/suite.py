@@ -4,6 +4,7 @@ A suite with `tasks` runs them through lm-eval; one without measures perplexity 
 `model=PATH` is short for `model.path=PATH`.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -196,7 +197,8 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
         suite = validate(PerplexitySuite, layers)
     _check_model(suite.model)
     if suite.output is None:
-        names = "+".join(map(model_name, suite.model.path))[:LONGEST_NAME]
+        names = "+".join(model_name(place, suite.model.revision) for place in suite.model.path)
+        names = names[:LONGEST_NAME]
         ending = "" if isinstance(suite, TaskSuite) else ".json"
         suite.output = f"results/{path.stem}/{names}{ending}"
     if isinstance(suite, PerplexitySuite):
@@ -217,10 +219,18 @@ def _check_perplexity(suite: PerplexitySuite, output: str) -> None:
         raise UserError(f"data={suite.data} has no rows in its split {suite.split!r}")
 
 
-def model_name(path: str) -> str:
-    """Short, for tables and folders: the run's, where a folder is only called `model`."""
-    own = [part for part in Path(path).parts if part not in GENERIC_NAMES]
-    return own[-1].removesuffix(".pt") if own else "model"
+def model_name(path: str, revision: str | None = None) -> str:
+    """Short, for tables and folders: the run's, where a folder is only called `model`.
+
+    A checkpoint's has the run's before it, a revision stands behind the name on the hub.
+    """
+    place = Path(path)
+    if place.exists():  # `..` has a name, too; not resolved, as a link's own name is the user's
+        place = Path(os.path.normpath(place.absolute()))
+    own = [part for part in place.parts if part not in GENERIC_NAMES] or ["model"]
+    is_checkpoint = place.parent.name == "checkpoints" and place.name == own[-1]
+    name = "-".join(own[-2:] if is_checkpoint else own[-1:]).removesuffix(".pt")
+    return f"{name}@{revision.replace('/', '_')}" if revision else name
 
 
 def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:

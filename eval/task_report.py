@@ -168,7 +168,7 @@ def _by_run(results: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
     runs: dict[str, list[Path]] = {}
     for model in results["models"]:
         for seed in seeds:
-            name = model["path"].strip("/").replace("/", "__")
+            name = _folder_name(model["path"])
             files = runs.setdefault(f"{name}_seed{seed}" if len(seeds) > 1 else name, [])
             files += [
                 folder / "tasks" / run["file"]
@@ -177,6 +177,12 @@ def _by_run(results: dict[str, Any], folder: Path) -> dict[str, list[Path]]:
                 if run["model"] == model["path"] and run["fewshot_seed"] in (None, seed)
             ]
     return runs
+
+
+def _folder_name(path: str) -> str:
+    if Path(path).name in ("", ".."):  # `.` and `..` would name a folder that is there
+        path = str(Path(path).resolve())
+    return path.strip("/").replace("/", "__") or "model"
 
 
 def title_of(results: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import pytest
 from object_store import Bucket
 
 from data_prep.convert import Options, convert
+from data_prep.remote import RemoteOutput
 from itt_composer.errors import UserError
 
 
@@ -40,28 +41,62 @@ def test_a_conversion_to_s3_is_that_to_a_folder(text, shards, bucket, tmp_path):
     assert convert(options(text, shards, f"{bucket.url}/a", tmp_path / "work")) is None
 
 
-def test_a_stopped_conversion_goes_on_with_what_is_uploaded(text, shards, bucket, tmp_path):
-    whole = options(text, shards, str(tmp_path / "whole"), None)
-    convert(whole)
+@pytest.fixture
+def broken(text, tmp_path) -> Path:
+    """The last line of a copy of the corpus; its part is the smallest, and so the last one."""
     copy = tmp_path / "copy"
     for name, content in files_of(text).items():
         (copy / name).parent.mkdir(parents=True)
         (copy / name).write_bytes(content)
-    last = copy / "code" / "all.jsonl"  # its last part is the smallest, and so the last one
+    last = copy / "code" / "all.jsonl"
     with last.open("ab") as file:
         file.write(b"{broken\n")
-    asked = options(copy, shards, f"{bucket.url}/b", tmp_path / "work")
+    return last
+
+
+def stop(asked: Options) -> None:
+    """Convert until the broken line."""
     with pytest.raises(UserError, match=r"all\.jsonl, line \d+: broken JSON"):
         convert(asked)
+
+
+def mend(broken: Path) -> None:
+    broken.write_bytes(broken.read_bytes().removesuffix(b"{broken\n"))
+
+
+def test_a_stopped_conversion_goes_on_with_what_is_uploaded(text, broken, shards, bucket, tmp_path):
+    whole = options(text, shards, str(tmp_path / "whole"), None)
+    convert(whole)
+    asked = options(tmp_path / "copy", shards, f"{bucket.url}/b", tmp_path / "work")
+    stop(asked)
     uploaded = {key: bucket.client.head_object(Bucket=bucket.name, Key=key)["LastModified"]
                 for key in bucket.names() if key.endswith(".mds")}  # fmt: skip
     assert uploaded
     assert "splits" not in json.loads(bucket.read("b/manifest.json"))
-    last.write_bytes(last.read_bytes().removesuffix(b"{broken\n"))
+    mend(broken)
     convert(asked)
     assert objects_of(bucket, "b/") == files_of(tmp_path / "whole")
     for key, time in uploaded.items():
         assert bucket.client.head_object(Bucket=bucket.name, Key=key)["LastModified"] == time
+
+
+@pytest.mark.parametrize("other", ["b/1", "b-1", "b_1"])
+def test_a_stopped_conversion_is_written_anew_to_an_emptied_or_another_address(
+    text, broken, shards, bucket, tmp_path, other
+):
+    convert(options(text, shards, str(tmp_path / "whole"), None))
+    stop(options(tmp_path / "copy", shards, f"{bucket.url}/b/1", tmp_path / "work"))
+    assert any(key.endswith(".mds") for key in bucket.names())
+    for key in bucket.names():
+        bucket.client.delete_object(Bucket=bucket.name, Key=key)
+    mend(broken)
+    convert(options(tmp_path / "copy", shards, f"{bucket.url}/{other}", tmp_path / "work"))
+    assert objects_of(bucket, f"{other}/") == files_of(tmp_path / "whole")
+
+
+def test_each_address_has_a_working_folder_of_its_own(tmp_path):
+    urls = ("s3://b/run_1", "s3://b/run-1", "s3://b/run/1", "s3://b/Run-1")
+    assert len({RemoteOutput(url, tmp_path).folder for url in urls}) == 4
 
 
 def test_a_lost_working_folder_does_no_harm(text, shards, bucket, tmp_path):

@@ -219,6 +219,17 @@ def test_domains_that_cannot_fill_their_share_are_reported_with_the_numbers(
     assert any("validation/" in line for line in expected)
 
 
+def test_a_share_of_less_than_a_row_is_reported_as_a_stream_without_rows(
+    convert, three, shares, tmp_path
+):
+    shares.write_text("cc: 1000\nc4: 1\nbooks: 1000\n")
+    asked = {"train_tokens": "20k", "validation_share": 0.5}
+    result = converted(convert, three, shares, tmp_path / "shards", **asked)
+    assert result.exit_code == 0, result.output
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings == [f"warning: {split}/c4 has no rows" for split in SPLIT_NAMES]
+
+
 def test_a_domain_of_the_shares_that_is_not_there_is_reported(convert, three, tmp_path):
     names = {"common_crawl": "cc", "books": "book", "c4": "c4"}
     for folder, name in names.items():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import sentencepiece
 from conftest import REPOSITORY, content, manifest_of, rows_of, texts_of, write_jsonl
@@ -155,6 +156,32 @@ def test_stream_without_rows_has_no_folder_and_a_warning(convert, root, tmp_path
         assert f"warning: {split}/small has no rows" in result.stderr
         assert not (tmp_path / "shards" / split / "small").exists()
     assert "big has no rows" not in result.stderr
+
+
+def test_compressed_text_has_workers_for_the_text_that_is_in_it(
+    root, tokenizer, tmp_path, monkeypatch
+):
+    import gzip
+
+    from data_prep import convert as conversion
+
+    asked = []
+
+    def one_worker(count, on_progress):
+        asked.append(count)
+        return workers(1, on_progress)
+
+    workers = conversion.workers
+    monkeypatch.setattr(conversion, "workers", one_worker)
+    monkeypatch.setattr(conversion, "usable_cores", lambda: 16)
+    data = gzip.compress((root / "prose" / "all.jsonl").read_bytes())
+    for number in range(6):
+        path = tmp_path / "root" / "prose" / f"{number}.jsonl.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    options = conversion.Options(tmp_path / "root", str(tmp_path / "out"), str(tokenizer), 64)
+    conversion.convert(replace(options, part_size=3 * len(data)))
+    assert asked == [6]
 
 
 def test_no_training_rows_is_an_error(convert, tmp_path):

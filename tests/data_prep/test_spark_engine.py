@@ -174,6 +174,9 @@ def test_writes_compressed_shards_to_an_object_store_and_keeps_no_copies(
         assert name.endswith((".mds.zstd", "/index.json"))
         data = bucket.read(f"shards/{name}")
         assert file == {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    unlisted = {n.removeprefix("shards/") for n in bucket.names()} - files_of(streams).keys()
+    assert unlisted  # which `verify` passes over
+    assert all(re.fullmatch(r"[a-z]+/[a-z]+/\d+/index.json", name) for name in unlisted)
     for split, domains in read_convert_manifest(local).splits.items():
         for domain, counts in domains.items():
             assert streams[split][domain].counts == counts

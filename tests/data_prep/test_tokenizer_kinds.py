@@ -173,6 +173,8 @@ def test_unknown_pieces_of_a_sentencepiece_model_are_one_sentence(convert, optio
 
 
 def test_sentencepiece_model_without_bos(convert, root, tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
     assert convert(bos_token="none", validation_share=0).exit_code == 0
     manifest = manifest_of(tmp_path / "shards")
     assert (manifest["bos_id"], manifest["eos_id"]) == (None, 2)
@@ -180,6 +182,9 @@ def test_sentencepiece_model_without_bos(convert, root, tokenizer, tmp_path):
     assert_code_is(
         tmp_path / "shards", [i for t in texts_of(root / "code") for i in (*processor.encode(t), 2)]
     )
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "shards" / "tokenizer", local_files_only=True)
+    assert loaded.bos_token is None
+    assert loaded("a few words").input_ids == processor.encode("a few words")
 
 
 def test_model_wins_over_the_json_beside_it(convert, tokenizer, file, tmp_path):

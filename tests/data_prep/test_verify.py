@@ -281,6 +281,18 @@ def test_a_stray_shard_or_index_is_named(out, file):
     assert problems(out) == {file: "is there, but the manifest does not list it"}
 
 
+def test_what_sparks_tasks_left_in_a_store_is_no_damage(out):
+    for name in ("17/index.json", "18/index.json", "18/shard.00000.mds"):
+        stray = out / "train/c4" / name
+        stray.parent.mkdir(exist_ok=True)
+        shutil.copy(out / PART_INDEX, stray)
+    assert len(check(out).problems) == 3
+    edit_json(out / "manifest.json", lambda manifest: manifest.update(engine="spark"))
+    assert check(out).ok
+    shutil.copy(out / SHARD, out / "train/c4/shard.00000.mds")
+    assert [problem.file for problem in check(out).problems] == ["train/c4/shard.00000.mds"]
+
+
 def test_other_peoples_files_are_left_alone(out):
     (out / "train" / "notes.txt").write_text("mine")
     assert check(out).ok

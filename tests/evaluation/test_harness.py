@@ -19,7 +19,7 @@ from eval import harness
 from eval.__main__ import app
 from eval.suite import load_suite
 from eval.task_data import open_tasks
-from eval.task_report import AVERAGE, compared_row, lines_of
+from eval.task_report import AVERAGE, compared_row, lines_of, write_harness_results
 from itt_composer.calibration import calibrate
 from itt_composer.model_folder import write_model_folder
 from itt_composer.train import build_model
@@ -177,10 +177,12 @@ def test_what_is_finished_is_not_measured_again_unless_something_changed(
 
 
 def test_several_runs_have_a_mean_and_an_error_over_them(run, model, make_folder):
-    other = make_folder(1)
+    other = make_folder(1).parent  # as a run folder, which tells after how many batches
+    (other / "summary.json").write_text('{"batches": 900}')
     results, told = run(
         "only=[piqa,arc_challenge]", "fewshot_seeds=[1,2,3]", path=f"[{model},{other}]"
     )
+    assert [model["trained_batches"] for model in results["models"]] == [None, 900]
     piqa, arc = results["tasks"]["piqa"], results["tasks"]["arc_challenge"]
     assert len(told) == 2 * (1 + 3)
     assert [run["fewshot_seed"] for run in piqa["runs"]] == [None, None]
@@ -255,6 +257,20 @@ def test_the_files_hold_the_table(model, data_dir, tmp_path):
         assert theirs["results"]["piqa"]["acc,none"] == results["tasks"]["piqa"]["value"]
         assert theirs["n-shot"] == {"arc_challenge": 25, "piqa": 0}
         assert len((folder / "samples_arc_challenge.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("path", ["..", ".", "./"])
+def test_a_model_in_the_folder_at_hand_or_above_leaves_the_results_in_place(
+    path, tmp_path, monkeypatch
+):
+    (tmp_path / "out/tasks").mkdir(parents=True)
+    (tmp_path / "run/inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run/inside")
+    results = {"suite": {"fewshot_seeds": [1]}, "models": [{"path": path}], "tasks": {}}
+    write_harness_results(results, tmp_path / "out")
+    assert (tmp_path / "out/tasks").is_dir()
+    name = "__".join((tmp_path / "run/inside" / path).resolve().parts[1:])
+    assert (tmp_path / "out/lm_eval" / name / "results.json").is_file()
 
 
 MISTAKES = {

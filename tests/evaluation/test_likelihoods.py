@@ -176,6 +176,12 @@ def test_a_few_questions_that_begin_alike_are_no_family():
     assert [len(batch.prefix) for batch in plan(many, MAX_LENGTH, None, 4000, True)] == [40]
 
 
+def test_an_answer_longer_than_the_model_is_refused():
+    assert plan([(tokens(3, 0), tokens(MAX_LENGTH, 1))], MAX_LENGTH, None, 400, True)
+    with pytest.raises(UserError, match=r"an answer of this task has 61 tokens, .* takes 60: "):
+        plan([(tokens(3, 0), tokens(MAX_LENGTH + 1, 1))], MAX_LENGTH, None, 400, True)
+
+
 def test_shares_of_ranks_are_disjoint_whole_and_even():
     costs = [90, 70, 40, 30, 20, 10, 5]
     shares = share_out(costs, 3)

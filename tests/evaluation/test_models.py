@@ -54,7 +54,7 @@ def test_a_run_its_checkpoint_and_its_export_are_one_model(run, shards, tmp_path
     assert [evaluated.name for evaluated in loaded] == [
         "run",
         "run",
-        "ep0-ba10-rank0",
+        "run-ep0-ba10-rank0",
         "still_running",
         "export",
     ]

@@ -7,8 +7,9 @@ import pytest
 from eval import paper
 from eval.models import THINKING
 from eval.paper import GEOMETRY_FIELDS
+from itt_composer.config import model_config
 from itt_composer.errors import UserError
-from itt_composer.recipes import find_recipes, model_config
+from itt_composer.recipes import find_recipes
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 CONFIGS = {name: model_config(recipe) for name, recipe in find_recipes(YAMLS / "pretrain")}

@@ -63,14 +63,26 @@ def test_each_model_has_results_of_its_own(load):
     suite = SUITES / "eleven_tasks.yaml"
     paths = {
         "runs/a/model": "a",
-        "runs/a/checkpoints/ep0-ba5-rank0.pt": "ep0-ba5-rank0",
+        "runs/a/checkpoints/ep0-ba5-rank0.pt": "a-ep0-ba5-rank0",
+        "runs/a/checkpoints/ep0-ba5": "a-ep0-ba5",
+        "runs/a/checkpoints/latest": "a",
         "EleutherAI/pythia-160m": "pythia-160m",
     }
     for path, name in paths.items():
         assert model_name(path) == name
     names = load_suite(suite, ["model=[EleutherAI/pythia-160m,gpt2]"]).output
     assert names == "results/eleven_tasks/pythia-160m+gpt2"
+    names = load_suite(suite, ["model=gpt2", "model.revision=refs/pr/1"]).output
+    assert names == "results/eleven_tasks/gpt2@refs_pr_1"
     assert load("output=here", file="eleven_tasks.yaml").output == "here"
+
+
+def test_a_model_in_the_folder_at_hand_or_above_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "a/checkpoints").mkdir(parents=True)
+    (tmp_path / "a/checkpoints/ep0-ba5-rank0.pt").touch()
+    monkeypatch.chdir(tmp_path / "a/checkpoints")
+    assert [model_name(path) for path in ("..", ".", "../..")] == ["a", "a", tmp_path.name]
+    assert model_name("ep0-ba5-rank0.pt") == "a-ep0-ba5-rank0"
 
 
 def test_what_must_be_given_is_asked_for(model):

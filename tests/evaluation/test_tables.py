@@ -17,9 +17,9 @@ from eval.models import THINKING
 from eval.paper import GEOMETRY_FIELDS
 from eval.result_files import read_results
 from eval.tables import build
-from itt_composer.config import recipe_as_yaml
+from itt_composer.config import model_config, recipe_as_yaml
 from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
-from itt_composer.recipes import find_recipes, model_config
+from itt_composer.recipes import find_recipes
 
 RECIPES = dict(find_recipes(Path(__file__).parents[2] / "yamls/pretrain"))
 
@@ -30,7 +30,7 @@ def description(recipe, **changes):
     fields = {name: getattr(config, name) for name in (*GEOMETRY_FIELDS, *THINKING)}
     count = dense_parameters(config) + thinking_parameters(config)
     names = {"path": f"runs/{recipe}", "name": recipe, "model_type": "itt", "parameters": count}
-    return {**names, **fields, "sha256": recipe, **changes}
+    return {**names, "trained_batches": 50_000, **fields, "sha256": recipe, **changes}
 
 
 def task_results(model, accuracies, seeds=(None,), **suite):
@@ -124,9 +124,13 @@ def test_what_no_result_covers_is_marked(sections):
 def test_several_files_of_a_row_are_its_mean_and_standard_error(sections):
     model = description("loop_x3_466m")
     files = [
-        task_results({**model, "path": f"seed{n}", "sha256": f"{n}"}, {"piqa": 60 + value})
+        task_results(
+            {**model, "path": f"{n}", "sha256": f"{n}", "trained_batches": 900 + n},
+            {"piqa": 60 + value},
+        )
         for n, value in enumerate((0.0, 1.0, 5.0))
     ]
+    del files[1]["models"][0]["trained_batches"]  # written before results had it
     table_1 = sections(*files, files[0])["table_1"]  # the first one twice
     (record,) = records_of(table_1, task="piqa")
     assert (record["ours"], record["runs"]) == (pytest.approx(62), 3)
@@ -216,6 +220,18 @@ def test_the_elastic_table_holds_every_setting_by_every_rule(sections):
     assert table_2.table.notes == ["no result for Loop×4"]
     (record,) = records_of(table_2, setting="50/50/50", rule="threshold")
     assert (record["ours"], record["paper"]) == (11.47, 10.47)
+
+
+def test_ratios_at_which_a_model_was_asked_to_exit_early_are_no_sweep(sections):
+    own = perplexity_results(description("itt_x4_162m_elastic"), ELASTIC)
+    for setting in own["settings"]:
+        setting["early_exit"] = 0.2
+    assert "table_2" not in sections(own)
+    kept = [setting for setting in own["settings"] if setting["router_selection"] == "top_k"]
+    for setting in kept:
+        setting["early_exit"] = 0.0
+    table_2 = sections(own)["table_2"]
+    assert {record["rule"] for record in table_2.records} == {"top_k"}
 
 
 def test_models_on_another_text_are_not_put_beside(sections):
