@@ -7,7 +7,7 @@
 set -uo pipefail
 "$@" &
 launcher=$!
-trap 'pkill -TERM -P "$launcher"' TERM
+trap 'kill -TERM $(cat "/proc/$launcher/task/$launcher/children")' TERM
 wait "$launcher"
 code=$?
 while kill -0 "$launcher" 2>/dev/null; do # the signal has ended the wait, not the launcher

@@ -132,6 +132,8 @@ install() {
     fi
 }
 
+# Refused whatever is there already.
+if [ -n "${PYTHON:-}" ] && [ -z "$(version_of "$PYTHON")" ]; then find_python; fi
 is_ready && exit 0
 if [ ! -w . ] || [ ! -w requirements.lock ]; then
     fail "cannot write to $root; run it in a copy of your own."

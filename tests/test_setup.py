@@ -129,6 +129,11 @@ def test_touching_the_lock_changes_nothing(finished, bare_path):
     assert set_up(finished, bare_path).returncode == 0
 
 
+def test_a_python_that_cannot_run_is_refused_beside_a_venv_of_another(finished, bare_path):
+    assert_refused(set_up(finished, bare_path, PYTHON="/nowhere/python3.12"), "/nowhere/python3.12")
+    assert (finished / ".venv").exists()
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [

@@ -173,7 +173,8 @@ def test_a_second_start_is_refused_until_the_first_has_ended_however(
     os.kill(processes.pids[0], signal.SIGKILL)
     processes.wait()
     again = fork_server.start("itt_composer.train", *arguments)
-    time.sleep(0.5)
+    owner = tmp_path / "run" / ".lock"
+    wait_for(lambda: owner.read_text().startswith(f"{again.pids[0]} on "), again)
     again.signal(signal.SIGKILL)
     assert "in use" not in again.wait().stderr
 

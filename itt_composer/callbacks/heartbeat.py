@@ -182,12 +182,13 @@ class _Board:
     """The ranks' reports, in the store that rank 0, or its launcher, keeps.
 
     A question to a store that does not answer never returns, whatever time-out it was given; so
-    each is asked in a thread of its own.
+    each is asked in a thread of its own. A launcher that starts the ranks anew keeps its store.
     """
 
     def __init__(self, interval: float):
         self._interval = interval
         self._rank, self._world_size = dist.get_global_rank(), dist.get_world_size()
+        self._prefix = f"heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self.is_asked = threading.Event()  # at rank 0: another rank has waited for too long
 
     def post(self, progress: Progress, ended: threading.Event) -> None:
@@ -195,8 +196,8 @@ class _Board:
         store = _connect()
         with contextlib.suppress(RuntimeError):  # rank 0 is gone: `verdict` tells, if need be
             while not ended.wait(self._interval):
-                store.set(f"heartbeat/{self._rank}", json.dumps(asdict(progress.report())))
-                if self._rank == 0 and store.check(["heartbeat/due"]):  # type: ignore[attr-defined]
+                store.set(f"{self._prefix}/{self._rank}", json.dumps(asdict(progress.report())))
+                if self._rank == 0 and store.check([f"{self._prefix}/due"]):  # type: ignore[attr-defined]
                     self.is_asked.set()
 
     def verdict(self) -> str | None:
@@ -215,21 +216,21 @@ class _Board:
         now = self._read(store)
         silent = {rank for rank in now if rank in before and now[rank].beats == before[rank].beats}
         sentence = blame(now, silent | (set(range(self._world_size)) - now.keys()))
-        store.set("heartbeat/verdict", sentence)
+        store.set(f"{self._prefix}/verdict", sentence)
         found.append(sentence)
 
     def _ask(self, found: list[str]) -> None:
         store = _connect()
         with contextlib.suppress(RuntimeError):
-            store.set("heartbeat/due", "")
-            while not store.check(["heartbeat/verdict"]):  # type: ignore[attr-defined]
+            store.set(f"{self._prefix}/due", "")
+            while not store.check([f"{self._prefix}/verdict"]):  # type: ignore[attr-defined]
                 time.sleep(self._interval / 4)
-            found.append(store.get("heartbeat/verdict").decode())
+            found.append(store.get(f"{self._prefix}/verdict").decode())
 
     def _read(self, store: TCPStore) -> dict[int, Report]:
         reports: dict[int, Report] = {}
         for rank in range(self._world_size):
-            key = f"heartbeat/{rank}"
+            key = f"{self._prefix}/{rank}"
             if store.check([key]):  # type: ignore[attr-defined]
                 reports[rank] = Report(**json.loads(store.get(key)))
         return reports

@@ -4,8 +4,8 @@ Streaming's ranks and workers meet in segments `/dev/shm/NNNNNN_<name>`, one num
 dataset. A run that is killed together with its helpers leaves them there; a later run may then be
 refused its cache folder, or find another run's place in the data.
 
-Every rank of ours holds a lock on `/dev/shm/NNNNNN_itt_composer` as long as it or a worker of it
-lives, in whatever container. Whether a segment is open tells less: streaming, looking for a free
+Every rank of ours holds a lock on `/dev/shm/NNNNNN_itt_composer_UID` as long as it or a worker of
+it lives, in whatever container. Whether a segment is open tells less: streaming, looking for a free
 number, opens the segments of others and keeps them open.
 
 Two nodes of a run may be on one machine: each takes numbers of its own.
@@ -28,7 +28,7 @@ from streaming.base.constant import SHM_TO_CLEAN
 from streaming.base.shared import prefix
 
 SHARED_MEMORY = Path("/dev/shm")
-OWNER = "itt_composer"
+OWNER = f"itt_composer_{os.getuid()}"  # a file of another user could not be opened
 NUMBERS_PER_NODE = 100_000
 SEGMENT = re.compile(rf"(\d{{6,}})_({'|'.join([*SHM_TO_CLEAN, OWNER])})")
 

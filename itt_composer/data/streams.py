@@ -118,9 +118,14 @@ def open_dataset(**settings: Any) -> TokenRows:
     It looks for a free name for its shared memory and then takes it; two runs that start at the
     same moment would take the same one. A node's first rank holds the lock for the others, which
     look only when it has it. Nodes on one machine have a lock each: they wait for one another.
+    Locks are taken in the order of the nodes: of two runs on the same nodes one then has them all.
     """
     is_first, node_rank = dist.get_local_rank() == 0, dist.get_node_rank()
-    with _lock(node_rank) if is_first else contextlib.nullcontext():
+    with contextlib.ExitStack() as locks:
+        for node in range(dist.get_world_size() // dist.get_local_world_size()):
+            if is_first and node == node_rank:
+                locks.enter_context(_lock(node_rank))
+            dist.barrier()
         if is_first:
             _remove_what_runs_left(node_rank)
         dist.barrier()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -100,6 +101,29 @@ def test_a_loss_far_above_its_mean_stops_training_with_its_rows(train):
         UserError, match=r"^batch 7: the loss is 9\.\d+, its running mean 6\.\d+ .*row"
     ):
         train(disturb, f"{GUARD}.on_spike=stop", f"{GUARD}.window=5")
+
+
+def test_a_batch_far_above_the_mean_is_skipped_where_that_is_asked_for(train, capsys):
+    disturb = Disturb({6}, lambda loss: loss + 3)
+    train(disturb, f"{GUARD}.on_spike=skip", f"{GUARD}.window=5", "train.eval_interval=10ba")
+    for batch in (5, 6, 7):
+        before, after = disturb.states[2 * batch : 2 * batch + 2]
+        assert (before[0]["model.lm_head.weight"] == after[0]["model.lm_head.weight"]).all() == (
+            batch == 6
+        )
+    assert re.search(r"batch 7: the loss is 9\.\d+, .*: skipped, 1 in all", capsys.readouterr().out)
+
+
+def test_a_gradient_that_is_not_finite_stops_training_though_the_loss_is(train):
+    class Spoil(Algorithm):
+        def match(self, event, state):
+            return event == Event.AFTER_BACKWARD and state.timestamp.batch.value == 2
+
+        def apply(self, event, state, logger):
+            next(state.model.parameters()).grad[0, 0] = math.inf
+
+    with pytest.raises(UserError, match=r"^batch 3: a gradient is not finite \(.*row"):
+        train(Spoil(), f"{GUARD}.on_nan=stop")
 
 
 def test_skips_in_a_row_come_to_an_end(train):
