@@ -1,6 +1,7 @@
 """Inner Thinking Transformer: pretraining recipes for MosaicML Composer.
 
-Importing this package makes `AutoConfig` and `AutoModelForCausalLM` know the model type "itt".
+Importing this package makes `AutoConfig`, `AutoModelForCausalLM` and `AutoTokenizer` know the model
+type "itt"; its tokenizers are LLaMA's where a folder does not name another.
 The registration waits until transformers loads its own, so that command lines which only check
 their input start without torch.
 """
@@ -32,6 +33,13 @@ def _register_model(module) -> None:
         importlib.import_module(_MODEL)
 
 
+def _register_tokenizers(module) -> None:
+    llama = importlib.import_module("transformers").models.llama
+    config = importlib.import_module(_CONFIG).IttConfig
+    module.AutoTokenizer.register(config, llama.LlamaTokenizer, llama.LlamaTokenizerFast)
+
+
+wrapt.register_post_import_hook(_register_tokenizers, f"{_AUTO}.tokenization_auto")
 wrapt.register_post_import_hook(
     lambda _: importlib.import_module(_CONFIG), f"{_AUTO}.configuration_auto"
 )

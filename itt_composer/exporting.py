@@ -17,7 +17,8 @@ from itt_composer.metrics import read_metrics
 from itt_composer.model_folder import Training, set_document_ends, write_model_folder
 from itt_composer.models import IttConfig, IttForCausalLM
 
-LOSS = "metrics/eval/LanguageCrossEntropy"
+# By the rule of training, and by thresholds.
+LOSSES = ("metrics/eval/LanguageCrossEntropy", "metrics/eval_threshold/LanguageCrossEntropy")
 CONFIG_FIELDS = IttConfig().to_dict().keys() | {"torch_dtype"}
 
 
@@ -38,11 +39,13 @@ def export_checkpoint(
     """
     check_new_folder(out)
     model, checkpoint, tokenizer = load_model_of(find_checkpoint(path), tokenizer, allow_code)
+    losses = validation_losses(checkpoint.run_folder, checkpoint.batches)
     training = Training(
         run_name=checkpoint.run_name,
         batches=checkpoint.batches,
         tokens=checkpoint.tokens,
-        validation_loss=validation_loss(checkpoint.run_folder, checkpoint.batches),
+        validation_loss=losses[0],
+        loss_by_threshold=losses[1],
         recipe=read_recipe(checkpoint.run_folder / "recipe.yaml"),
     )
     write_model_folder(out, model, training.card(model), tokenizer)
@@ -108,16 +111,21 @@ def read_recipe(path: Path) -> str | None:
         return None
 
 
-def validation_loss(run_folder: Path, batches: int) -> float | None:
-    """What the run measured after these batches, in nats per token; None where it did not."""
+def validation_losses(run_folder: Path, batches: int) -> tuple[float | None, float | None]:
+    """What the run measured after these batches, by its own rule and by thresholds.
+
+    Nats per token; None where it measured nothing.
+    """
     with suppress(OSError, ValueError, KeyError):
         summary = json.loads((run_folder / "summary.json").read_bytes())
         if summary["batches"] == batches:
-            return summary["validation_loss"]
+            return summary["validation_loss"], summary.get("validation_loss_by_threshold")
     if not (run_folder / "metrics.jsonl").is_file():
-        return None
-    lines = read_metrics(run_folder, {"batch", LOSS}.__contains__)
-    return next((line.get(LOSS) for line in lines if line["batch"] == batches), None)
+        return None, None
+    lines = read_metrics(run_folder, {"batch", *LOSSES}.__contains__)
+    line = next((line for line in lines if line["batch"] == batches), {})
+    by_own_rule, by_threshold = (line.get(name) for name in LOSSES)
+    return by_own_rule, by_threshold
 
 
 def _documents(

@@ -23,6 +23,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.*",
 )
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 CARD = """\
 ---
 library_name: transformers
@@ -58,7 +59,9 @@ class Training:
         run_name: of the recipe.
         batches: trained on.
         tokens: trained on.
-        validation_loss: nats per token after these batches, or None where it is not known.
+        validation_loss: nats per token after these batches, by the rule of training; None where
+            it is not known.
+        loss_by_threshold: likewise, by the thresholds that the model routes by from here on.
         recipe: the resolved recipe as YAML, or None where it is not known.
     """
 
@@ -66,13 +69,15 @@ class Training:
     batches: int
     tokens: int
     validation_loss: float | None
+    loss_by_threshold: float | None
     recipe: str | None
 
     def card(self, model: IttForCausalLM) -> str:
         """The README.md of the trained model."""
-        perplexity = "not known"
-        if self.validation_loss is not None:
-            perplexity = f"{math.exp(min(self.validation_loss, 700.0)):.2f}"
+        perplexity = _perplexity(self.validation_loss)
+        if self.loss_by_threshold is not None:
+            causal = _perplexity(self.loss_by_threshold)
+            perplexity = f"{causal} by thresholds, {perplexity} by the rule of training"
         facts = (
             "| | |\n| --- | --- |\n"
             f"| trained on | {self.tokens:,} tokens, {self.batches:,} batches |\n"
@@ -82,6 +87,10 @@ class Training:
         if self.recipe is None:
             return model_card(model, self.run_name, facts + "Not known.")
         return model_card(model, self.run_name, f"{facts}```yaml\n{self.recipe.rstrip()}\n```")
+
+
+def _perplexity(loss: float | None) -> str:
+    return "not known" if loss is None else f"{math.exp(min(loss, 700.0)):.2f}"
 
 
 def model_card(model: IttForCausalLM, name: str, facts: str) -> str:
@@ -125,8 +134,13 @@ def replace_model(folder: Path, model: IttForCausalLM) -> None:
         UserError: the weights cannot be written.
     """
     with whole_folder(folder) as partial:
-        weights = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "*.bin")
-        shutil.copytree(folder, partial, ignore=weights, dirs_exist_ok=True)
+        weights = shutil.ignore_patterns(*WEIGHTS)
+        shutil.copytree(
+            folder,
+            partial,
+            ignore=lambda place, names: weights(place, names) if Path(place) == folder else set(),
+            dirs_exist_ok=True,
+        )
         _save(model, partial)
 
 

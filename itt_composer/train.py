@@ -275,6 +275,7 @@ def save_results(
         batches=timestamp.batch.value,
         tokens=timestamp.token.value,
         validation_loss=losses[BY_OWN_RULE],
+        loss_by_threshold=losses.get(BY_THRESHOLD),
         recipe=recipe_as_yaml(recipe),
     )
     card = training.card(model)
@@ -290,7 +291,7 @@ def save_results(
         "train_seconds": seconds,
         "tokens_per_second": timestamp.token.value / seconds,
         "validation_loss": training.validation_loss,
-        "validation_loss_by_threshold": losses.get(BY_THRESHOLD),
+        "validation_loss_by_threshold": training.loss_by_threshold,
     }
     run.write_summary(summary)
     _say(f"finished: model in {run.model}, summary in {run.summary}")

@@ -67,6 +67,10 @@ def test_a_folder_keeps_its_dtype_its_other_files_and_who_may_read_it(folders, s
     weights = folder / "model.safetensors"
     (folder / "model-00001-of-00002.safetensors").write_bytes(b"of an older model")
     (folder / "README.md").write_text("A card.")
+    kept = [folder / name for name in ("adapter_model.safetensors", "step-5/model.safetensors")]
+    for file in kept:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"of another model")
     size = weights.stat().st_size
     result = calibrate(folder, "--data", shards, "--rows", 16)
     assert result.exit_code == 0, result.output
@@ -74,7 +78,7 @@ def test_a_folder_keeps_its_dtype_its_other_files_and_who_may_read_it(folders, s
     assert weights.stat().st_size == pytest.approx(size, rel=0.05)
     assert weights.stat().st_mode == (folder / "config.json").stat().st_mode
     assert (folder / "README.md").read_text() == "A card."
-    assert [file.name for file in folder.glob("*.safetensors")] == [weights.name]
+    assert {*folder.rglob("*.safetensors")} == {weights, *kept}
 
 
 def test_a_folder_is_replaced_only_by_a_complete_one(tmp_path, monkeypatch):

@@ -187,14 +187,15 @@ def test_the_card_tells_tokens_perplexity_and_recipe_of_its_checkpoint(run, tmp_
     for batches in (2, 4):
         out = tmp_path / str(batches)
         export_checkpoint(run / "checkpoints" / f"ep0-ba{batches}-rank0.pt", out)
-        (loss,) = [
-            line[exporting.LOSS]
+        own, causal = (
+            f"{math.exp(line[name]):.2f}"
+            for name in exporting.LOSSES
             for line in lines
-            if line["batch"] == batches and exporting.LOSS in line
-        ]
+            if line["batch"] == batches and name in line
+        )
         card = (out / "README.md").read_text()
         assert f"| {batches * 16 * 32:,} tokens, {batches} batches |" in card
-        assert f"| validation perplexity | {math.exp(loss):.2f} |" in card
+        assert f"| {causal} by thresholds, {own} by the rule of training |" in card
         assert (run / "recipe.yaml").read_text() in card
 
 

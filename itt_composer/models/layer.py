@@ -178,6 +178,9 @@ class IttDecoderLayer(LlamaDecoderLayer):
         )
         old_BSD, states_BSD = hidden_states, self._encode_step(0, apply_layer(hidden_states))
         is_out_BS = thinking.is_padding_BS
+        if is_out_BS is not None:
+            # Of a model on several devices each layer is sent its tensors, but not what holds one.
+            is_out_BS = is_out_BS.to(hidden_states.device)
         for step, ratio in enumerate(thinking.select_ratios, start=1):
             if thinking.early_exit:
                 is_out_BS = _with_converged(is_out_BS, old_BSD, states_BSD, thinking.early_exit)

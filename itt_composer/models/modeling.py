@@ -244,9 +244,11 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
                 a time, and return no logits.
 
         Raises:
-            ValueError: impossible ratios, a cache under a rule that looks ahead, or thresholds
-                that have not been estimated.
+            ValueError: impossible ratios, a cache under a rule that looks ahead, thresholds that
+                have not been estimated, or what a model that thinks cannot give.
         """
+        if self.thinking_layers:
+            self._refuse(position_ids, kwargs.get("output_attentions"))
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -271,9 +273,31 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
             past_key_values=outputs.past_key_values,
         )
 
+    def _refuse(self, position_ids: Tensor | None, output_attentions: bool | None) -> None:
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError(
+                "output_attentions: a thinking layer attends once in each step, so a layer has no "
+                "one matrix; leave it off, and watch the steps with on_step"
+            )
+        is_flash = "flash" in (self.config._attn_implementation or "")
+        if is_flash and position_ids is not None and bool((position_ids.diff() < 0).any()):
+            raise ValueError(
+                "packed documents (position_ids that start again) would see each other in thinking "
+                "layers under flash attention; choose attn_implementation 'sdpa' or 'eager'"
+            )
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Resizing the vocabulary puts a plain linear layer here; ours has no state of its own."""
+        if type(new_embeddings) is nn.Linear:
+            new_embeddings.__class__ = OutputEmbedding
+        super().set_output_embeddings(new_embeddings)
+
     @contextlib.contextmanager
     def watching(self, on_step: OnStep) -> Iterator[None]:
-        """Be told of every thinking step of the calls in between, but not of recomputed ones."""
+        """Be told of every thinking step of the calls in between.
+
+        End it before a backward pass: with activation checkpointing that computes steps again.
+        """
         self.model.observers.append(on_step)
         try:
             yield

@@ -46,11 +46,16 @@ class ThinkingStepCache(DynamicLayer):
         """Forget the tokens from column `max_length` on (from the end, if negative)."""
         if max_length < 0:
             max_length += self.tokens_seen
-        self.tokens_seen = min(self.tokens_seen, max_length)
+        seen = min(self.tokens_seen, max_length)
+        self.tokens_seen = seen
         if self.columns_BK is None or self.keys is None or self.values is None:
             return
         columns_BK = self.columns_BK.masked_fill(self.columns_BK >= max_length, NO_TOKEN)
         slots_K = (columns_BK != NO_TOKEN).any(dim=0).nonzero().squeeze(-1)
+        if not len(slots_K):  # nothing is left that could follow the batch
+            self.reset()
+            self.tokens_seen = seen
+            return
         self.columns_BK = columns_BK[:, slots_K]
         self.has_gaps = bool((self.columns_BK == NO_TOKEN).any())
         self.keys, self.values = self.keys[:, :, slots_K], self.values[:, :, slots_K]

@@ -148,6 +148,22 @@ def test_a_cropped_cache_of_rows_that_differ_forgets_in_each_row():
             assert (again - full[:, 3:]).abs().max() < 1e-4
 
 
+@torch.no_grad()
+def test_a_cache_cropped_to_nothing_follows_the_batch():
+    model = build()
+    ids, _ = left_padded([9])
+    model.set_select_ratios([0.1, 0.1, 0.1])
+    cache = model(ids, use_cache=True).past_key_values
+    cache.crop(1)
+    steps = cache.layers[model.config.num_hidden_layers :]
+    assert any(step.columns_BK is None for step in steps)
+    cache.batch_repeat_interleave(3)
+    rest = ids[:, 1:].repeat(3, 1)
+    again = model(rest, past_key_values=cache).logits
+    full = model(ids.repeat(3, 1), use_cache=False).logits[:, 1:]
+    assert (again - full).abs().max() < 1e-4
+
+
 def test_a_dense_model_takes_the_caches_that_a_llama_takes():
     model = build("dense")
     ids, mask = left_padded([5])

@@ -46,6 +46,26 @@ def tokens(batch: int = 2, seq_len: int = 20, seed: int = 1) -> torch.Tensor:
     )
 
 
+def test_what_a_model_that_thinks_cannot_give_is_refused():
+    model = build(**KINDS["itt"], attn_implementation="eager")
+    with pytest.raises(ValueError, match=r"^output_attentions: a thinking layer attends once"):
+        model(tokens(), output_attentions=True)
+    dense = build(**KINDS["dense"], attn_implementation="eager")
+    assert len(dense(tokens(), output_attentions=True).attentions) == 4
+    model.config._attn_implementation = "flash_attention_2"
+    positions = torch.arange(20).remainder(12).unsqueeze(0)
+    with pytest.raises(ValueError, match=r"^packed documents .* would see each other"):
+        model(tokens(batch=1), position_ids=positions)
+
+
+def test_a_model_of_another_vocabulary_has_the_same_loss_in_chunks():
+    model = build(**KINDS["itt"])
+    model.resize_token_embeddings(70)
+    whole = model(tokens(), labels=tokens()).loss
+    chunked = model(tokens(), labels=tokens(), loss_chunk_tokens=7).loss
+    torch.testing.assert_close(chunked, whole)
+
+
 @pytest.mark.parametrize("with_mask", [True, False])
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 def test_dense_equals_llama_bit_for_bit(attn_implementation, with_mask):
