@@ -73,6 +73,18 @@ def failures_told_once() -> Iterator[None]:
         SystemExit: with code 1, after the sentence has been printed.
     """
     try:
+        with _told():
+            yield
+    except RuntimeError as error:
+        if not is_loss_of_a_worker(error):
+            raise
+        # torch raises for each loader that dies, be it while the first one is being told.
+        fail(LoaderError(f"rank {os.environ.get('RANK', '0')}: {error}"))
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
         yield
     except UserError as error:
         fail(error)
