@@ -10,7 +10,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from itt_composer.calibration import calibrate, update_estimate
-from itt_composer.callbacks.heartbeat import Heartbeat
+from itt_composer.callbacks.heartbeat import beats_of
 from itt_composer.data.stored_rows import batches_of, spread_indices
 from itt_composer.models.composer_model import unwrap
 from itt_composer.models.layer import ThinkingStep
@@ -76,14 +76,9 @@ class ThresholdEstimate(Algorithm):
         elif event == Event.EVAL_END:
             model.config.router_selection = self._rule
         elif event == Event.BATCH_END:
-            beats = [callback for callback in state.callbacks if isinstance(callback, Heartbeat)]
-
-            def go_on(done: int, total: int) -> None:
-                for heartbeat in beats:
-                    heartbeat.eval_batch_end(state, logger)
-
             with get_precision_context(state.precision):
-                calibrate(model, self._calibration_batches(state), from_all_ranks, go_on)
+                batches = self._calibration_batches(state)
+                calibrate(model, batches, from_all_ranks, beats_of(state))
         elif event == Event.BEFORE_TRAIN_BATCH:
             self._watching.close()  # a batch that ran out of memory starts anew
             self._measured.clear()

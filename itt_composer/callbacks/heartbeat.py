@@ -125,28 +125,28 @@ class Heartbeat(Callback):
     def __init__(self, timeout: float, progress: Progress):
         self._timeout = timeout
         self._interval = min(LONGEST_INTERVAL, timeout / 4)
-        self._progress = progress
+        self.progress = progress
         self._ended = threading.Event()
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self._progress.enter("loading data", state.timestamp.batch.value)
+        self.progress.enter("loading data", state.timestamp.batch.value)
         self._ended.clear()
         _in_thread(self._watch)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        self._progress.enter("training", state.timestamp.batch.value)
+        self.progress.enter("training", state.timestamp.batch.value)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        self._progress.enter("loading data", state.timestamp.batch.value)
+        self.progress.enter("loading data", state.timestamp.batch.value)
 
     def eval_start(self, state: State, logger: Logger) -> None:
-        self._progress.enter("evaluating")
+        self.progress.enter("evaluating")
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
-        self._progress.enter("evaluating")
+        self.progress.enter("evaluating")
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        self._progress.enter("loading data")
+        self.progress.enter("loading data")
 
     def fit_end(self, state: State, logger: Logger) -> None:
         self._ended.set()
@@ -157,9 +157,9 @@ class Heartbeat(Callback):
     def _watch(self) -> None:
         board = _Board(self._interval) if dist.get_world_size() > 1 else None
         if board is not None:
-            _in_thread(board.post, self._progress, self._ended)
+            _in_thread(board.post, self.progress, self._ended)
         while not self._ended.wait(self._interval):
-            report = self._progress.report()
+            report = self.progress.report()
             if report.seconds <= self._timeout and not (board and board.is_asked.is_set()):
                 continue
             sentence = board.verdict() if board else blame({0: report}, set())
@@ -176,6 +176,17 @@ class Heartbeat(Callback):
             )
         time.sleep(self._interval)  # the others still read in rank 0's store
         os._exit(1)
+
+
+def beats_of(state: State) -> Callable[[float, float], None]:
+    """A function of (done, total) that tells this run's heartbeat an evaluation goes on."""
+    heartbeats = [callback for callback in state.callbacks if isinstance(callback, Heartbeat)]
+
+    def beat(done: float, total: float) -> None:
+        for heartbeat in heartbeats:
+            heartbeat.progress.enter("evaluating")
+
+    return beat
 
 
 class _Board:

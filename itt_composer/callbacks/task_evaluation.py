@@ -16,7 +16,7 @@ from eval.language_model import EvaluatedLM
 from eval.models import load_tokenizer
 from eval.suite import read_task_suite
 from eval.task_data import OpenTasks, open_tasks
-from itt_composer.callbacks.heartbeat import Heartbeat
+from itt_composer.callbacks.heartbeat import beats_of
 from itt_composer.callbacks.intervals import BatchInterval
 from itt_composer.models.modeling import IttForCausalLM
 from itt_composer.sharding import whole_model_everywhere
@@ -93,16 +93,10 @@ class TaskEvaluation(Callback):
 
     def _evaluate(self, state: State, source: OpenTasks) -> dict[str, float]:
         random_state = reproducibility.get_rng_state()
-        beats = [callback for callback in state.callbacks if isinstance(callback, Heartbeat)]
-
-        def go_on(done: float, total: float) -> None:
-            for heartbeat in beats:
-                heartbeat.eval_batch_end(state, None)  # type: ignore[arg-type]
-
         figures: dict[str, float] = {}
         model = whole_model_everywhere(state.model)
         with causal(model), get_precision_context(state.precision, state.precision_config):
-            lm = EvaluatedLM(model, load_tokenizer(self._tokenizer), go_on)
+            lm = EvaluatedLM(model, load_tokenizer(self._tokenizer), beats_of(state))
             for name, settings in self._suite.selected_tasks().items():
                 measured = measure(self._suite, name, settings, source, lm)
                 metric, value = figure_of(measured["harness"], name, settings.metric)

@@ -74,10 +74,10 @@ def test_a_calibration_is_a_sign_of_life(small_recipe, make_trainer):
     (estimate,) = [a for a in trainer.state.algorithms if isinstance(a, ThresholdEstimate)]
     (heartbeat,) = [c for c in trainer.state.callbacks if isinstance(c, Heartbeat)]
     beats = []
-    heartbeat.eval_batch_end = lambda state, logger: beats.append(state.timestamp.batch.value)
+    heartbeat.progress.enter = beats.append
     estimate.apply(Event.BATCH_END, trainer.state, trainer.logger)
     rows = 256 // 4  # in batches of four; at one anchor in the middle and eight around it
-    assert len(beats) == 9 * rows
+    assert beats == ["evaluating"] * (9 * rows)
 
 
 def test_training_in_epochs_anneals_within_them_and_ends_calibrated(
