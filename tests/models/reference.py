@@ -37,8 +37,12 @@ def thinking_layer(layer, settings, inputs):
     def phi(step):
         return torch.ones_like(inputs[0]) if encoding is None else encoding[step]
 
+    before = inputs
     states = [phi(0) * out for out in decoder_layer(layer, settings, inputs, everyone)]
+    converged = set()
     for step in range(1, settings.thinking_steps):
+        converged |= {i for i in everyone if is_converged(before[i], states[i], settings)}
+        left = [i for i in everyone if i not in converged]
         ratio = settings.select_ratios[step - 1]
         if ratio == 0:
             continue
@@ -46,10 +50,10 @@ def thinking_layer(layer, settings, inputs):
             router = layer[f"routers.{step - 1}.weight"][0]
             norm = torch.tanh if settings.router_norm == "tanh" else torch.sigmoid
             weights = [norm(router @ state / settings.temperature) for state in states]
-            chosen = choose(weights, ratio, settings.router_selection)
+            chosen = choose(weights, ratio, settings.router_selection, left)
         else:
             weights = [torch.ones((), dtype=inputs[0].dtype) for _ in states]
-            chosen = everyone
+            chosen = left
         thought = decoder_layer(layer, settings, [states[i] for i in chosen], chosen)
         following = list(states)
         for position, out in zip(chosen, thought, strict=True):
@@ -65,17 +69,23 @@ def thinking_layer(layer, settings, inputs):
                 following[position] = (
                     states[position] + update if settings.residual_thinking else update
                 )
-        states = following
+        before, states = states, following
     return states
 
 
-def choose(weights, ratio, rule):
-    """Positions that take a step, in rising order."""
+def is_converged(before, after, settings):
+    """Early exit: a step has changed the token, but by less than ε of its length."""
+    change = sum((after - before) ** 2).item()
+    return 0 < change < settings.early_exit**2 * sum(before**2).item()
+
+
+def choose(weights, ratio, rule, left):
+    """Positions among those left that take a step, in rising order."""
     values = [weight.item() for weight in weights]
-    order = sorted(range(len(values)), key=lambda position: -values[position])
+    order = sorted(left, key=lambda position: -values[position])
     if rule == "top_p":
         mass, count = 0.0, 0
-        while mass < ratio * sum(values):
+        while mass < ratio * sum(values[position] for position in left):
             mass += values[order[count]]
             count += 1
     else:
