@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from eval import ranks
-from eval.models import THINKING_KEYS, load_evaluated, think_as
+from eval.models import load_evaluated, think_as
 from eval.suite import PerplexitySuite
 from eval.token_bytes import TokenBytes, read_token_bytes
 from itt_composer.calibration import RealisedShares
@@ -29,6 +29,7 @@ from itt_composer.data.shards import check_vocabulary, domains_with_rows, read_m
 from itt_composer.data.stored_rows import StoredRows, batches_of
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
+from itt_composer.thinking import ELASTIC_FIELDS
 
 FORMAT = 1
 
@@ -86,10 +87,10 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
     source = evaluated.tokenizer_source
     check_vocabulary(data, manifest, evaluated.path, model.config.vocab_size, source)
     asked = list(itertools.product(suite.select_ratios, suite.router_selection, suite.early_exit))
-    own = {name: getattr(model.config, name, None) for name in THINKING_KEYS}
+    own = {name: getattr(model.config, name, None) for name in ELASTIC_FIELDS}
 
     def put_in_force(setting: tuple[Any, ...]) -> None:
-        given = dict(zip(THINKING_KEYS, setting, strict=True))
+        given = dict(zip(ELASTIC_FIELDS, setting, strict=True))
         think_as(model, own | {name: value for name, value in given.items() if value is not None})
 
     for setting in asked:  # a mistake is told before hours of measuring
