@@ -98,6 +98,28 @@ def test_perplexity_is_that_of_every_token_of_every_row(measure, itt, shards):
     assert tokens[0] != tokens[1]
 
 
+@pytest.mark.parametrize("fits", [3, 0])
+def test_a_batch_that_does_not_fit_the_memory_comes_in_parts(measure, itt, monkeypatch, fits):
+    whole = measure(itt, batch_size=16)["settings"] if fits else None
+    forward = IttForCausalLM.forward
+
+    def on_a_small_gpu(self, input_ids, **inputs):
+        logits = forward(self, input_ids=input_ids, **inputs)
+        if len(input_ids) > fits:  # after all steps have been counted
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return logits
+
+    monkeypatch.setattr(IttForCausalLM, "forward", on_a_small_gpu)
+    if not fits:
+        with pytest.raises(UserError, match="a single row does not fit into the memory"):
+            measure(itt, batch_size=16)
+        return
+    (setting,) = measure(itt, batch_size=16)["settings"]
+    assert setting["loss"] == pytest.approx(whole[0]["loss"], rel=1e-6)
+    assert setting["tokens"] == whole[0]["tokens"]
+    assert setting["realised_shares"] == whole[0]["realised_shares"]
+
+
 def test_progress_goes_up_to_every_row_of_every_setting(itt, shards):
     suite = PerplexitySuite(
         model={"path": str(itt)}, data=str(shards), select_ratios=[None, [1, 1, 1]]
