@@ -27,7 +27,7 @@ from itt_composer.report.measured import (
     read_perplexities,
 )
 from itt_composer.report.page import Page, render
-from itt_composer.report.runs import continuations, read_runs
+from itt_composer.report.runs import continuations, read_runs, without_end
 from itt_composer.report.summary import summarise
 
 MISSING = {
@@ -98,6 +98,7 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
     told = [note for one in (thinking, gradients, perplexities) for note in one.notes]
     notes = [
         *continuations(runs),
+        *without_end(runs),
         *without_curves,
         *told,
     ]
