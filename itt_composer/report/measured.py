@@ -239,7 +239,7 @@ def _perplexities_in(file: Path) -> dict[str, Any]:
             "python -m eval eval/suites/elastic.yaml has written"
         )
     if not _is_well_formed(results[0], results[0]["model"]):
-        raise UserError(f"{file} is damaged")
+        raise UserError(f"{file} is damaged; measure it again")
     return results[0]
 
 

@@ -290,7 +290,7 @@ def test_perplexities_of_the_wrong_types_are_told_with_their_file(tmp_path, chan
     file = folder / "perplexity.json"
     changed_file(file, **changes)
     (warning,) = build([folder], [], "t").page.warnings
-    assert warning.startswith(f"{file} is damaged; it was not drawn; measure again: ")
+    assert warning.startswith(f"{file} is damaged; measure it again; it was not drawn")
     with pytest.raises(UserError, match=r"perplexity.json is damaged"):
         build([folder], [file], "t")
 
