@@ -41,11 +41,12 @@ CLOSE = 1  # of the distances; a label further away is tied to its point
 
 
 class Point(NamedTuple):
-    """A setting in the figure; `label` is of its ratios."""
+    """A setting in the figure; `label` is of its ratios, in whole percent."""
 
     label: str
     flops: float
     perplexity: float
+    ratios: tuple[float, ...] = ()
 
 
 class Box(NamedTuple):
@@ -133,15 +134,16 @@ def points(results: dict[str, Any], count: str) -> dict[str, list[Point]]:
         results: of `perplexity.run`.
         count: of the FLOPs, "executed" or "paper".
     """
-    series: dict[str, dict[str, Point]] = {}
+    series: dict[str, dict[tuple, Point]] = {}
     for setting in results["settings"]:
         rule = RULES.get(setting["router_selection"], results["model"]["name"])
         if setting["early_exit"]:
             rule += f", early exit at {setting['early_exit']:g}"
-        label = percentages(setting["select_ratios"])
+        ratios = tuple(setting["select_ratios"])
         flops = setting[f"{count}_flops_per_token"] / 1e6
-        series.setdefault(rule, {})[label] = Point(label, flops, setting["perplexity"])
-    return {rule: list(by_label.values()) for rule, by_label in series.items()}
+        point = Point(percentages(ratios), flops, setting["perplexity"], ratios)
+        series.setdefault(rule, {})[ratios] = point
+    return {rule: list(by_ratios.values()) for rule, by_ratios in series.items()}
 
 
 def papers_points() -> list[Point]:
@@ -181,10 +183,10 @@ def draw(axes: "Axes", series: dict[str, list[Point]], title: str) -> None:
     for (rule, own), (color, marker) in zip(series.items(), itertools.cycle(styles)):
         flops, perplexities = [p.flops for p in own], [p.perplexity for p in own]
         axes.plot(flops, perplexities, marker, color=color, label=rule, markersize=3.8, alpha=0.85)
-    by_label: dict[str, list[Point]] = {}
+    by_ratios: dict[tuple, list[Point]] = {}
     for point in itertools.chain(*series.values()):
-        by_label.setdefault(point.label, []).append(point)
-    for same in by_label.values():  # the same ratios by other rules
+        by_ratios.setdefault((point.label, point.ratios), []).append(point)
+    for same in by_ratios.values():  # the same ratios by other rules
         axes.plot([p.flops for p in same], [p.perplexity for p in same], **TIE)
     axes.set_title(title, loc="left", fontsize=9)
     axes.margins(0.14)
@@ -202,7 +204,7 @@ def place_labels(axes: "Axes", series: Sequence[list[Point]]) -> None:
     pixels = axes.figure.dpi / 72
     inverse = axes.transData.inverted()
     radius = POINT_RADIUS * pixels
-    drawn = axes.transData.transform([point[1:] for own in series for point in own])
+    drawn = axes.transData.transform([point[1:3] for own in series for point in own])
     taken = [Box(x - radius, y - radius, x + radius, y + radius) for x, y in drawn]
     legend = axes.get_legend()
     if legend is not None:
@@ -212,7 +214,7 @@ def place_labels(axes: "Axes", series: Sequence[list[Point]]) -> None:
     for point in series[0]:
         text = axes.text(0, 0, point.label, ha="left", va="bottom", **LABEL)
         extent = text.get_window_extent()
-        x, y = axes.transData.transform(point[1:])
+        x, y = axes.transData.transform(point[1:3])
         boxes = [
             Box.beside(x, y, direction, distance * pixels, extent.width, extent.height)
             for distance in DISTANCES

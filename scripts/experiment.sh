@@ -124,11 +124,11 @@ train)
     OMP_NUM_THREADS=1 xargs -P "${JOBS:-2}" -I{} sh -c 'composer -n 1 -m itt_composer.train {}' <<<"$lines"
     ;;
 analyse)
-    for run in "$RUNS/$2"/itt_*/ "$RUNS/$2/llama-seed17/"; do
+    for run in "$RUNS/$2"/itt_*/ "$RUNS/$2"/llama-seed{17,18}/; do
         [ ! -f "$run/summary.json" ] || [ "$run/analysis/thinking.json" -nt "$run/summary.json" ] ||
             python -m itt_composer.analysis tokens "${run%/}"
     done
-    for run in "$RUNS/$2/llama-seed17" "$RUNS/$2/itt_x4-seed17"; do
+    for run in "$RUNS/$2"/{llama,itt_x4}-seed{17,18}; do
         [ ! -f "$run/summary.json" ] || [ "$run/analysis/gradients.json" -nt "$run/summary.json" ] ||
             python -m itt_composer.analysis gradients "$run" --problems "$3"
     done

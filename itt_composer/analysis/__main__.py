@@ -20,6 +20,7 @@ from rich.progress import Progress
 from itt_composer.analysis.places import result_file, shards_of
 from itt_composer.errors import UserError, errors_as_sentences
 from itt_composer.files import check_place, write_whole
+from itt_composer.readable import readable
 from itt_composer.settings import comma_separated
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def _thinking_of(
         SPLIT,
         document_beginning,
         open_shards,
+        positions_of,
         validation_batches,
     )
     from itt_composer.analysis.thinking import (
@@ -153,8 +155,9 @@ def _thinking_of(
         )
     document, ids = document_beginning(shards, manifest, LONGEST_DOCUMENT)
     shown = {document: ids}
+    longest = positions_of(config, tokenizer)
     for name, text in texts.items():
-        shown[name] = document_ids(config, tokenizer, text)[: config.max_position_embeddings]
+        shown[name] = document_ids(config, tokenizer, text)[:longest]
     return {
         "data": {
             "folder": str(shards),
@@ -228,12 +231,20 @@ def _tell(
 ) -> None:
     from eval.rendering import wide_console
 
-    write_whole(file, json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n")
+    result, name = readable(result), readable(name)
+    try:
+        text = json.dumps(result, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        raise UserError(
+            f"the results of {name} are not finite (NaN or infinite), as those of a model that "
+            "diverged; nothing was written"
+        ) from None
+    write_whole(file, text + "\n")
     console = wide_console()
     after = result["trained_batches"]
     for table in tables(result, name if after is None else f"{name}, after {after:,} batches"):
         table.print(console)
-    print(f"written to {file}")
+    print(readable(f"written to {file}"))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,9 +26,9 @@ from itt_composer.analysis.projections import (
     attention_projections,
     nuclear_norm,
 )
+from itt_composer.analysis.rows import positions_of
 from itt_composer.errors import UserError
 from itt_composer.generate import document_ids
-from itt_composer.models.loss import IGNORED
 
 MOST_GRADIENT = 1.0  # norm at which gradients are clipped in fine-tuning
 # What is done, how much of it, and how much of it there is.
@@ -73,8 +74,8 @@ def analyse_gradients(
 
     Returns:
         `problems` (how it was done, `accuracy`, that of `chance`, how often each letter was
-        `answered` and how often it was `correct`, and `cut`, the problems whose rows were longer
-        than the model takes), and
+        `answered` and how often it was `correct`, and `cut` and `fine_tuning_cut`, the problems
+        asked and learnt whose rows were longer than the model takes), and
         `projections`, `layers`, `thinking_layers`, `easy` and `hard` as `summary_of` gives them.
 
     Raises:
@@ -109,6 +110,7 @@ def analyse_gradients(
             ),
             "correct": _counts(problem.correct for problem in asked),
             "cut": sum(problem.lost > 0 for problem in asked_rows),
+            "fine_tuning_cut": sum(problem.lost > 0 for problem in learnt),
         },
         "projections": list(PROJECTIONS),
         "layers": list(range(norms_NLP.shape[1])),
@@ -129,7 +131,7 @@ def encode_all(
     config: Any = model.config
     eos = config.eos_token_id
     ends = [] if eos is None else [eos[0] if isinstance(eos, list) else eos]
-    longest = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    longest = positions_of(config, tokenizer)
 
     def encode(text: str) -> list[int]:
         return document_ids(config, tokenizer, text)
@@ -197,15 +199,11 @@ def _training(model: PreTrainedModel) -> Iterator[None]:
 def response_loss(model: PreTrainedModel, problem: EncodedProblem) -> Tensor:
     """Mean cross entropy of the response's tokens, nats; the question is given."""
     ids_1S = torch.tensor([problem.row], device=model.device)
-    labels_1S = ids_1S.clone()
-    labels_1S[:, : problem.response_start] = IGNORED
-    loss: Tensor = model(
-        input_ids=ids_1S,
-        attention_mask=torch.ones_like(ids_1S),
-        labels=labels_1S,
-        use_cache=False,
-    ).loss
-    return loss
+    mask_1S = torch.ones_like(ids_1S)
+    # Not the model's own loss, which some models (BART) take without a shift by one token.
+    logits_1SV = model(input_ids=ids_1S, attention_mask=mask_1S, use_cache=False).logits
+    start = max(1, problem.response_start)
+    return F.cross_entropy(logits_1SV[0, start - 1 : -1], ids_1S[0, start:])
 
 
 def answer(model: PreTrainedModel, problems: Sequence[EncodedProblem]) -> list[int]:

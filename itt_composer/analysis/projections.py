@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.models.bloom.modeling_bloom import BloomAttention
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 from transformers.pytorch_utils import Conv1D
 
 from itt_composer.errors import UserError
 
 PROJECTIONS = ("q", "k", "v", "o")
-# Names of the four where each has a weight of its own: LLaMA's, and OPT's.
-SEPARATE = (
-    ("q_proj", "k_proj", "v_proj", "o_proj"),
-    ("q_proj", "k_proj", "v_proj", "out_proj"),
-)
+# Names of the fourth where each has a weight of its own: LLaMA's, OPT's and Phi's.
+OUTPUTS = ("o_proj", "out_proj", "dense")
+# Attention to an encoder, which a causal model has not; BART keeps it all the same.
+UNUSED = "encoder_attn"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Projection:
         parts: into how many equal parts the matrix falls; 1 is the projection alone.
         part: which of them this is.
         heads: 0 where the parts stand one after the other (GPT-2: columns); else the parts
-            alternate by head along the rows (GPT-NeoX).
+            alternate by head along the rows (GPT-NeoX, BLOOM).
     """
 
     layer: int
@@ -62,20 +62,22 @@ class Projection:
 def attention_projections(model: nn.Module) -> list[Projection]:
     """Every layer's q, k, v and o, layer by layer.
 
-    Known are separate projections (LLaMA, Mistral, Qwen, OPT, ITT, …), GPT-2's `c_attn` and
-    GPT-NeoX's `query_key_value`.
+    Known are separate projections (LLaMA, Mistral, Qwen, OPT, Phi, BART, ITT, …), GPT-2's
+    `c_attn`, and `query_key_value` of GPT-NeoX and BLOOM.
 
     Raises:
         UserError: a model of another kind.
     """
     found: list[Projection] = []
-    for module in model.modules():
+    for name, module in model.named_modules():
         layer = len(found) // len(PROJECTIONS)
-        found += _projections_in(layer, dict(module.named_children()), module)
+        if not name.endswith(UNUSED):
+            found += _projections_in(layer, dict(module.named_children()), module)
     if not found:
         raise UserError(
             f"{type(model).__name__} has no attention projections of a known kind (q_proj, k_proj, "
-            "v_proj with o_proj or out_proj; c_attn of GPT-2; query_key_value of GPT-NeoX)"
+            "v_proj with o_proj, out_proj or dense; c_attn of GPT-2; query_key_value of GPT-NeoX "
+            "and BLOOM)"
         )
     return found
 
@@ -83,26 +85,32 @@ def attention_projections(model: nn.Module) -> list[Projection]:
 def _projections_in(
     layer: int, children: dict[str, nn.Module], attention: nn.Module
 ) -> list[Projection]:
-    for names in SEPARATE:
+    for output_name in OUTPUTS:
+        names = ("q_proj", "k_proj", "v_proj", output_name)
         if children.keys() >= set(names):
             pairs = zip(PROJECTIONS, names, strict=True)
             return [Projection(layer, name, children[child]) for name, child in pairs]
-    # Others have matrices of these names that fall into parts in another way (StarCoder, BLOOM).
-    gpt2, neox = children.get("c_attn"), children.get("query_key_value")
+    # Others have matrices of these names that fall into parts in another way (StarCoder, Falcon).
+    gpt2, by_head = children.get("c_attn"), children.get("query_key_value")
     fused: nn.Module
     if "c_proj" in children and isinstance(gpt2, Conv1D) and gpt2.nf == 3 * gpt2.nx:
         fused, output, heads = gpt2, children["c_proj"], 0
-    elif isinstance(attention, GPTNeoXAttention):
-        assert isinstance(neox, nn.Linear)
-        fused, output, heads = neox, children["dense"], neox.in_features // attention.head_size
+    elif isinstance(attention, (GPTNeoXAttention, BloomAttention)):
+        assert isinstance(by_head, nn.Linear)
+        fused, output, heads = by_head, children["dense"], by_head.in_features // _head(attention)
     else:
         return []
     parts = [Projection(layer, name, fused, 3, part, heads) for part, name in enumerate("qkv")]
     return [*parts, Projection(layer, "o", output)]
 
 
+def _head(attention: GPTNeoXAttention | BloomAttention) -> int:
+    """The width of a head."""
+    return attention.head_dim if isinstance(attention, BloomAttention) else attention.head_size
+
+
 def nuclear_norm(matrix: Tensor, most_rank: int | None = None) -> Tensor:
-    """The sum of a matrix's singular values, a scalar in float64.
+    """The sum of a matrix's singular values, a scalar in float64; NaN if a value is not finite.
 
     Args:
         matrix: (m, n).
@@ -112,6 +120,8 @@ def nuclear_norm(matrix: Tensor, most_rank: int | None = None) -> Tensor:
             columns span (Halko et al. 2011, arXiv 0909.4061, with as many as the rank).
     """
     exact = matrix.detach().double()
+    if not exact.isfinite().all():
+        return exact.new_tensor(torch.nan)
     if most_rank is not None and 2 * most_rank < min(exact.shape):
         generator = torch.Generator(exact.device).manual_seed(0)
         shape = (exact.shape[1], most_rank)

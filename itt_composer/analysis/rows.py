@@ -61,6 +61,11 @@ def document_beginning(
     return f"first validation document of {domain}", document[:longest]
 
 
+def positions_of(config: Any, tokenizer: Any) -> int:
+    """Tokens that a model takes; where positions have no end (BLOOM), its tokenizer tells."""
+    return getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+
+
 def first_document(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
     """A row's tokens until its second document begins: with BOS, or without one behind EOS."""
     if bos is not None:

@@ -35,6 +35,11 @@ def gradient_tables(result: dict[str, Any], name: str) -> list[Table]:
         f"accuracy {100 * how['accuracy']:.1f} %, by chance {100 * how['chance']:.1f} %",
         f"answered: {_listed(how['answered'])}; correct: {_listed(how['correct'])}",
     ]
+    if how["cut"] or how["fine_tuning_cut"]:
+        table.notes.append(
+            f"{how['cut']} of the {how['measured']} and {how['fine_tuning_cut']} of those that the "
+            "model was fine-tuned on were longer than it takes, and lost the question's beginning"
+        )
     return [table]
 
 

@@ -55,7 +55,7 @@ def format_progress(
 
 def format_time(seconds: float) -> str:
     """Seconds as the largest unit that says enough: `42 s`, `3 min`, `7 h 05 min`."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -11,6 +11,7 @@ import typer
 
 from itt_composer.errors import UserError, errors_as_sentences
 from itt_composer.files import check_place, write_whole
+from itt_composer.readable import readable
 
 if TYPE_CHECKING:
     from itt_composer.report.build import Report
@@ -38,6 +39,13 @@ def main(
             help="Results of a perplexity suite besides RUN/perplexity.json; may be repeated.",
         ),
     ] = None,
+    gradients: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Gradient norms besides RUN/analysis/gradients.json; may be repeated.",
+        ),
+    ] = None,
     title: Annotated[str, typer.Option(help="Of the page.")] = "What the runs have measured",
 ) -> None:
     """Draw runs on one page: summary, curves, elastic settings, routers and a routing map."""
@@ -45,7 +53,7 @@ def main(
         _check_places(out, figures, markdown)
         from itt_composer.report.build import build
 
-        report = build(runs, perplexity or [], title)
+        report = build(runs, perplexity or [], title, gradients or [])
         _write(report, out, figures, markdown)
 
 
@@ -74,12 +82,12 @@ def _write(report: "Report", out: Path, figures: Path | None, markdown: Path | N
     for what, command in report.page.missing:
         console.print(f"{what}: {command}", markup=False, highlight=False, soft_wrap=True)
     report.write(out)
-    print(f"page in {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    print(readable(f"page in {out} ({out.stat().st_size / 1e6:.1f} MB)"))
     if figures is not None:
-        print(f"{len(report.write_figures(figures))} figures in {figures}")
+        print(readable(f"{len(report.write_figures(figures))} figures in {figures}"))
     if markdown is not None:
         write_whole(markdown, report.page.summary.table().markdown())
-        print(f"table in {markdown}")
+        print(readable(f"table in {markdown}"))
 
 
 if __name__ == "__main__":

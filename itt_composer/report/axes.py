@@ -1,5 +1,6 @@
 """What figures of several runs share: units, axes, colours, zoom and highlight."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,7 +56,8 @@ class Units:
     def __init__(self, runs: Sequence[Run]):
         self.tokens = tokens_unit(max((run.tokens[-1] for run in runs if run.tokens), default=0))
         self.flops = flops_unit(max((run.flops[-1] for run in runs if run.flops), default=0))
-        longest = max((run.hours[-1] for run in runs if run.hours), default=0)
+        known = [run.hours[-1] for run in runs if run.hours and not math.isnan(run.hours[-1])]
+        longest = max(known, default=0)
         self.time = Unit(*time_unit(longest))
         if self.time.name == "hours":
             self.time = Unit(1.0, "hours")

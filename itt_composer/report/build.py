@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from itt_composer.files import write_whole
+from itt_composer.readable import readable
 from itt_composer.report import (
     costs,
     curves,
@@ -22,12 +23,14 @@ from itt_composer.report.measured import (
     command,
     has_router,
     name_of,
+    other_texts,
     place_in_list,
     read_analysis,
+    read_gradients,
     read_perplexities,
 )
 from itt_composer.report.page import Page, render
-from itt_composer.report.runs import continuations, read_runs
+from itt_composer.report.runs import continuations, read_runs, without_end
 from itt_composer.report.summary import summarise
 
 MISSING = {
@@ -58,13 +61,19 @@ class Report:
         return written
 
 
-def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str) -> Report:
+def build(
+    folders: Sequence[Path],
+    perplexity_files: Sequence[Path],
+    title: str,
+    gradient_files: Sequence[Path] = (),
+) -> Report:
     """Read runs and all that was measured on them.
 
     Args:
         folders: of runs.
         perplexity_files: results of perplexity suites besides those in the folders.
         title: of the page.
+        gradient_files: results of gradient analyses besides those in the folders.
 
     Raises:
         UserError: a folder that is no run, or a file that holds no results.
@@ -73,7 +82,7 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
     experiments = group(runs)
     units = Units(runs)
     thinking = read_analysis(experiments, "thinking").that(_draws_thinking)
-    gradients = read_analysis(experiments, "gradients").that(gradient_figure.gradients)
+    gradients = read_gradients(experiments, gradient_files).that(gradient_figure.gradients)
     perplexities = read_perplexities(experiments, perplexity_files).that(
         lambda one: elastic.figure(one, experiments)
     )
@@ -98,8 +107,11 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
     told = [note for one in (thinking, gradients, perplexities) for note in one.notes]
     notes = [
         *continuations(runs),
+        *without_end(runs),
         *without_curves,
         *told,
+        *(other_texts(perplexities) if elastic_figure is not None else []),
+        *routing_map.unprinted(thinking),
     ]
     is_there = {
         "thinking": bool(thinking.results),
@@ -108,13 +120,13 @@ def build(folders: Sequence[Path], perplexity_files: Sequence[Path], title: str)
     }
     return Report(
         Page(
-            title=title,
+            title=readable(title),
             runs=len(runs),
             summary=summarise(experiments),
             figures=figures,
             maps=routing_map.content(thinking),
             map_caption=routing_map.CAPTION,
-            warnings=[*incomparable(runs), *notes],
+            warnings=readable([*incomparable(runs), *notes]),
             missing=_missing(experiments, is_there),
         ),
         routing_map.for_print(thinking),
@@ -144,5 +156,5 @@ def _missing(experiments: Sequence[Experiment], is_there: dict[str, bool]) -> li
         fitting = fits[kind]
         if fitting and not is_there[kind]:
             experiment, run = min(fitting, key=lambda pair: place_in_list(pair[1]))
-            lines.append((f"{what} of {name_of(experiment, run)}", command(kind, run)))
+            lines.append((f"{what} of {name_of(experiment, run)}", readable(command(kind, run))))
     return lines

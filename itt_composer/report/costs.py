@@ -42,8 +42,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         }
         for experiment in experiments
         for run in experiment.runs
-        if run.is_finished
-        for last in run.validations[-1:]
+        if (last := run.end) is not None
     ]
     if len(records) < 2:
         return None
@@ -142,8 +141,7 @@ def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str
     """The dense model trained for several lengths, all else alike: the mean over seeds of each."""
     found = []
     for experiment in experiments:
-        runs = [run for run in experiment.runs if run.is_finished and run.validations]
-        last = [run.validations[-1] for run in runs]
+        last = [run.end for run in experiment.runs if run.end is not None]
         if not is_plain_dense(experiment) or not last:
             continue
         found.append(
@@ -162,7 +160,7 @@ def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str
 
 def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None:
     """Where each experiment reaches the final loss of the dense model; None without one."""
-    ended = [run for one in experiments for run in one.runs if run.is_finished and run.validations]
+    ended = [run for one in experiments for run in one.runs if run.end is not None]
     rows, notes = [], []
     for experiment in experiments:
         pairs = [pair for run in experiment.runs for pair in _beside_dense(run, ended)]
@@ -191,7 +189,7 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
 
 def _beside_dense(run: Run, runs: Sequence[Run]) -> list[tuple[Run, Run, Efficiency]]:
     """(run, dense run, efficiency) with the dense run that is most like it, if there is one."""
-    if run.kind == "LLaMA" or not (run.is_finished and run.validations):
+    if run.kind == "LLaMA" or run.end is None:
         return []
     dense = [other for other in runs if other.kind == "LLaMA" and other.geometry == run.geometry]
     same_seed = [other for other in dense if other.seeds == run.seeds] or dense
@@ -216,7 +214,8 @@ def _shares(run: Run, dense: Run) -> list[float | None]:
 
     None is never; NaN is of what was not logged.
     """
-    end = dense.validations[-1]
+    end = dense.end
+    assert end is not None
     found: list[float | None] = []
     for name in ("tokens", "flops", "hours"):
         curve = [(asdict(one)[name], one.loss) for one in run.validations]

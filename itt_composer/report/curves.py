@@ -233,7 +233,7 @@ def _top_of_axis(
     shown = shown or [one["smooth"] for one in training]  # it has logged its beginning only
     low, high = min(shown), max(shown)
     margin = 0.03 * (high - low) or 0.1
-    return low - margin, high + margin
+    return max(low - margin, 0.9 * low), high + margin  # a logarithm has no other places
 
 
 def _measures(top: tuple[float, float]) -> list[Option]:

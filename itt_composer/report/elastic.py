@@ -36,6 +36,7 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
     routed = {record["experiment"] for record in records if record["rule"] != ALONE}
     for record in records:
         record["named"] &= len(routed) == 1 or record["rule"] == ALONE
+        record["number"] = labels.index(record["experiment"])
     x = alt.X(
         "executed:Q",
         title=_title("executed"),
@@ -96,9 +97,11 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
         alt.layer(*layers)
         .add_params(zoom())
         .transform_filter("datum.thinks")
+        .transform_filter("true")
         .to_dict(validate=False),
         {"settings": records},
         [
+            *_models_control(labels, routed),
             Control("x", "Over", options),
             Control(
                 "settings",
@@ -114,6 +117,17 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
     )
 
 
+def _models_control(labels: Sequence[str], routed: set[str]) -> list[Control]:
+    """Which sweep is shown, as two seeds have one colour; models without a router always are."""
+    alone = [number for number, label in enumerate(labels) if label not in routed]
+    options = [Option("all", {"transform.1.filter": "true"})]
+    for number, label in enumerate(labels):
+        if label in routed:
+            shown = {"field": "number", "oneOf": [*alone, number]}
+            options.append(Option(label, {"transform.1.filter": shown}))
+    return [Control("model", "Model", options)] if len(routed) > 1 else []
+
+
 def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
     """A record for each setting whose FLOPs are known; one that stands twice is one."""
     found: dict[tuple, dict[str, Any]] = {}
@@ -124,9 +138,10 @@ def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
         rule = RULES.get(setting["router_selection"], ALONE)
         if setting.get("early_exit"):
             rule += f", early exit at {setting['early_exit']:g}"
-        found[ratios, rule] = {
+        exact = tuple(setting["select_ratios"])
+        found[exact, rule] = {
             "experiment": name,
-            "key": f"{name} {ratios}",
+            "key": f"{name} {exact}",
             "ratios": name if ratios == "–" else ratios,
             "rule": rule,
             "shares": percentages(mean_shares(setting)),

@@ -143,8 +143,6 @@ def _is_implied(
 ) -> bool:
     """Whether a difference follows from another setting."""
     section, _, name = key.partition(".")
-    if section == "model":
-        return name != "num_hidden_layers"  # names of sizes stay short
     without_router = description.get("adaptive_routing") is False
     if without_router and ("capacity_annealing" in key or name in _OF_ROUTERS):
         return True

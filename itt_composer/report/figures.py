@@ -83,7 +83,7 @@ class Figure:
 
 
 def prints_of(figure: Figure) -> list[Print]:
-    """All PNGs of a figure: where it shows one model of several, one for each, with its name."""
+    """All PNGs of a figure: where it shows one model, one for each there is, with its name."""
     models = next((one.options for one in figure.controls if one.name == "run"), [])
     if not models:
         return list(figure.prints)

@@ -22,7 +22,7 @@ def gradients(measured: Measured) -> Figure | None:
                         continue
                     records.append(
                         {
-                            "panel": _panel(projection, name, len(measured.results)),
+                            "panel": f"{projection}{BETWEEN}{name}",
                             "layer": layer,
                             "kind": kind,
                             "mean": mean,
@@ -91,7 +91,3 @@ def gradients(measured: Measured) -> Figure | None:
         [Print("gradients", {}, WIDE, 120, columns)],
         description="Gradient nuclear norm over layers, easy against hard problems.",
     )
-
-
-def _panel(projection: str, name: str, runs: int) -> str:
-    return projection if runs == 1 else f"{projection}{BETWEEN}{name}"

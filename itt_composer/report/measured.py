@@ -5,12 +5,14 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from eval.paper import GEOMETRY_FIELDS
 from eval.perplexity_report import percentages
 from eval.result_files import read_results
 from itt_composer.errors import UserError
+from itt_composer.readable import readable
 from itt_composer.report.experiments import Experiment
 from itt_composer.report.runs import Run
 
@@ -40,10 +42,19 @@ class Measured:
     Attributes:
         results: (name, content), in the order of the experiments; of `thinking` by `place_in_list`.
         notes: sentences on files that could not be used.
+        files: that the results are of, resolved.
     """
 
     results: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    files: set[Path] = field(default_factory=set)
+
+    def add(self, name: str, file: Path, content: dict[str, Any]) -> None:
+        """Add a result under a name that no other has; a file counts once."""
+        if file.resolve() not in self.files:
+            self.files.add(file.resolve())
+            is_taken = any(name == other for other, _ in self.results)
+            self.results.append((readable(f"{name} ({file})") if is_taken else name, content))
 
     def that(self, draw: Callable[["Measured"], Any]) -> "Measured":
         """Only the results that can be drawn: whatever else is in a file was changed by hand."""
@@ -86,13 +97,8 @@ def read_analysis(experiments: Sequence[Experiment], kind: str) -> Measured:
         file = run.path / "analysis" / f"{kind}.json"
         if not file.is_file():
             continue
-        try:
-            content = json.loads(file.read_bytes())
-            is_known = content.get("kind") == kind and content.get("format") == FORMAT
-        except (ValueError, AttributeError):
-            is_known, content = False, {}
-        again = command(kind, run)
-        if not is_known or not content.keys() >= set(NEEDED[kind]):
+        content, again = _analysis_in(file, kind), command(kind, run)
+        if content is None:
             found.notes.append(f"{file} is damaged or of another version; measure again: {again}")
         elif _is_of_another_model(content, run):
             found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
@@ -102,8 +108,56 @@ def read_analysis(experiments: Sequence[Experiment], kind: str) -> Measured:
         else:
             name = name_of(experiment, run) + _otherwise(content, run)
             found.notes += _of_the_way(file, content.get("trained_batches"), run, again)
-            found.results.append((name, content))
+            found.add(name, file, content)
     return found
+
+
+def read_gradients(experiments: Sequence[Experiment], files: Sequence[Path]) -> Measured:
+    """`RUN/analysis/gradients.json` of every run that has one, and the files that were named.
+
+    Raises:
+        UserError: a file that was named holds no gradients.
+    """
+    found = read_analysis(experiments, "gradients")
+    for file in files:
+        content = _analysis_in(file, "gradients")
+        if content is None:
+            raise UserError(
+                f"--gradients {file} is damaged or holds no gradient norms; name a JSON file that "
+                "python -m itt_composer.analysis gradients has written"
+            )
+        found.add(readable(file.stem), file, content)
+    return found
+
+
+def _analysis_in(file: Path, kind: str) -> dict[str, Any] | None:
+    """What an analysis has written; None if it is damaged, of another kind or another version."""
+    try:
+        content = readable(json.loads(file.read_bytes()))
+    except ValueError:
+        return None
+    is_known = (
+        isinstance(content, dict)
+        and (content.get("kind"), content.get("format")) == (kind, FORMAT)
+        and content.keys() >= set(NEEDED[kind])
+        and _is_well_formed(content, content)
+    )
+    return content if is_known else None
+
+
+def _is_well_formed(content: dict[str, Any], model: Any) -> bool:
+    """Whether what a result says of its text, its settings and its model is of the right types."""
+    ratios = content.get("select_ratios") or []
+    return (
+        isinstance(model, dict)
+        and isinstance(model.get("name", ""), str)
+        and isinstance(model.get("trained_batches"), (int, NoneType))
+        and isinstance(content.get("suite", {}), dict)
+        and content.get("settings") != []
+        and isinstance(content.get("router_selection"), (str, NoneType))
+        and isinstance(ratios, list)
+        and all(isinstance(ratio, (int, float)) for ratio in ratios)
+    )
 
 
 def _measured_another_model(result: dict[str, Any], run: Run) -> bool:
@@ -153,33 +207,58 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
     """
     found = Measured()
     for experiment, run in _runs(experiments):
-        file = run.path / "perplexity.json"
-        if file.is_file():
-            try:
-                results = read_results([file]).perplexities
-            except UserError as error:
-                again = command("perplexity", run)
-                found.notes.append(f"{error}; it was not drawn; measure again: {again}")
-                continue
-            if any(_measured_another_model(result, run) for result in results):
-                again = command("perplexity", run)
-                found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
-                continue
-            for result in results:
-                trained, again = result["model"].get("trained_batches"), command("perplexity", run)
-                found.notes += _of_the_way(file, trained, run, again)
-            found.results += [(name_of(experiment, run), result) for result in results]
+        file, again = run.path / "perplexity.json", command("perplexity", run)
+        if not file.is_file():
+            continue
+        try:
+            result = _perplexities_in(file)
+        except UserError as error:
+            found.notes.append(f"{error}; it was not drawn; measure again: {again}")
+            continue
+        if _measured_another_model(result, run):
+            found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
+        else:
+            found.notes += _of_the_way(file, result["model"].get("trained_batches"), run, again)
+            found.add(name_of(experiment, run), file, result)
     for file in files:
-        results = read_results([file]).perplexities
-        if not results:
-            raise UserError(
-                f"--perplexity {file} holds no perplexities; name a JSON file that "
-                "python -m eval eval/suites/elastic.yaml has written"
-            )
-        found.results += [
-            (str(result["model"].get("name", file.stem)), result) for result in results
-        ]
+        result = _perplexities_in(file)
+        found.add(result["model"].get("name", readable(file.stem)), file, result)
     return found
+
+
+def _perplexities_in(file: Path) -> dict[str, Any]:
+    """What a perplexity suite has written.
+
+    Raises:
+        UserError: it is not there, damaged, of another kind or of another version.
+    """
+    results = readable(read_results([file]).perplexities)
+    if not results:
+        raise UserError(
+            f"{file} holds no perplexities; name a JSON file that "
+            "python -m eval eval/suites/elastic.yaml has written"
+        )
+    if not _is_well_formed(results[0], results[0]["model"]):
+        raise UserError(f"{file} is damaged; measure it again")
+    return results[0]
+
+
+def other_texts(perplexities: Measured) -> list[str]:
+    """A sentence for each text that models were measured on besides that of the first model."""
+    sentences: dict[tuple, str] = {}
+    first = None
+    for name, result in perplexities.results:
+        setting, suite = result["settings"][0], result["suite"]
+        text = suite.get("split"), setting.get("tokens"), setting.get("bytes")
+        on = f"{setting.get('tokens')} tokens of {suite.get('data')} ({suite.get('split')})"
+        first = first or (text, name, on)
+        if text != first[0]:
+            sentences.setdefault(
+                text,
+                f"{first[1]} was measured on {first[2]}, {name} on {on}: their perplexities are "
+                "of other text or other tokens, and do not compare",
+            )
+    return list(sentences.values())
 
 
 def place_in_list(run: Run) -> tuple:

@@ -1,5 +1,7 @@
 """The routing map: a text with each token shaded by the thinking steps it took."""
 
+import math
+import unicodedata
 from typing import Any
 
 import altair as alt
@@ -43,16 +45,34 @@ def _text(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(weight: float | None) -> float | None:
-    return None if weight is None else round(weight, WEIGHT_DIGITS)
+    if weight is None or not math.isfinite(weight):
+        return None
+    return round(weight, WEIGHT_DIGITS)
 
 
 def for_print(measured: Measured) -> list[Figure]:
-    """The first text of every model, as far as it fits, for PNG."""
+    """The first text of every model that print has room for, as far as it fits, for PNG."""
     return [
-        _figure(number, name, next(text for text in result["texts"] if text["steps"]))
+        _figure(number, name, text)
         for number, (name, result) in enumerate(measured.results, start=1)
-        if any(text["steps"] for text in result["texts"])
+        for text in [text for text in result["texts"] if _is_printable(text)][:1]
     ]
+
+
+def unprinted(measured: Measured) -> list[str]:
+    """A sentence for each model without a PNG, as lines are laid out from left to right."""
+    return [
+        f"{name} has no routing map as PNG: its texts have letters that are written from right to "
+        "left; the page shows them"
+        for name, result in measured.results
+        if any(text["steps"] for text in result["texts"])
+        and not any(_is_printable(text) for text in result["texts"])
+    ]
+
+
+def _is_printable(text: dict[str, Any]) -> bool:
+    letters = {unicodedata.bidirectional(letter) for token in text["tokens"] for letter in token}
+    return bool(text["steps"]) and not letters & {"R", "AL"}
 
 
 def _figure(number: int, name: str, text: dict[str, Any]) -> Figure:
@@ -104,18 +124,33 @@ def laid_out(tokens: list[str], steps: list[int]) -> list[dict[str, Any]]:
     line = column = 0
     for token, taken in zip(tokens, steps, strict=True):
         shown = token.replace("\n", NEWLINE).replace("\t", "  ")
-        if column and column + len(shown) > LINE_LENGTH:
-            line, column = line + 1, 0
-        if line >= MOST_LINES:
-            break
-        shown = shown[: LINE_LENGTH - column]
-        end = column + len(shown)
-        if shown:
+        for part in _parts(shown):
+            if column and column + cells(part) > LINE_LENGTH:
+                line, column = line + 1, 0
+            if line >= MOST_LINES:
+                return found
             # Texts are drawn without the spaces at their ends.
-            word = column + len(shown) - len(shown.lstrip())
+            word, end = column + len(part) - len(part.lstrip()), column + cells(part)
             place = {"line": line, "start": column, "word": word, "end": end}
-            found.append({**place, "text": shown, "steps": taken})
-        column = end
+            found.append({**place, "text": part, "steps": taken})
+            column = end
         if "\n" in token:
             line, column = line + 1, 0
     return found
+
+
+def _parts(text: str) -> list[str]:
+    """A text in parts that a line has room for; none of an empty one."""
+    parts: list[str] = []
+    for letter in text:
+        if not parts or cells(parts[-1] + letter) > LINE_LENGTH:
+            parts.append("")
+        parts[-1] += letter
+    return parts
+
+
+def cells(text: str) -> int:
+    """How many columns a text takes: a wide letter two, a mark upon another none."""
+    marks = ("Mn", "Me", "Cf")
+    letters = [letter for letter in text if unicodedata.category(letter) not in marks]
+    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in letters)

@@ -4,10 +4,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -16,6 +17,7 @@ from eval import paper
 from eval.result_files import LossLog
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
+from itt_composer.readable import readable
 from itt_composer.thinking import ThinkingSettings
 
 if TYPE_CHECKING:
@@ -60,7 +62,8 @@ class Run:
         recipe: as resolved when it was started.
         summary: of its end; None while it is not finished.
         batches, tokens, hours, flops: what lay behind it at each batch that was logged; executed
-            FLOPs of forward and backward, hours of training without evaluations.
+            FLOPs of forward and backward, hours of training without evaluations (NaN in a run
+            that did not log them).
         losses: training loss of the batch that follows, nats per token; None where not logged.
         validations: in order.
         thinking: (batch index in the lists above, value) by layer, step and figure.
@@ -118,6 +121,14 @@ class Run:
         """What makes two models the same size."""
         return tuple(self.recipe["model"].get(name) for name in paper.GEOMETRY_FIELDS)
 
+    @property
+    def end(self) -> Validation | None:
+        """The validation of a finished run's last batch; None if its log has none, or NaN."""
+        if self.summary is None or not self.validations:
+            return None
+        last = self.validations[-1]
+        return last if last.batch == self.summary["batches"] else None
+
     def loss_log(self) -> LossLog:
         """As `eval.data_efficiency` takes it, with a label unlike that of any other run."""
         losses = [(validation.tokens, validation.loss) for validation in self.validations]
@@ -137,7 +148,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     counts = Counter(run.name for run in runs)
     for run in runs:
         if counts[run.name] > 1:
-            run.name = f"{run.name} ({run.path})"
+            run.name = readable(f"{run.name} ({run.path})")
     return runs
 
 
@@ -147,7 +158,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: as `read_runs`.
     """
-    recipe = _read_recipe(folder)
+    recipe = readable(_read_recipe(folder))
     run = Run(folder, str(recipe["run_name"]), recipe, _read_summary(folder / "summary.json"))
     if (folder / "metrics.jsonl").is_file():
         _read_curves(run)
@@ -214,6 +225,21 @@ def continuations(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
+def without_end(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each finished run of which nobody knows where its validation loss ended."""
+    sentences = []
+    for run in runs:
+        if run.summary is None or run.end is not None:
+            continue
+        loss = run.summary["validation_loss"]
+        if math.isfinite(loss):
+            why = f"has no validation of its last batch, {run.summary['batches']:,}, in its log"
+        else:
+            why = f"has diverged: its validation loss at the end is {loss}"
+        sentences.append(f"{run.name} {why}; it is left out of what the runs reached at their end")
+    return sentences
+
+
 def _read_recipe(folder: Path) -> dict[str, Any]:
     file = folder / "recipe.yaml"
     try:
@@ -255,6 +281,9 @@ def _read_summary(file: Path) -> dict[str, Any] | None:
         for name in ("batches", "tokens", "train_seconds", "validation_loss"):
             if not isinstance(summary[name], (int, float)):
                 raise TypeError
+        for name in ("tokens_per_second", "validation_loss_by_threshold"):
+            if not isinstance(summary.get(name), (int, float, NoneType)):
+                raise TypeError
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{file} cannot be read; delete it and start the run again, which then writes it anew"
@@ -272,7 +301,7 @@ def _read_curves(run: Run) -> None:
     run.batches = [line["batch"] for line in lines]
     run.tokens = [line["tokens"] for line in lines]
     run.losses = [line.get(TRAINING_LOSS) for line in lines]
-    run.hours = _carried_on(line.get(HOURS) for line in lines)
+    run.hours = _carried_on([line.get(HOURS) for line in lines])
     ratios = _ratios_in_force(lines, run.recipe["thinking"].get("select_ratios", ()))
     run.flops = flops_after(config_of(run), run.recipe["data"]["seq_len"], run.tokens, ratios)
     for place, line in enumerate(lines):
@@ -297,9 +326,9 @@ def _finite(line: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _carried_on(values: Iterable[float | None]) -> list[float]:
-    """Each gap filled with the value before it."""
-    last, found = 0.0, []
+def _carried_on(values: Sequence[float | None]) -> list[float]:
+    """Each gap filled with the value before it, at the beginning with 0; NaN if all are gaps."""
+    last, found = 0.0 if any(value is not None for value in values) else math.nan, []
     for value in values:
         last = last if value is None else value
         found.append(last)

@@ -95,7 +95,10 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
         "forward pass, as its tables count them."
     ]
     if has_several:
-        notes.append("Of several seeds the mean, and from the least to the greatest.")
+        notes.append(
+            "Of several seeds the mean, and from the least to the greatest; “2 of 3” where one has "
+            "no such figure, as the perplexity of a run that diverged."
+        )
     if any(run.recipe["thinking"].get("router_selection") == "top_p" for run in runs):
         notes.append(
             "Under top-p the tokens of a step depend on the data, and the FLOPs take ρ for their "
@@ -105,8 +108,10 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
 
 
 def total_flops(run: Run) -> float | None:
-    """Executed training FLOPs so far; None where nothing was logged."""
-    return run.flops[-1] if run.flops else None
+    """Executed training FLOPs so far; None where nothing or not the whole run was logged."""
+    if not run.flops or (run.summary is not None and run.batches[-1] < run.summary["batches"]):
+        return None
+    return run.flops[-1]
 
 
 def validation_loss(run: Run) -> float | None:
@@ -130,11 +135,11 @@ def tokens(run: Run) -> int:
     return run.tokens[-1] if run.tokens else 0
 
 
-def seconds(run: Run) -> float:
-    """Training time so far, without evaluations."""
+def seconds(run: Run) -> float | None:
+    """Training time so far, without evaluations; None where nobody took it."""
     if run.summary is not None:
         return run.summary["train_seconds"]
-    return 3600 * run.hours[-1] if run.hours else 0.0
+    return 3600 * run.hours[-1] if run.hours and not math.isnan(run.hours[-1]) else None
 
 
 def speed(run: Run) -> float | None:
@@ -189,7 +194,8 @@ def _cell(
     if not values:
         return Cell(NOTHING)
     low, high = told(min(values)), told(max(values))
-    return Cell(told(mean(values)), "" if low == high else f"{low}–{high}")
+    of = f" ({len(values)} of {len(runs)})" if len(values) < len(runs) else ""
+    return Cell(told(mean(values)) + of, "" if low == high else f"{low}–{high}")
 
 
 def _exp(loss: float | None) -> float | None:
@@ -198,6 +204,7 @@ def _exp(loss: float | None) -> float | None:
 
 def counted(tokens: float) -> str:
     """`2.05 M`, `50 B`."""
+    tokens = float(f"{tokens:.3g}")
     for size, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if tokens >= size:
             return f"{tokens / size:.3g}{name}"
@@ -206,7 +213,7 @@ def counted(tokens: float) -> str:
 
 def duration(seconds: float) -> str:
     """`52 s`, `6 min`, `13 h 05 min`."""
-    if seconds < 120:
+    if round(seconds) < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

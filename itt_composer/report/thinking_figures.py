@@ -23,12 +23,12 @@ def step_colour(steps: Sequence[str]) -> alt.Color:
 
 
 def run_control(names: Sequence[str]) -> list[Control]:
-    """Which run is shown; its number is told by the first transform."""
+    """Which run is shown, if only to name it; its number is told by the first transform."""
     options = [
         Option(name, {"transform.0.filter": f"datum.number === {number}"})
         for number, name in enumerate(names)
     ]
-    return [Control("run", "Model", options)] if len(names) > 1 else []
+    return [Control("run", "Model", options)]
 
 
 def steps_of(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -284,7 +284,11 @@ def overlap(measured: Measured) -> Figure | None:
     for number, (_, result) in enumerate(routed):
         shares = {(step["layer"], step["step"]): step["share"] for step in result["steps"]}
         for step in result["steps"]:
-            chance = shares.get((step["layer"], step["step"] - 1))
+            # The step before, which is an earlier one where that has the ratio 0.
+            before = [
+                place for place in shares if place[0] == step["layer"] and place[1] < step["step"]
+            ]
+            chance = shares[max(before)] if before else None
             if step.get("overlap") is None or chance is None:
                 continue
             for kind, share in ((AGAIN, step["overlap"]), (NEW, 1 - step["overlap"])):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,11 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
+    BartForCausalLM,
     BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2TokenizerFast,
@@ -24,6 +29,8 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
 )
 from typer.testing import CliRunner
 
@@ -39,6 +46,7 @@ from itt_composer.analysis.gradients import (
 )
 from itt_composer.analysis.problems import EncodedProblem, read_problems
 from itt_composer.analysis.projections import attention_projections, nuclear_norm
+from itt_composer.analysis.tables import gradient_tables
 from itt_composer.errors import UserError
 from itt_composer.models import IttConfig, IttForCausalLM
 
@@ -73,8 +81,21 @@ def gpt2_weights(model, layer):
 
 
 def neox_weights(model, layer):
+    return weights_by_head(model.gpt_neox.layers[layer].attention)
+
+
+def bloom_weights(model, layer):
+    return weights_by_head(model.transformer.h[layer].self_attention)
+
+
+def phi_weights(model, layer):
+    attention = model.model.layers[layer].self_attn
+    modules = (attention.q_proj, attention.k_proj, attention.v_proj, attention.dense)
+    return [module.weight.grad.numpy() for module in modules]
+
+
+def weights_by_head(attention):
     """Each head has its queries, its keys and its values, 16 rows each."""
-    attention = model.gpt_neox.layers[layer].attention
     fused = attention.query_key_value.weight.grad.numpy()
     parts = [
         np.concatenate([fused[48 * head + start : 48 * head + start + 16] for head in range(4)])
@@ -96,6 +117,17 @@ def opt():
     return OPTForCausalLM(config)
 
 
+def bloom():
+    config = BloomConfig(vocab_size=96, hidden_size=64, n_layer=2, n_head=4, initializer_range=0.15)
+    return BloomForCausalLM(config)
+
+
+def bart():
+    """It keeps its attention to an encoder, which there is none of."""
+    sizes = {"d_model": 64, "decoder_ffn_dim": 48, "decoder_layers": 2, "init_std": 0.15}
+    return BartForCausalLM(BartConfig(vocab_size=96, decoder_attention_heads=4, **sizes))
+
+
 def gpt2():
     config = GPT2Config(vocab_size=96, n_embd=64, n_layer=2, n_head=4, initializer_range=0.15)
     return GPT2LMHeadModel(config)
@@ -105,7 +137,10 @@ MODELS = {
     "llama with fewer key heads": (lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)), llama_weights),
     "gpt2": (gpt2, gpt2_weights),
     "gpt_neox": (neox, neox_weights),
+    "bloom": (bloom, bloom_weights),
     "opt": (opt, opt_weights),
+    "bart": (bart, opt_weights),
+    "phi": (lambda: PhiForCausalLM(PhiConfig(**LLAMA)), phi_weights),
     "itt": (lambda: IttForCausalLM(IttConfig(**LLAMA, thinking_steps=3)), llama_weights),
     "loop": (
         lambda: IttForCausalLM(IttConfig(**LLAMA, thinking="loop", thinking_steps=3)),
@@ -153,6 +188,7 @@ def test_a_bound_on_the_rank_changes_nothing():
         assert nuclear_norm(matrix, bound).item() == pytest.approx(exact, rel=1e-12), bound
     assert nuclear_norm(matrix, 3).item() < 0.9 * exact  # a wrong one does
     assert nuclear_norm(torch.zeros(30, 30), 2).item() == 0.0
+    assert nuclear_norm(torch.full((3, 3), torch.nan)).isnan()
     assert nuclear_norm(torch.diag(torch.tensor([3.0, -4.0]))).item() == pytest.approx(7.0)
 
 
@@ -160,7 +196,7 @@ def test_a_bound_on_the_rank_changes_nothing():
     "config",
     [
         GPTBigCodeConfig(vocab_size=96, n_embd=64, n_layer=1, n_head=4, multi_query=False),
-        BloomConfig(vocab_size=96, hidden_size=64, n_layer=1, n_head=4),
+        FalconConfig(vocab_size=96, hidden_size=64, num_hidden_layers=1, num_attention_heads=4),
     ],
 )
 def test_fused_projections_that_fall_into_other_parts_are_refused(config):
@@ -302,6 +338,11 @@ def test_the_command_writes_what_was_agreed_into_the_run_folder(runs, problems_f
             assert {len(layers) for layers in values} == {3}
             assert all((value is None) == is_empty for layers in values for value in layers)
     assert "answered correctly (easy)" in result.stdout
+    assert "were longer than it takes" not in result.stdout
+    (table,) = gradient_tables(
+        written | {"problems": written["problems"] | {"cut": 3, "fine_tuning_cut": 1}}, "name"
+    )
+    assert table.notes[-1].startswith("3 of the 5 and 1 of those that the model was fine-tuned on")
     elsewhere = run.parent / f"{kind}.json"
     result = invoke("gradients", run / "model", *options, "--output", elsewhere)
     assert result.exit_code == 0, result.output
@@ -365,6 +406,18 @@ def test_a_mistake_is_told_in_one_sentence(runs, problems_file, tmp_path):
     tells(invoke("gradients", run, run, *given, *output), "--output is for one model")
     tells(invoke("gradients", run, *given, "--output", tmp_path), "is no JSON file; name one, like")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_are_not_finite_are_told_and_not_written(runs, problems_file, tmp_path):
+    run = tmp_path / "broken"
+    shutil.copytree(runs["dense"], run, ignore=shutil.ignore_patterns("analysis"))
+    model = IttForCausalLM.from_pretrained(run / "model")
+    torch.nn.init.constant_(model.model.embed_tokens.weight, torch.nan)
+    model.save_pretrained(run / "model")
+    asked = ("--problems", problems_file, "--fine-tune", 0, "--measure", 1)
+    for words in (("gradients", run, *asked), ("tokens", run, "--rows", 1)):
+        tells(invoke(*words), "broken are not finite (NaN or infinite), as those of a model that")
+    assert not (run / "analysis").exists()
 
 
 def tells(result, sentence):

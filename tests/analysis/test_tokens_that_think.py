@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from tokenizers import ByteLevelBPETokenizer
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from itt_composer.analysis.__main__ import app
@@ -275,16 +275,21 @@ def test_other_ratios_and_thresholds_are_put_in_force(runs, shards, tmp_path):
 
 
 def test_a_transformers_model_without_steps_gives_its_texts_alone(tokenizer, shards, tmp_path):
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 512}
-    LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).save_pretrained(tmp_path / "m")
+    """A BLOOM, whose positions have no end, and a text whose name is not UTF-8."""
+    config = BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=512)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
-    output = tmp_path / "out.json"
-    result = invoke(tmp_path / "m", "--data", shards, "--rows", 2, "--output", output)
+    output, text = tmp_path / "out.json", tmp_path / "na\udcefve.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    options = ("--data", shards, "--rows", 2, "--output", output, "--text", text)
+    result = invoke(tmp_path / "m", *options)
     assert result.exit_code == 0, result.output
     written = json.loads(output.read_text())
     assert (written["steps"], written["step_encodings"]) == ([], [])
-    assert [text["steps"] for text in written["texts"]] == [[]]
-    model = LlamaForCausalLM.from_pretrained(tmp_path / "m")
+    assert [text["steps"] for text in written["texts"]] == [[], []]
+    assert written["texts"][1]["name"].endswith("na?ve.txt")
+    assert "".join(written["texts"][1]["tokens"][1:]) == TEXT
+    model = BloomForCausalLM.from_pretrained(tmp_path / "m")
     own = AutoTokenizer.from_pretrained(tmp_path / "m")
     assert think_about(model, own, "x", [1, 40])["tokens"][0] == "<s>"
 

@@ -38,6 +38,7 @@ def test_a_line_on_a_gpu_tells_its_use_and_memory():
     [
         (0.4, "0 s"),
         (59.4, "59 s"),
+        (59.6, "1 min"),
         (60, "1 min"),
         (59 * 60, "59 min"),
         (60 * 60, "1 h 00 min"),

@@ -43,7 +43,15 @@ def test_every_setting_is_a_point_of_its_rule_once(results):
         assert len(own) == 17
         assert own[0].label == "70/70/70"
         assert own[0].flops == pytest.approx(3 * 3.1)
-    assert points(results, "paper")["top-k"][-1] == ("0/0/0", 4.0, 50.0)
+    assert points(results, "paper")["top-k"][-1] == ("0/0/0", 4.0, 50.0, (0, 0, 0))
+
+
+def test_ratios_that_round_to_the_same_percent_are_two_points(results):
+    results["settings"][0]["select_ratios"] = [0.502, 0.5, 0.5]
+    results["settings"][2]["select_ratios"] = [0.498, 0.5, 0.5]
+    first, second = points(results, "executed")["top-k"][:2]
+    assert first.label == second.label == "50/50/50"
+    assert first.perplexity < second.perplexity or first.ratios > second.ratios
 
 
 def test_early_exit_is_a_series_of_its_own(results):
@@ -80,7 +88,7 @@ def test_names_cover_neither_each_other_nor_points(results):
             assert all(box.common_area(other) < 1 for other in boxes[:number])
             for own in series.values():
                 for point in own:
-                    x, y = axes.transData.transform(point[1:])
+                    x, y = axes.transData.transform(point[1:3])
                     assert not (box.left < x < box.right and box.low < y < box.high)
         pyplot.close(figure)
 

@@ -181,8 +181,9 @@ def thinking(layers: list[int], steps: int, text: list[str] | None = None) -> di
                     {
                         "layer": layer,
                         "step": step,
-                        "weights": [noise.random() for _ in tokens],
-                        "selected": [noise.randint(0, 1) for _ in tokens],
+                        # The first token takes every step, with next to no weight.
+                        "weights": [0.0002, *(noise.random() for _ in tokens[1:])],
+                        "selected": [1, *(noise.randint(0, 1) for _ in tokens[1:])],
                     }
                     for layer, step in pairs
                 ],

@@ -13,10 +13,12 @@ from report_runs import write_run
 from rich.console import Console
 from typer.testing import CliRunner
 
+from itt_composer.errors import UserError
 from itt_composer.report.__main__ import app
 from itt_composer.report.build import build
 from itt_composer.report.figures import changed, pack, print_spec, prints_of
 from itt_composer.report.page import render
+from itt_composer.report.routing_map import laid_out
 
 RATIOS = "thinking.select_ratios=[0.5,0.5,0.5]"
 VALIDATION = "metrics/eval/LanguageCrossEntropy"
@@ -56,9 +58,11 @@ def test_no_text_of_a_run_becomes_part_of_the_page(tmp_path):
 
 def test_every_figure_is_a_png_that_is_not_empty(runs, tmp_path):
     report = build(runs, [], "title")
-    kept = {"curves_loss_flops", "elastic_executed", "router_weights", "routing_map_1", "gradients"}
+    drawn = {"curves_loss_flops", "elastic_executed", "routing_map_1", "gradients"}
+    kept = drawn | {"router_weights_1"}
+    drawn.add("router_weights")
     for figure in [*report.page.figures, *report.printed]:
-        figure.prints = [wanted for wanted in figure.prints if wanted.name in kept]
+        figure.prints = [wanted for wanted in figure.prints if wanted.name in drawn]
     written = report.write_figures(tmp_path / "new" / "figures")
     assert {path.stem for path in written} == kept
     for path in written:
@@ -109,7 +113,12 @@ def test_an_analysis_of_another_model_is_not_drawn_and_other_settings_are_named(
     report = build(runs, [], "title")
     (warning,) = report.page.warnings
     assert "analysis/thinking.json is of another model than small" in warning
-    assert [one["name"] for one in report.page.maps] == ["ITT×3, at 50/50"]  # trained at 50/80
+    (figure,) = [one for one in report.page.figures if one.name == "router_weights"]
+    (model,) = [control for control in figure.controls if control.label == "Model"]
+    assert [one.label for one in model.options] == ["ITT×3, at 50/50"]  # trained at 50/80
+    (wanted,) = prints_of(figure)
+    assert wanted.name == "router_weights_1"  # a second model takes no older file's name
+    assert print_spec(figure, wanted)["title"] == "ITT×3, at 50/50"
 
 
 @pytest.mark.parametrize("setting", ["model.intermediate_size=24", "thinking.thinking_layers=[1]"])
@@ -121,7 +130,7 @@ def test_perplexities_of_another_model_are_not_drawn(tmp_path, setting):
     (warning,) = report.page.warnings
     assert f"{runs[0] / 'perplexity.json'} is of another model than other" in warning
     elastic = next(figure for figure in report.page.figures if figure.name == "elastic")
-    assert "other" not in json.dumps(elastic.spec)
+    assert len({record["experiment"] for record in elastic.data["settings"]}) == 1
 
 
 def test_histograms_stand_by_layer_and_step_whatever_model_comes_first(tmp_path):
@@ -174,11 +183,43 @@ def test_what_a_diverged_run_leaves_is_drawn(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps(summary | {"validation_loss": math.nan}))
     page = build([folder, write_run(tmp_path / "other", "seed=5", loss=900)], [], "t").page
-    assert page.figures[0].name == "curves"
+    curves = page.figures[0]
+    assert {record["run"] for record in curves.data["training"]} == {"itt", "other"}
+    assert [one["loss"] for one in curves.data["validation"] if one["run"] == "itt"] == [800.0]
+    assert "itt has diverged: its validation loss at the end is nan" in page.warnings[0]
     render(page)
     alone = build([write_run(tmp_path / "new", batches=1, finished=False)], [], "t").page
     assert "1 run." in alone.figures[0].caption
     assert "still to come" in alone.figures[0].caption
+
+
+def test_only_a_validation_of_the_last_batch_is_the_end_of_a_run(tmp_path):
+    runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "twin", *DENSE, "seed=9")]
+    runs += [write_run(tmp_path / name, loss=3.9) for name in ("itt", "cut", "diverged")]
+    lines = (runs[3] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (runs[3] / "metrics.jsonl").write_text("".join(lines[:31]))
+    text = (runs[4] / "metrics.jsonl").read_text().replace(f'"{VALIDATION}": 3.9', '"x": 3.9')
+    (runs[4] / "metrics.jsonl").write_text(text)
+    lines = (runs[1] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (runs[1] / "metrics.jsonl").write_text("".join(lines[:31]))
+    page = build(runs, [], "t").page
+    (figure,) = [figure for figure in page.figures if figure.name == "equal_compute"]
+    assert [record["run"] for record in figure.data["ends"]] == ["dense", "itt"]
+    assert [record["loss"] for record in figure.data["dense"]] == [4.0]
+    ((_, target, own, *_),) = figure.table["rows"]
+    assert (target, own) == ("4.0000", "3.9000")
+    assert [warning.split(";")[0] for warning in page.warnings] == [
+        f"{name} has no validation of its last batch, 40, in its log"
+        for name in ("twin", "cut", "diverged")
+    ]
+
+
+def test_a_logarithm_has_no_place_below_nothing(tmp_path):
+    folder = write_run(tmp_path / "itt", loss=0.02)
+    text = (folder / "metrics.jsonl").read_text().replace("loss/train/total", "unheard")
+    (folder / "metrics.jsonl").write_text(text)
+    axis = build([folder], [], "t").page.figures[0].spec["layer"][1]["encoding"]["y"]
+    assert 0 < axis["scale"]["domain"][0] < 0.02
 
 
 def test_a_run_that_has_just_begun_leaves_the_axis_as_it_is(runs, tmp_path):
@@ -206,6 +247,133 @@ def test_results_from_before_the_end_of_training_are_told(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"trained_batches": 20}))
     (warning,) = build([folder], [], "t").page.warnings
     assert f"{file} is of the weights after 20 batches of 40; measure again" in warning
+
+
+def changed_file(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_steps_without_tokens_leave_the_overlap_of_those_behind_them(tmp_path):
+    four = ("thinking.thinking_steps=4", RATIOS)
+    folder = write_run(tmp_path / "itt", *four, analysed=True)
+    file = folder / "analysis" / "thinking.json"
+    steps = json.loads(file.read_text())["steps"]
+    changed_file(file, steps=[step for step in steps if step["step"] != 2])
+    (overlap,) = [one for one in build([folder], [], "t").page.figures if one.name == "overlap"]
+    assert {(one["layer"], one["step"]) for one in overlap.data["overlap"]} == {(1, "3"), (3, "3")}
+    assert {one["chance"] for one in overlap.data["overlap"]} == {0.5}
+
+
+def test_a_weight_that_is_not_finite_is_none_in_the_map(tmp_path):
+    folder = write_run(tmp_path / "itt", analysed=True)
+    file = folder / "analysis" / "thinking.json"
+    texts = json.loads(file.read_text())["texts"]
+    texts[0]["steps"][0]["weights"][:2] = [math.nan, math.inf]
+    changed_file(file, texts=texts)
+    page = build([folder], [], "t").page
+    assert page.maps[0]["texts"][0]["steps"][0]["weights"][:2] == [None, None]
+    render(page)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": None},
+        {"model": "x"},
+        {"model": {"trained_batches": "x"}},
+        {"suite": None},
+        {"settings": []},
+    ],
+)
+def test_perplexities_of_the_wrong_types_are_told_with_their_file(tmp_path, changes):
+    folder = write_run(tmp_path / "itt", analysed=True)
+    file = folder / "perplexity.json"
+    changed_file(file, **changes)
+    (warning,) = build([folder], [], "t").page.warnings
+    assert warning.startswith(f"{file} is damaged; measure it again; it was not drawn")
+    with pytest.raises(UserError, match=r"perplexity.json is damaged"):
+        build([folder], [file], "t")
+
+
+@pytest.mark.parametrize("changes", [{"trained_batches": "x"}, {"select_ratios": "abc"}])
+def test_an_analysis_of_the_wrong_types_is_told_with_its_file(tmp_path, changes):
+    folder = write_run(tmp_path / "itt", analysed=True)
+    changed_file(folder / "analysis" / "thinking.json", **changes)
+    (warning,) = build([folder], [], "t").page.warnings
+    assert f"{folder / 'analysis' / 'thinking.json'} is damaged" in warning
+
+
+def test_a_file_of_perplexities_counts_once_and_has_a_name_of_its_own(tmp_path):
+    run = write_run(tmp_path / "itt", analysed=True)
+    own = run / "perplexity.json"
+    for name in "ab":
+        shutil.copy(own, tmp_path / f"{name}.json")
+    files = [tmp_path / "a.json", tmp_path / "b.json", run / ".." / "itt" / "perplexity.json"]
+    page = build([run], files, "t").page
+    (elastic,) = [figure for figure in page.figures if figure.name == "elastic"]
+    names = ["ITT×3", "itt", f"itt ({files[1]})"]
+    assert list(dict.fromkeys(one["experiment"] for one in elastic.data["settings"])) == names
+    assert len({one["key"] for one in elastic.data["settings"]}) == 3 * 5
+    (model,) = [control for control in elastic.controls if control.label == "Model"]
+    assert [option.label for option in model.options] == ["all", *names]
+    assert model.options[2].changes == {"transform.1.filter": {"field": "number", "oneOf": [1]}}
+    assert page.warnings == []
+
+
+def test_perplexities_of_other_text_are_warned_of(tmp_path):
+    run = write_run(tmp_path / "itt", analysed=True)
+    result = json.loads((run / "perplexity.json").read_text())
+    result["suite"] |= {"split": "test", "data": "other"}
+    result["settings"][0]["tokens"] = 90
+    for name in "ab":
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    (warning,) = build([run], [tmp_path / "a.json", tmp_path / "b.json"], "t").page.warnings
+    assert "itt on 90 tokens of other (test): their perplexities are of other text" in warning
+
+
+def test_ratios_that_round_to_the_same_percent_are_two_settings(tmp_path):
+    run = write_run(tmp_path / "itt", analysed=True)
+    settings = json.loads((run / "perplexity.json").read_text())["settings"]
+    near = {**settings[0], "select_ratios": [0.001] * 3}
+    changed_file(run / "perplexity.json", settings=[*settings, near])
+    (elastic,) = [one for one in build([run], [], "t").page.figures if one.name == "elastic"]
+    assert len(elastic.data["settings"]) == len(settings) + 1
+
+
+def test_gradients_of_a_model_from_elsewhere_stand_beside_those_of_runs(tmp_path):
+    run = write_run(tmp_path / "itt", analysed=True)
+    own, file = run / "analysis" / "gradients.json", tmp_path / "gpt2.json"
+    shutil.copy(own, file)
+    changed_file(file, layers=list(range(4)), thinking_layers=[])
+    report = build([run], [], "t", [file, own])
+    (figure,) = [one for one in report.page.figures if one.name == "gradients"]
+    panels = dict.fromkeys(record["panel"] for record in figure.data["gradients"])
+    assert list(panels)[::4] == ["q · ITT×3", "q · gpt2"]
+    assert len(panels) == 8
+    with pytest.raises(UserError, match=r"--gradients .*perplexity.json is damaged or holds no"):
+        build([run], [], "t", [run / "perplexity.json"])
+
+
+def test_a_token_of_the_printed_map_has_the_room_that_its_letters_take():
+    tokens = ["\u65e5\u672c", "e\u0301", "a" * 100, "", "b"]
+    drawn = laid_out(tokens, [1, 2, 3, 4, 5])
+    places = [tuple(one[name] for name in ("line", "start", "end", "steps")) for one in drawn]
+    assert places == [(0, 0, 4, 1), (0, 4, 5, 2), (1, 0, 84, 3), (2, 0, 16, 3), (2, 16, 17, 5)]
+
+
+def test_a_text_from_right_to_left_is_left_out_of_print_with_a_note(tmp_path):
+    folder = write_run(tmp_path / "itt", analysed=True)
+    file = folder / "analysis" / "thinking.json"
+    texts = json.loads(file.read_text())["texts"]
+    texts[0]["tokens"][0] = "\u05d0"
+    changed_file(file, texts=texts)
+    report = build([folder], [], "t")
+    assert (len(report.printed), report.page.warnings) == (1, [])  # of the other text
+    changed_file(file, texts=texts[:1])
+    report = build([folder], [], "t")
+    assert report.printed == []
+    (warning,) = report.page.warnings
+    assert "ITT×3, at 50/50 has no routing map as PNG: its texts have letters that are" in warning
 
 
 def test_a_model_has_its_colour_in_every_figure_and_its_name_in_every_picture(tmp_path):

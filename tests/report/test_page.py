@@ -146,6 +146,7 @@ def test_the_elastic_figure_leaves_out_no_thinking_until_it_is_asked_for(open_pa
     points = page.locator("#elastic .mark-symbol.role-mark path")
     thinking = points.count()
     choose(page, "elastic", "settings", "all, 0/0/0 too")
+    assert thinking > 0
     assert points.count() == thinking * 5 / 4  # one of five ratios
 
 
@@ -203,8 +204,12 @@ def test_a_chart_zooms_and_stays_zoomed_until_an_axis_changes(open_page):
     whole = page.evaluate(domains)
     chart = page.locator("#curves .chart svg.marks")
     chart.hover(position={"x": 400, "y": 150})
+    page.evaluate(
+        "addEventListener('wheel', () => requestAnimationFrame(() =>"
+        " requestAnimationFrame(() => { window.hasTurned = true; })), {once: true})"
+    )
     page.mouse.wheel(0, -100)  # scrolls the page
-    page.wait_for_timeout(300)
+    page.wait_for_function("window.hasTurned")
     assert page.evaluate(domains) == whole
     chart.hover(position={"x": 400, "y": 150})
     page.keyboard.down("Control")

@@ -9,10 +9,13 @@ import pytest
 from report_runs import write_run
 
 from itt_composer.errors import UserError
-from itt_composer.report.curves import smoothed, thinned
+from itt_composer.report.axes import Units
+from itt_composer.report.build import build
+from itt_composer.report.curves import smoothed, thinned, training_records
 from itt_composer.report.experiments import group, incomparable
+from itt_composer.report.page import render
 from itt_composer.report.runs import read_run, read_runs
-from itt_composer.report.summary import summarise
+from itt_composer.report.summary import counted, duration, summarise
 
 DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")
 
@@ -63,6 +66,7 @@ def test_runs_that_differ_in_seeds_only_are_one_experiment(tmp_path):
         write_run(tmp_path / "dense", *DENSE, *seed(17)),
         write_run(tmp_path / "long", *DENSE, "train.max_duration=1600ba", *seed(17)),
         write_run(tmp_path / "deep", "model.num_hidden_layers=6", *seed(17)),
+        write_run(tmp_path / "narrow", "model.intermediate_size=24", *seed(17)),
     ]
     experiments = group(read_runs(folders))
     assert [(one.label, len(one.runs)) for one in experiments] == [
@@ -72,6 +76,7 @@ def test_runs_that_differ_in_seeds_only_are_one_experiment(tmp_path):
         ("ITT×3, lr 0.002", 1),
         ("ITT×3, without RTC", 1),
         ("ITT×3, 70/70", 1),
+        ("ITT×3, intermediate_size 24", 1),
         ("ITT×3, 6 layers", 1),
     ]
 
@@ -120,6 +125,65 @@ def test_the_summary_gives_means_spreads_and_what_is_in_progress(tmp_path):
     assert dense.cells[4].text == f"{np.exp(4.1):.2f}"  # of its last evaluation
 
 
+def test_seeds_that_diverged_are_told_beside_the_mean(tmp_path):
+    losses = {"a": 4.0, "b": 4.2, "c": float("nan")}
+    folders = [
+        write_run(tmp_path / name, *seed(number), loss=loss)
+        for number, (name, loss) in enumerate(losses.items())
+    ]
+    (line,) = summarise(group(read_runs(folders))).lines
+    assert line.cells[4].text == f"{(np.exp(4.0) + np.exp(4.2)) / 2:.2f} (2 of 3)"
+    assert line.cells[3].text == "5.12 k"
+
+
+def test_flops_of_a_log_that_ends_before_its_run_are_not_told(tmp_path):
+    folder = write_run(tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:20]))
+    (line,) = summarise(group(read_runs([folder]))).lines
+    assert (line.cells[3].text, line.cells[6].text) == ("5.12 k", "–")
+
+
+def test_a_run_that_logged_no_time_has_taken_none_that_is_known(tmp_path):
+    folder = write_run(tmp_path / "run", finished=False)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    texts = [json.dumps({**line, "time/train": None}) + "\n" for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(texts))
+    runs = read_runs([folder, write_run(tmp_path / "other", *DENSE)])
+    dense, itt = summarise(group(runs)).lines
+    assert (dense.cells[8].text, itt.cells[8].text) == ("10 s", "–")
+    assert Units(runs).time.name == "minutes"
+    records = training_records(runs[0], "ITT", Units(runs), 10)
+    assert len(records) == 10
+    assert all(np.isnan(record["time"]) for record in records)
+
+
+def test_units_fit_what_is_left_after_rounding():
+    assert [counted(tokens) for tokens in (999_936, 999.6, 512, 2_048_000)] == [
+        *("1 M", "1 k", "512", "2.05 M")
+    ]
+    assert [duration(seconds) for seconds in (119.4, 119.6, 7199)] == [
+        "119 s",
+        "2 min",
+        "2 h 00 min",
+    ]
+
+
+def test_texts_that_utf_8_cannot_hold_are_replaced_where_they_are_read(tmp_path):
+    folders = [write_run(tmp_path / name / "run", analysed=True) for name in "ab"]
+    folders[1] = folders[1].parent.rename(tmp_path / "caf\udce9") / "run"
+    recipe = folders[0] / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("run_name: run", 'run_name: "\\ud83d run"'))
+    for file, old in (("analysis/thinking.json", '"The"'), ("perplexity.json", '"run"')):
+        text = (folders[0] / file).read_text()
+        (folders[0] / file).write_text(text.replace(old, '"\\ud83d"'))
+    (folders[1] / "perplexity.json").write_text("{")
+    page = build(folders, [], "\ud83d").page
+    assert {run.name for run in read_runs(folders)} == {"? run", "run"}
+    render(page).encode()
+    assert any("caf?/run/perplexity.json" in warning for warning in page.warnings)
+
+
 def test_the_last_lines_of_a_resumed_run_count(tmp_path):
     folder = write_run(tmp_path / "run", batches=20, finished=False)
     before = read_run(folder)
@@ -163,6 +227,8 @@ def test_folders_that_are_no_runs_are_told(tmp_path):
         ("recipe.yaml", "hidden_size: 32", "hidden_size: big", "model.hidden_size=big is no"),
         ("summary.json", '"tokens": 5120', '"tokens": "5"', "summary.json cannot be read"),
         ("summary.json", '"validation_loss": 4.0', '"validation_loss": ""', "cannot be read"),
+        ("summary.json", '"tokens_per_second": 5', '"tokens_per_second": "a", "": 5', "cannot be"),
+        ("summary.json", 'threshold": 4.01', 'threshold": "4"', "summary.json cannot be read"),
     ],
 )
 def test_a_recipe_or_summary_that_was_changed_is_told(tmp_path, file, old, new, told):

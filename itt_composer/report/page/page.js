@@ -209,8 +209,8 @@ class RoutingMap {
       controls.push(control);
     };
     const keys = list => [...list.keys()];
-    if (this.maps.length > 1) add("Model", "model", this.maps.map(one => one.name), keys(this.maps), true);
-    if (texts.length > 1) add("Text", "text", texts, keys(texts), true);
+    add("Model", "model", this.maps.map(one => one.name), keys(this.maps), true);
+    add("Text", "text", texts, keys(texts), true);
     add("Layer", "layer", this.layers.map(String), this.layers, false);
     add("Step", "step", this.steps.map(String), this.steps, false);
     const focused = this.controls.contains(document.activeElement) ? document.activeElement.name : null;
@@ -242,18 +242,17 @@ class RoutingMap {
     const seen = this.seen();
     const single = seen.length === 1 && seen[0].weights.length ? seen[0] : null;
     const most = seen.length;
-    const places = this.shown.tokens.keys();
-    const values = [...places].map(i => single
-      ? (single.selected[i] ? Math.abs(single.weights[i] ?? 0) : 0)
-      : seen.reduce((sum, one) => sum + one.selected[i], 0));
-    const depth = value => single ? (value ? 0.14 + 0.5 * Math.min(1, value) : 0) : 0.62 * value / Math.max(1, most);
+    const ofWeight = weight => 0.14 + 0.5 * Math.min(1, weight);
+    const ofCount = count => 0.62 * count / Math.max(1, most);
     [...this.text.children].forEach((token, i) => {
-      token.style.setProperty("--depth", depth(values[i]).toFixed(3));
-      token.dataset.value = values[i];
+      const taken = seen.reduce((sum, one) => sum + one.selected[i], 0);
+      const weight = single && taken ? Math.abs(single.weights[i] ?? 0) : null;
+      token.style.setProperty("--depth", (weight === null ? ofCount(taken) : ofWeight(weight)).toFixed(3));
+      token.dataset.value = weight ?? taken;
     });
     const samples = single
-      ? [[0, "not taken"], [0.01, "weight 0"], [0.5, "½"], [1, "1"]].map(([value, label]) => [depth(value), label])
-      : this.samples(most).map(value => [depth(value), String(value)]);
+      ? [[0, "not taken"], [ofWeight(0), "weight 0"], [ofWeight(0.5), "½"], [ofWeight(1), "1"]]
+      : this.samples(most).map(count => [ofCount(count), String(count)]);
     const words = single ? `Layer ${single.layer}, step ${single.step}:` : `Extra steps taken, of ${most}:`;
     this.scale.replaceChildren(words, ...samples.map(([alpha, label]) => {
       const sample = element("i", {}, label);
