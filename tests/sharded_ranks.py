@@ -6,11 +6,13 @@ fork_server.run("sharded_ranks.py", RECIPE, OUT, KEY=VALUE…, ranks=2)
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 from composer.algorithms.gradient_clipping import apply_gradient_clipping
+from composer.core import Event
 from composer.core.precision import Precision
 from composer.distributed.fsdp2 import prepare_fully_shard
 from composer.distributed.fsdp2_utils import generate_composer_model_policy
@@ -18,6 +20,7 @@ from composer.utils import dist, reproducibility
 from composer.utils.parallelism import FSDP2Config
 from torch.distributed.device_mesh import init_device_mesh
 
+from itt_composer.algorithms.loss_guard import LossGuard
 from itt_composer.config import Recipe, load_recipe
 from itt_composer.models.composer_model import ComposerItt, unwrap
 from itt_composer.models.wrapping import checkpoint_activations
@@ -92,10 +95,40 @@ def clipping(recipe: Recipe) -> dict[str, float]:
 def largest_difference(sharded: ComposerItt, plain: ComposerItt) -> float:
     """Of any gradient."""
     expected = {name: weight.grad for name, weight in plain.named_parameters()}
-    return max(
-        (weight.grad.full_tensor() - expected[name]).abs().max().item()
+    differences = [
+        (weight.grad.full_tensor() - expected[name]).abs().max()
         for name, weight in sharded.named_parameters()
+    ]
+    return torch.stack(differences).max().item()  # NaN stays NaN, which Python's `max` passes over
+
+
+def skipped(recipe: Recipe) -> dict[str, list[int]]:
+    """Batches that each rank skips: with whole gradients, and when one rank's part is broken."""
+    model = shard(recipe, Precision.FP32)
+    batch = {
+        **batch_of(recipe, own_rows()),
+        "domain": torch.zeros(2, dtype=torch.int64),
+        "row": torch.arange(2),
+    }
+    loss = model(batch).loss
+    loss.backward()
+    state = SimpleNamespace(
+        model=model,
+        loss=loss,
+        batch=batch,
+        timestamp=SimpleNamespace(batch=SimpleNamespace(value=0)),
+        dataloader=SimpleNamespace(dataset=SimpleNamespace(domains=["prose"])),
+        optimizers=[],
     )
+    counts = {}
+    for what in ("whole", "broken on rank 1"):
+        if what != "whole" and dist.get_global_rank() == 1:
+            next(model.parameters()).grad.to_local()[0] = torch.nan
+        guard = LossGuard(on_nan="skip")
+        for event in (Event.AFTER_LOSS, Event.AFTER_TRAIN_BATCH):
+            guard.apply(event, state, mock.Mock())
+        counts[what] = dist.all_gather_object(guard.skipped)
+    return counts
 
 
 def mixed_precision(recipe: Recipe) -> dict[str, Any]:
@@ -128,6 +161,7 @@ def main() -> None:
             seen["gathers"][f"{kind}, {which}"] = gathers(load_recipe(Path(file), keys_of_both))
     recipe = load_recipe(Path(file), overrides)
     seen["clipping"] = clipping(recipe)
+    seen["skipped"] = skipped(recipe)
     seen["mixed_precision"] = mixed_precision(recipe)
     if dist.get_global_rank() == 0:
         Path(out).write_text(json.dumps(seen))
