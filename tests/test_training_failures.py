@@ -22,6 +22,7 @@ HERE = Path(__file__).parent
 LOGGED = "loggers:\n  json_lines:\n    path: ${run_folder}/metrics.jsonl\n"
 LONG = ("train.max_duration=100000ba", "train.save_interval=100000ba", "train.eval_interval=1ep")
 DDP = "train.sharding=ddp"
+IGNORED = r"Exception ignored in.*\n(Traceback .*\n(?: .*\n)+.*\n)?"
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_loss_that_is_no_number_stops_all_ranks_with_its_rows_and_saves_nothin
 
 @pytest.mark.parametrize("victim", [1, 0])
 def test_a_rank_that_hangs_is_named_and_ends_the_run(fork_server, command, tmp_path, victim):
-    arguments = command(*LONG, DDP, "train.rank_timeout=3")
+    arguments = command(*LONG, DDP, "train.rank_timeout=6")
     processes = fork_server.start("itt_composer.train", *arguments, ranks=2)
     wait_for(is_training(tmp_path / "run"), processes)
     os.kill(processes.pids[victim], signal.SIGSTOP)
@@ -140,15 +141,19 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(fork_server, command, tmp_p
     result = processes.wait(alone=True)
     assert result.returncodes[1 - victim] == 1
     assert f"error: rank {victim} hangs: " in result.stderr
-    assert "(train.rank_timeout=3)" in result.stderr
+    assert "(train.rank_timeout=6)" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("number", "told"),
-    [(signal.SIGSTOP, "gave no batch for 5 s (data.worker_timeout)"), (signal.SIGKILL, "worker")],
+    [
+        (signal.SIGSTOP, r"gave no batch for 10 s \(data\.worker_timeout\)"),
+        # Where the rank is when torch tells it: at its loader, or anywhere else.
+        (signal.SIGKILL, r"lost a process|DataLoader worker .* killed by signal: Killed"),
+    ],
 )
 def test_a_loader_process_that_hangs_or_dies_is_told(fork_server, command, tmp_path, number, told):
-    arguments = command(*LONG, "data.num_workers=1", "data.worker_timeout=5")
+    arguments = command(*LONG, "data.num_workers=1", "data.worker_timeout=10")
     processes = fork_server.start("itt_composer.train", *arguments)
     wait_for(is_training(tmp_path / "run"), processes)
     children = psutil.Process(processes.pids[0]).children()
@@ -157,11 +162,12 @@ def test_a_loader_process_that_hangs_or_dies_is_told(fork_server, command, tmp_p
         os.kill(loader.pid, number)
     result = processes.wait(timeout=60)
     assert result.returncode == 1
-    assert "rank 0" in result.stderr
-    assert told in result.stderr
     # torch raises wherever the rank is when a loader dies; within a destructor Python shows it.
-    shown = re.sub(r"Exception ignored in.*?(?=error: )", "", result.stderr, flags=re.DOTALL)
-    assert "Traceback" not in shown
+    stderr = re.sub(IGNORED, "", result.stderr)
+    assert "Traceback" not in stderr
+    (sentence,) = (line for line in stderr.splitlines() if line.startswith("error: "))
+    assert "rank 0" in sentence
+    assert re.search(told, sentence)
 
 
 def test_a_second_start_is_refused_until_the_first_has_ended_however(
