@@ -119,6 +119,30 @@ def test_other_ratios_change_the_model_and_its_flops(measure, itt):
     assert none < own < all_tokens
 
 
+def test_flops_per_token_are_those_of_a_pass_over_a_row_by_both_accountings(measure, itt, tmp_path):
+    dense = IttForCausalLM(IttConfig(**LLAMA, thinking="dense"))
+    dense.save_pretrained(tmp_path)
+    hidden, vocabulary, layers, row = 32, 512, 2, 32
+    linear = 4 * hidden**2 + 3 * 48 * hidden  # weights of a layer
+    weights = 2 * vocabulary * hidden + layers * (linear + 2 * hidden) + hidden
+    by_paper = 2 * weights + 4 * layers * row * hidden
+
+    def layer(tokens):
+        return 2 * linear * tokens + 4 * tokens**2 * hidden
+
+    rotary = hidden // 2 * row  # by half a head's dimensions, two products
+    once = rotary + 2 * vocabulary * hidden * row + layers * layer(row)
+    router = 2 * hidden * row
+    steps = sum(router + layer(tokens) for tokens in (24, 16, 8))
+    (of_dense,) = measure(tmp_path)["settings"]
+    (of_itt,) = measure(itt, [[0.75, 0.5, 0.25]])["settings"]
+    assert of_dense["paper_flops_per_token"] == pytest.approx(by_paper)
+    assert of_dense["executed_flops_per_token"] == pytest.approx(once / row)
+    # One of two layers thinks.
+    assert of_itt["paper_flops_per_token"] == pytest.approx(by_paper * (1 + 1.5 / 2))
+    assert of_itt["executed_flops_per_token"] == pytest.approx((once + steps) / row)
+
+
 def test_a_setting_equals_a_model_that_was_saved_with_it(measure, itt, tmp_path):
     model = IttForCausalLM.from_pretrained(itt)
     model.set_select_ratios([0.9, 0.3, 0.1])
