@@ -7,7 +7,7 @@ import os
 import pyarrow
 import pytest
 import sentencepiece
-from conftest import assert_one_line, content, manifest_of, texts_of, write_jsonl
+from small_conversions import assert_one_line, content, manifest_of, texts_of, write_jsonl
 
 GOOD = 40  # documents before the bad line
 

@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from conftest import (
+from small_conversions import (
     REPOSITORY,
     assert_one_line,
     content,

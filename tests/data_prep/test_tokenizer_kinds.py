@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from conftest import assert_one_line, content, manifest_of, rows_of, texts_of
+from small_conversions import assert_one_line, content, manifest_of, rows_of, texts_of
 
 from data_prep import convert as conversion
 from data_prep.documents import Document
