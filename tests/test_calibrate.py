@@ -64,6 +64,19 @@ def test_the_folder_gets_thresholds_and_routes_by_them(folders, shards, tmp_path
     assert len(rows) == 3
 
 
+def test_ratios_that_were_shares_of_the_weight_are_told(folders, shards, tmp_path):
+    model = IttForCausalLM.from_pretrained(folders["itt"])
+    model.set_router_selection("top_p")
+    model.save_pretrained(tmp_path / "model")
+    note = "note: under top-p ratios were shares of the weight; from now on they are shares"
+    result = calibrate(tmp_path / "model", "--data", shards, "--rows", 16)
+    assert result.exit_code == 0, result.output
+    assert note in result.output
+    assert IttConfig.from_pretrained(tmp_path / "model").router_selection == "threshold"
+    again = calibrate(tmp_path / "model", "--data", shards, "--rows", 16)
+    assert (again.exit_code, "note:" in again.output) == (0, False)
+
+
 def test_thresholds_are_checked_on_other_rows_than_they_were_measured_on(monkeypatch):
     def numbered(folder):
         first = {"code": 0, "prose": 100}[folder.name]
