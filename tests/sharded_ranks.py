@@ -24,7 +24,7 @@ from itt_composer.algorithms.loss_guard import LossGuard
 from itt_composer.config import Recipe, load_recipe
 from itt_composer.models.composer_model import ComposerItt, unwrap
 from itt_composer.models.wrapping import checkpoint_activations
-from itt_composer.sharding import average_on_cpu, gather_for_loss, name_units
+from itt_composer.sharding import average_on_cpu, gather_for_loss, name_units, whole_model
 from itt_composer.train import build_model
 
 KINDS = {
@@ -102,6 +102,24 @@ def largest_difference(sharded: ComposerItt, plain: ComposerItt) -> float:
     return torch.stack(differences).max().item()  # NaN stays NaN, which Python's `max` passes over
 
 
+def tied(recipe: Recipe) -> dict[str, Any]:
+    """With one weight at both ends: the gradients, and the weights that are gathered."""
+    sharded, plain = shard(recipe, Precision.FP32), build(recipe)
+    for model, rows in ((sharded, own_rows()), (plain, slice(4))):
+        model(batch_of(recipe, rows)).loss.backward()
+    seen = {"gradient": largest_difference(sharded, plain)}
+    whole = whole_model(sharded)
+    if whole is not None:
+        assert whole.lm_head.weight is whole.model.embed_tokens.weight
+        weights = unwrap(plain).state_dict()
+        seen["is_whole"] = all(
+            torch.equal(weight, weights[name])
+            for name, weight in whole.state_dict().items()
+            if not name.endswith("score_quantiles")  # not measured yet: NaN
+        )
+    return seen
+
+
 def skipped(recipe: Recipe) -> dict[str, list[int]]:
     """Batches that each rank skips: with whole gradients, and when one rank's part is broken."""
     model = shard(recipe, Precision.FP32)
@@ -162,6 +180,7 @@ def main() -> None:
     recipe = load_recipe(Path(file), overrides)
     seen["clipping"] = clipping(recipe)
     seen["skipped"] = skipped(recipe)
+    seen["tied"] = tied(load_recipe(Path(file), [*overrides, "model.tie_word_embeddings=true"]))
     seen["mixed_precision"] = mixed_precision(recipe)
     if dist.get_global_rank() == 0:
         Path(out).write_text(json.dumps(seen))

@@ -143,6 +143,11 @@ def test_gradients_are_means_over_the_ranks_and_clipped_by_the_norm_over_all(see
     assert seen["clipping"]["difference"] < 1e-8
 
 
+def test_embeddings_that_share_their_weight_are_sharded_too(seen):
+    assert seen["tied"]["gradient"] < 1e-6
+    assert seen["tied"]["is_whole"]
+
+
 def test_a_gradient_that_is_broken_in_the_part_of_one_rank_is_skipped_by_all(seen):
     assert seen["skipped"] == {"whole": [0, 0], "broken on rank 1": [1, 1]}
 
