@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import flip_a_bit
 from streaming import LocalDataset
 
 from itt_composer.data.prepare import prepare_shards
@@ -191,12 +192,10 @@ def test_shards_are_fetched_from_a_remote_folder(loader, remote, tmp_path, worke
 def test_a_shard_that_cannot_be_had_is_one_sentence(loader, remote, tmp_path, damage, workers):
     folder, places = remote
     shard = folder / "train/prose/00000/shard.00000.mds"
-    content = bytearray(shard.read_bytes())
-    content[100] ^= 1
     if damage == "missing":
         shard.unlink()
     else:
-        shard.write_bytes(content)
+        flip_a_bit(shard)
     with pytest.raises(LoaderError) as caught:
         list(loader("train", *places, f"data.num_workers={workers}"))
     sentence = str(caught.value)

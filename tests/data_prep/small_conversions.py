@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 from typer.testing import Result
 
 REPOSITORY = Path(__file__).parents[2]
@@ -24,6 +25,10 @@ AWKWARD = [
 def write_jsonl(path: Path, texts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def zstd(data: bytes) -> bytes:
+    return pyarrow.Codec("zstd").compress(data, asbytes=True)
 
 
 def texts_of(folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import flip_a_bit
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from streaming import LocalDataset
@@ -309,18 +310,12 @@ def shard_of(folder, domain):
     return next((folder / "validation" / domain).rglob("*.mds*"))
 
 
-def flip_a_byte(file):
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
         (lambda file: file.unlink(), "is missing"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "has .* bytes instead of"),
-        (flip_a_byte, "does not match its SHA-256"),
+        (flip_a_bit, "does not match its SHA-256"),
     ],
     ids=["missing", "cut", "flipped"],
 )
@@ -332,7 +327,7 @@ def test_damaged_shards_are_found_before_measuring(itt, own_shards, damage, what
 
 
 def test_hashes_are_compared_unless_told_not_to(measure, itt, own_shards):
-    flip_a_byte(shard_of(own_shards, "prose"))
+    flip_a_bit(shard_of(own_shards, "prose"))
     options = {"data": str(own_shards), "validate_hash": False}
     suite = PerplexitySuite(model={"path": str(itt)}, **options)
     assert run(suite, lambda done, total: None)["settings"][0]["tokens"] > 0
