@@ -20,7 +20,7 @@ from composer.utils import dist, reproducibility
 from composer.utils.parallelism import FSDP2Config
 from torch.distributed.device_mesh import init_device_mesh
 
-from itt_composer.algorithms.loss_guard import LossGuard
+from itt_composer.algorithms.loss_guard import LossGuard, all_finite
 from itt_composer.config import Recipe, load_recipe
 from itt_composer.models.composer_model import ComposerItt, unwrap
 from itt_composer.models.wrapping import checkpoint_activations
@@ -120,8 +120,8 @@ def tied(recipe: Recipe) -> dict[str, Any]:
     return seen
 
 
-def skipped(recipe: Recipe) -> dict[str, list[int]]:
-    """Batches that each rank skips: with whole gradients, and when one rank's part is broken."""
+def skipped(recipe: Recipe) -> dict[str, list]:
+    """Of each rank, whether it finds its part of the gradients finite, and what it then skips."""
     model = shard(recipe, Precision.FP32)
     batch = {
         **batch_of(recipe, own_rows()),
@@ -145,7 +145,8 @@ def skipped(recipe: Recipe) -> dict[str, list[int]]:
         guard = LossGuard(on_nan="skip")
         for event in (Event.AFTER_LOSS, Event.AFTER_TRAIN_BATCH):
             guard.apply(event, state, mock.Mock())
-        counts[what] = dist.all_gather_object(guard.skipped)
+        own_part = all_finite(weight.grad for weight in model.parameters())
+        counts[what] = dist.all_gather_object((own_part, guard.skipped))
     return counts
 
 
