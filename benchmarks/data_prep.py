@@ -198,8 +198,11 @@ def profile(root: Path, out: Path, options: argparse.Namespace) -> None:
 def benchmark(options: argparse.Namespace, work: Path) -> None:
     """Measure everything and print the table."""
     if options.corpus is None:
+        sample = SHARED / "redpajama_sample"
+        if not sample.is_dir():
+            sys.exit(f"no {sample}: give ROOT and --tokenizer, or set ITT_SHARED_DATA")
         root = work / "corpus"
-        repeat_sample(SHARED / "redpajama_sample", root, options.megabytes * 1_000_000)
+        repeat_sample(sample, root, options.megabytes * 1_000_000)
         of = "the RedPajama sample, repeated"
     else:
         root, of = options.corpus.resolve(), f"{options.corpus}"

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
 from itt_composer.data.shards import HOW_TO_MAKE, read_manifest
 from itt_composer.errors import UserError
@@ -28,7 +28,7 @@ class StreamCounts(ManifestPart):
     utf8_bytes: NonNegativeInt
     tokens: NonNegativeInt
     dropped_tokens: NonNegativeInt
-    unused_tokens: NonNegativeInt = 0
+    unused_tokens: NonNegativeInt
     rows: NonNegativeInt
 
 
@@ -42,17 +42,17 @@ class FileFingerprint(ManifestPart):
 class ConvertManifest(ManifestPart):
     """The manifest of `convert`, as far as reading its output needs it."""
 
-    format_version: Literal[1, 2]
+    format_version: Literal[2]
     command: Literal["convert"]
     seq_len: PositiveInt
     dtype: Literal["uint16", "uint32"]
     vocab_size: PositiveInt
     compression: str | None = None
-    hashes: list[str] = Field(default=["sha256"])
-    engine: str = "local"
+    hashes: list[str]
+    engine: str
     splits: dict[str, dict[str, StreamCounts]]
     totals: dict[str, StreamCounts]
-    rejects: dict[str, NonNegativeInt] = Field(default_factory=dict)
+    rejects: dict[str, NonNegativeInt]
     files: dict[str, FileFingerprint]
 
 
@@ -67,14 +67,6 @@ def read_convert_manifest(out: str | Path) -> ConvertManifest:
     if match := re.match(r"([a-z][a-z0-9-]+):/+", str(out)):
         raise UserError(f"{out} is an address ({match[1]}), not a folder: give a local copy of it")
     raw = read_manifest(out)
-    command, version = raw.get("command"), raw.get("format_version")
-    if command != "convert":
-        raise UserError(f"{out} holds the output of {command}, not shards: {HOW_TO_MAKE}")
-    if isinstance(version, int) and version > 2:
-        raise UserError(
-            f"{out} has a manifest of format {version}, newer than the 2 read here: "
-            "update itt_composer"
-        )
     try:
         return ConvertManifest.model_validate(raw)
     except ValidationError as error:

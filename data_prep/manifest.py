@@ -9,9 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from itt_composer.data.shards import FORMAT_VERSION
 from itt_composer.errors import UserError
 
-FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 

@@ -202,6 +202,8 @@ def _from_sentencepiece(
             f"{file} has no {'EOS' if eos < 0 else 'BOS'} piece, so documents cannot be told "
             f"apart: name one with {'--eos-token' if eos < 0 else '--bos-token (or none)'}"
         )
+    if folder is not None:
+        _named_tokens(folder / CONFIG_FILE)  # readable: it goes into the output
     companions = {CONFIG_FILE: llama_config(processor)} | _companions(folder)
     named = {"bos_token": bos_token, "eos_token": eos_token}
     _name_tokens(companions, {key: name for key, name in named.items() if name is not None})

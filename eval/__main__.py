@@ -6,8 +6,6 @@ python -m eval tables RESULTS…                          the paper's tables bes
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +18,6 @@ from eval.rendering import wide_console
 from eval.suite import PerplexitySuite, TaskSuite, load_suite
 from eval.task_progress import TaskProgress
 from itt_composer.default_command import DefaultCommand
-from itt_composer.errors import UserError
 from itt_composer.launched import end_with_launcher, failures_told_once, is_first_rank
 
 
@@ -53,23 +50,12 @@ def run(
 ) -> None:
     """Run a suite on a model; the word `run` may be left out."""
     end_with_launcher()
-    with failures_told_once(), files_that_fail():
+    with failures_told_once():
         suite = load_suite(suite_file, overrides or [])
         if isinstance(suite, TaskSuite):
             run_tasks(suite)
         else:
             measure_perplexity(suite)
-
-
-@contextmanager
-def files_that_fail() -> Iterator[None]:
-    """A file that cannot be written is a mistake that a user can put right."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot use {error.filename or 'a file'}: {error.strerror or error}"
-        ) from None
 
 
 def measure_perplexity(suite: PerplexitySuite) -> None:

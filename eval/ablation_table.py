@@ -47,7 +47,7 @@ def groups_of(results: Sequence[Mapping[str, Any]]) -> list[Group]:
     groups: dict[tuple, Group] = {}
     for result in results:
         model = result["model"]
-        name = paper.ablation_of(model, any_size=True)
+        name = paper.ablation_of(model)
         if name is None:
             continue
         key = tuple(model[field] for field in paper.GEOMETRY_FIELDS)

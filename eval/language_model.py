@@ -45,7 +45,7 @@ class EvaluatedLM(HFLM):
         self.on_progress = on_progress
         self.requests_per_batch: int | None = None
         self._scorer = Scorer(model)
-        self._can_share = self._scorer.can_share()
+        self._can_share = all(ranks.gather(self._scorer.can_share()))  # plans are of all ranks
         self._tokens_per_batch = TOKENS_PER_BATCH.get(model.device.type, TOKENS_PER_BATCH["cpu"])
 
     @property

@@ -32,7 +32,7 @@ TOKENS_PER_BATCH = {"cpu": 512, "cuda": 65_536}
 WORTHWHILE = 0.3
 SHORTEST_PREFIX = 32
 SMALLEST_FAMILY = 8  # questions; with fewer the batches would be too small
-# Nats that a likelihood may move by when tokens come in several passes.
+# Nats, see `tolerance`.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 TOLERANCE_IN_HALF_PRECISION = 0.25
 
@@ -148,6 +148,13 @@ def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
     return shares
 
 
+def tolerance(model: PreTrainedModel) -> float:
+    """Nats that a likelihood may move by when tokens come in several passes, in its precision."""
+    device = model.device.type
+    mixed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return TOLERANCE.get(mixed, TOLERANCE_IN_HALF_PRECISION)
+
+
 class Scorer:
     """Computes the likelihoods of batches on one model.
 
@@ -207,7 +214,7 @@ class Scorer:
             for prefix in ((), tokens[:6]):
                 split = self._score(Batch(prefix, questions, is_split=True))
                 worst = max(abs(split[index][0] - whole[index][0]) for index in whole)
-                if not worst <= TOLERANCE.get(self.model.dtype, TOLERANCE_IN_HALF_PRECISION):
+                if not worst <= tolerance(self.model):
                     return False
         except Exception:  # whatever a model does that was not made for it
             return False

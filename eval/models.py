@@ -23,23 +23,12 @@ from itt_composer.exporting import load_model_of
 from itt_composer.flops import dense_parameters, thinking_parameters
 from itt_composer.model_folder import tokenizer_files
 from itt_composer.models import IttForCausalLM
+from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.models.loading import load_model
+from itt_composer.thinking import ELASTIC_FIELDS
 
-THINKING_KEYS = ("select_ratios", "router_selection", "early_exit")
 # Of a configuration: what is no part of the model itself.
 INCIDENTAL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "dtype")
-THINKING = (
-    "thinking",
-    "thinking_steps",
-    "thinking_layers",
-    "adaptive_routing",
-    "residual_thinking",
-    "thinking_update",
-    "step_encoding",
-    "router_norm",
-    "reweighting",
-    *THINKING_KEYS,
-)
 
 
 @dataclass
@@ -81,7 +70,7 @@ class EvaluatedModel:
             parameters = dense_parameters(config) + thinking_parameters(config)
         else:
             parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        fields = (*GEOMETRY_FIELDS, *THINKING)
+        fields = (*GEOMETRY_FIELDS, *THINKING_FIELDS)
         values = {name: getattr(config, name) for name in fields if hasattr(config, name)}
         trained = {"trained_batches": self.trained_batches}
         return {**described, "parameters": parameters, **trained, **values}
@@ -130,7 +119,7 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
         model.to(getattr(torch, settings.dtype))
     model.to(device)  # type: ignore[arg-type]
     model.eval()
-    think_as(model, {name: getattr(settings, name) for name in THINKING_KEYS})
+    think_as(model, {name: getattr(settings, name) for name in ELASTIC_FIELDS})
     tokenizer = settings.tokenizer or source
     return EvaluatedModel(path, model, tokenizer, trained, settings.revision)
 
@@ -211,7 +200,7 @@ def _load_from_hub(name: str, revision: str | None) -> PreTrainedModel:
     try:
         return load_model(name, revision)
     except UserError as error:
-        reason = str(error).partition(": ")[2].partition(". ")[0]
+        reason = str(error).removeprefix(f"{name} cannot be loaded: ").partition(". ")[0]
         raise UserError(
             f"model={name} is neither a folder or checkpoint here nor a model that the hub gives: "
             f"{reason}"

@@ -46,8 +46,9 @@ ELASTIC_RATIOS = [0.7, 0.7, 0.7]
 ITT_SETTINGS: dict[str, tuple[Any, ...]] = {
     "adaptive_routing": (True,),
     "residual_thinking": (True,),
-    "thinking_update": ("output", None),  # None: measured before there was a choice
+    "thinking_update": ("output",),
     "step_encoding": (True,),
+    "step_encoding_init": (1.0, None),  # None: without step encoding
     "router_norm": ("sigmoid",),
     "router_selection": ("top_k", "threshold"),
     "reweighting": ("select_only",),
@@ -214,20 +215,18 @@ def row_of(description: Mapping[str, Any]) -> str | None:
     return name if name in rows() else None
 
 
-def ablation_of(description: Mapping[str, Any], any_size: bool = False) -> str | None:
-    """The row of Table 3 that a model reproduces, "ITT×4" included; None for any other model.
+def ablation_of(description: Mapping[str, Any]) -> str | None:
+    """The row of Table 3 that a model of any size reproduces, "ITT×4" included; None for others.
 
     A model that was trained under top-p must be described under top-p.
 
     Args:
         description: of the model.
-        any_size: whether a model of another geometry may be one, too.
     """
     count = description.get("num_hidden_layers") or 0
     thinks_in_every_other = description.get("thinking_layers") == list(range(1, count, 2))
-    has_size = any_size or size_of(description) == "162M"
     is_x4 = kind_of(description) == "itt" and _steps(description) == 4
-    if not (has_size and is_x4 and thinks_in_every_other) or description.get("early_exit"):
+    if not (is_x4 and thinks_in_every_other) or description.get("early_exit"):
         return None
     deviations = _deviations(description)
     ratios = [1.0] * 3 if "adaptive_routing" in deviations else SELECT_RATIOS[4]

@@ -16,19 +16,22 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from eval import ranks
-from eval.models import THINKING_KEYS, load_evaluated, think_as
+from eval.models import load_evaluated, think_as
 from eval.suite import PerplexitySuite
 from eval.token_bytes import TokenBytes, read_token_bytes
 from itt_composer.calibration import RealisedShares
 from itt_composer.data.prepare import check_files
 from itt_composer.data.shards import check_vocabulary, domains_with_rows, read_manifest
 from itt_composer.data.stored_rows import StoredRows, batches_of
+from itt_composer.errors import UserError
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
+from itt_composer.thinking import ELASTIC_FIELDS
 
 FORMAT = 1
 
@@ -86,10 +89,10 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
     source = evaluated.tokenizer_source
     check_vocabulary(data, manifest, evaluated.path, model.config.vocab_size, source)
     asked = list(itertools.product(suite.select_ratios, suite.router_selection, suite.early_exit))
-    own = {name: getattr(model.config, name, None) for name in THINKING_KEYS}
+    own = {name: getattr(model.config, name, None) for name in ELASTIC_FIELDS}
 
     def put_in_force(setting: tuple[Any, ...]) -> None:
-        given = dict(zip(THINKING_KEYS, setting, strict=True))
+        given = dict(zip(ELASTIC_FIELDS, setting, strict=True))
         think_as(model, own | {name: value for name, value in given.items() if value is not None})
 
     for setting in asked:  # a mistake is told before hours of measuring
@@ -102,7 +105,8 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
     batches = batches_in_order(domains, suite.batch_size)
     sizes = [len(batch.rows) for batch in batches[ranks.rank() :: ranks.world_size()]] * len(asked)
     done = itertools.accumulate(sizes)
-    measure = Measurement(model, rows, batches, read_token_bytes(data, manifest))
+    token_bytes = read_token_bytes(data, manifest)
+    measure = Measurement(model, rows, batches, token_bytes, suite.batch_size)
     settings = []
     for setting in asked:
         put_in_force(setting)
@@ -137,19 +141,21 @@ class Measurement:
         rows: of each domain.
         batches: of all ranks.
         token_bytes: None where the tokenizer does not tell them.
+        most_rows: that go through the model at once; halved when the memory runs out.
     """
 
     model: PreTrainedModel
     rows: Mapping[str, StoredRows]
     batches: Sequence[Batch]
     token_bytes: TokenBytes | None
+    most_rows: int
 
     def setting(self, seq_len: int, on_batch: Callable[[], None]) -> dict[str, Any]:
         """Measure the model as it thinks now; every rank must ask, and gets the same figures."""
         started = time.monotonic()
         own, shares = {}, RealisedShares()
         for number in range(ranks.rank(), len(self.batches), ranks.world_size()):
-            own[number] = self._batch(self.batches[number], shares)
+            own[number] = self._in_memory(self.batches[number], shares)
             on_batch()
         by_number: dict[int, Measured] = {}
         all_shares = RealisedShares()
@@ -161,6 +167,30 @@ class Measurement:
             by_domain[batch.domain].append(by_number[number])
         totals = {domain: Measured.total(parts) for domain, parts in by_domain.items()}
         return _setting(self.model, seq_len, totals, time.monotonic() - started, all_shares)
+
+    def _in_memory(self, batch: Batch, shares: RealisedShares) -> Measured:
+        """Measure a batch, in as many parts as the device's memory asks for."""
+        parts: list[Measured] = []
+        rows = batch.rows
+        while rows:
+            part, counted = Batch(batch.domain, rows[: self.most_rows]), RealisedShares()
+            try:
+                parts.append(self._batch(part, counted))
+            except (RuntimeError, MemoryError) as error:
+                if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                    raise
+                if len(part.rows) == 1:
+                    raise UserError(
+                        "a single row does not fit into the memory; set model.dtype=bfloat16, or "
+                        "use a machine with more"
+                    ) from None
+                self.most_rows = len(part.rows) // 2
+            else:
+                shares.add(counted)
+                rows = rows[len(part.rows) :]
+                continue
+            clear_device_cache(garbage_collection=True)
+        return Measured.total(parts)
 
     def _batch(self, batch: Batch, shares: RealisedShares) -> Measured:
         (tensors,) = batches_of(self.rows[batch.domain], batch.rows, len(batch.rows))

@@ -77,6 +77,15 @@ def _is_text(name: Any) -> Any:
     return name
 
 
+def _is_local(folder: str) -> str:
+    if "://" in folder:
+        raise ValueError(
+            f"{folder} is an address, and checkpoints are kept in a folder; name one, and copy it "
+            "to the store from there"
+        )
+    return folder
+
+
 def _not_zero(count: int) -> int:
     if count == 0:
         raise ValueError("0 would leave nothing to go by; give a positive number, or -1 for all")
@@ -281,7 +290,7 @@ class Recipe(_Group):
     run_name: Annotated[str, BeforeValidator(_is_text)] = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
     )
-    run_folder: str
+    run_folder: Annotated[str, AfterValidator(_is_local)]
     seed: int = Field(17, ge=0, lt=2**31)
     init_from: str | None = None
     model: ModelRecipe
@@ -324,13 +333,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_as_yaml(recipe: Recipe) -> str:
-    """The resolved recipe: everything that was asked for or implied, as one YAML document."""
+    """The resolved recipe as one YAML document."""
+    return yaml.safe_dump(recipe_values(recipe), sort_keys=False)
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe: everything that was asked for or implied, by key."""
     values = recipe.model_dump(exclude_none=True)
     values["thinking"] = {
         name: value for name, value in vars(recipe.resolved_thinking()).items() if value is not None
     }
     values.pop("parts")
-    return yaml.safe_dump(values, sort_keys=False)
+    return values
 
 
 def _layers(path: Path, overrides: Sequence[str]) -> Iterator[Layer]:

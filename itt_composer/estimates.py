@@ -113,13 +113,13 @@ def _state_bytes(config: IttConfig, step: TrainingStep) -> int:
     states = 4 * FLOAT32 * (embeddings + layers)
     if step.sharding in ("fsdp", "hybrid"):
         whole = embeddings + 2 * layers // config.num_hidden_layers
-        return states // step.shards + (step.compute + FLOAT32) * whole
+        return states // step.shards + 2 * FLOAT32 * whole
     return states + (FLOAT32 * (embeddings + layers) if step.sharding == "ddp" else 0)
 
 
 def _weight_copy_bytes(config: IttConfig, step: TrainingStep) -> int:
     """The layers' weights as mixed precision casts them, for as long as a forward pass."""
-    if step.compute == FLOAT32 or step.sharding in ("fsdp", "hybrid"):
+    if step.compute == FLOAT32:
         return 0
     return step.compute * _parameters(config)[1]
 

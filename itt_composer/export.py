@@ -1,7 +1,7 @@
 """Checkpoints and LLaMAs → transformers folders.
 
     python -m itt_composer.export runs/itt_x4_162m OUT              a run's latest checkpoint
-    python -m itt_composer.export runs/itt_x4_162m/checkpoints/ep0-ba1000-rank0.pt OUT
+    python -m itt_composer.export runs/itt_x4_162m/checkpoints/latest-rank0.pt OUT
     python -m itt_composer.export from-llama MODEL OUT --thinking-steps 4
 
 Nothing that lies in a checkpoint or a model is run. OUT appears when it is complete.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from itt_composer.config import Recipe
 from itt_composer.errors import UserError
+from itt_composer.thinking import ELASTIC_FIELDS
 
 if TYPE_CHECKING:
     from itt_composer.models import IttForCausalLM
 
-ELASTIC = ("select_ratios", "router_selection", "early_exit")
 NOT_IN_A_CONFIG = ("attn_implementation",)
 # Of LLaMA's configuration, what no recipe sets.
 FIXED = {"hidden_act": "silu", "attention_dropout": 0.0}
@@ -37,7 +37,9 @@ def check_initial_weights(recipe: Recipe) -> None:
     model["head_dim"] = model["head_dim"] or model["hidden_size"] // model["num_attention_heads"]
     thinking = vars(recipe.resolved_thinking())
     wanted = {f"model.{key}": value for key, value in model.items()}
-    wanted |= {f"thinking.{key}": value for key, value in thinking.items() if key not in ELASTIC}
+    wanted |= {
+        f"thinking.{key}": value for key, value in thinking.items() if key not in ELASTIC_FIELDS
+    }
     for key, value in (wanted | FIXED).items():
         name = key.rpartition(".")[2]
         # transformers leaves out what is its default, of these keys one only.

@@ -89,16 +89,20 @@ def _told() -> Iterator[None]:
     except UserError as error:
         fail(error)
     except OSError as error:
-        if error.errno not in DISK_IS_FULL:
+        if error.errno in DISK_IS_FULL:
+            place = error.filename or "a file of the run"
+            told = f"{place} cannot be written: {error.strerror}; make room, start again"
+            fail(LoaderError(told))
+        if error.filename is None:
             raise
-        place = error.filename or "a file of the run"
-        fail(LoaderError(f"{place} cannot be written: {error.strerror}; make room, start again"))
+        fail(UserError(f"cannot use {error.filename}: {error.strerror}"))
     except RuntimeError as error:
         rank = os.environ.get("RANK", "0")
         if is_loss_of_a_rank(error):
             fail(LoaderError(f"rank {rank} ends: another rank is gone, see its message"))
         if is_loss_of_a_worker(error):
-            fail(LoaderError(f"rank {rank}: {error}Did its memory run out? Then start again"))
+            loss = str(error).rstrip(". ")
+            fail(LoaderError(f"rank {rank}: {loss}. Did its memory run out? Then start again"))
         raise
 
 

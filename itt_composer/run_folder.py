@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ LATEST = "latest-rank0.pt"
 CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(-rank0\.pt)?")
 METADATA = ".metadata"
 ALLOW_CHANGES = "--allow-changes"
+LOCKED = (BlockingIOError, PermissionError)  # the errors that tell of another's lock
+LEASE = 120  # seconds; of NFS it is 90 by default
 
 
 class RunFolder:
@@ -117,9 +120,9 @@ class RunFolder:
         path = self.path / ".lock"
         self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take(path)
         except OSError as error:
-            if not isinstance(error, (BlockingIOError, PermissionError)):
+            if not isinstance(error, LOCKED):
                 # Lustre mounted without flock, NFS without its lock daemon.
                 print(
                     f"note: {self.path} is on a file system without locks ({error.strerror}), so "
@@ -134,6 +137,22 @@ class RunFolder:
             ) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def _take(self, path: Path) -> None:
+        """Take the lock; wait for that of another machine, which NFS keeps when it crashes."""
+        assert self._lock is not None
+        is_told = False
+        for seconds_left in range(LEASE, -1, -1):
+            try:
+                return fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except LOCKED:
+                owner = path.read_text(encoding="utf-8").strip()
+                if not seconds_left or owner.endswith(f" on {socket.gethostname()}"):
+                    raise
+                if not is_told:
+                    print(f"{self.path} is in use by process {owner}; waiting for {LEASE} s")
+                is_told = True
+            time.sleep(1)
 
     def write_recipe(self, batch: int = 0) -> None:
         """Save the resolved recipe beside the checkpoints.

@@ -8,6 +8,7 @@ pass, whatever its number of steps, so that it is gathered once.
 import copy
 import functools
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from itt_composer.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
     from itt_composer.models import IttForCausalLM
 
@@ -51,8 +53,10 @@ def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> No
 def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
     """Composer's `parallelism_config`; None where every rank, or the only one, has it all.
 
-    In mixed precision weights are gathered in bfloat16; gradients are summed over the ranks in
-    float32, and each rank's part of the weights and of the optimizer stays float32.
+    Weights are gathered and gradients summed in float32 ("FULL"), so that in mixed precision, too,
+    sharding changes no number: autocast has matrix products in bfloat16, as without sharding. Were
+    weights gathered in bfloat16, FSDP2 would cast the states between layers as well, and beside
+    states that thinking has made large, what later layers add would be rounded away.
 
     Args:
         settings: the recipe's.
@@ -77,7 +81,8 @@ def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own, at each save
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "FSDP2 Config/APIs are experimental")
-        return {"fsdp": HybridConfig() if is_hybrid else FSDP2Config()}
+        config = HybridConfig if is_hybrid else FSDP2Config
+        return {"fsdp": config(mixed_precision="FULL")}
 
 
 @functools.cache
@@ -119,6 +124,17 @@ def name_units(model: "IttForCausalLM") -> None:
         return isinstance(module, LlamaDecoderLayer) or any(module is each for each in embeddings)
 
     model.fsdp_wrap_fn = is_unit  # type: ignore[assignment]
+
+
+def extend_timeouts(mesh: "DeviceMesh | None", seconds: float) -> None:
+    """Have the groups of a mesh wait as long as all ranks do: of two dimensions each is its own.
+
+    torch makes these with NCCL's ten minutes.
+    """
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    for group in mesh.get_all_groups() if mesh is not None else []:
+        _set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def gather_for_loss(model: "IttForCausalLM") -> None:

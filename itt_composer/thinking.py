@@ -20,6 +20,8 @@ DEFAULT_THINKING_STEPS = 4
 # Tables of thresholds grow with the cube of the steps; these are 31 MB in each layer.
 MOST_ROUTED_STEPS = 32
 DEFAULT_SELECT_RATIO = 0.5
+# What can be changed after training.
+ELASTIC_FIELDS = ("select_ratios", "router_selection", "early_exit")
 
 
 @dataclass

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from itt_composer.config import Recipe, load_recipe, model_config, recipe_as_yaml
+from itt_composer.config import (
+    Recipe,
+    load_recipe,
+    model_config,
+    recipe_as_yaml,
+    recipe_values,
+)
 from itt_composer.data.shards import check_shards, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
@@ -29,6 +35,7 @@ from itt_composer.registry import amount_and_unit
 from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
 from itt_composer.sharding import (
     check_sharding,
+    extend_timeouts,
     gather_for_loss,
     name_units,
     parallelism,
@@ -138,6 +145,7 @@ def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
             trainer.fit()
         except Preempted as end:
             trainer.close()
+            dist.barrier()  # a launcher kills the ranks that are left when the first one ends
             _say(f"ended by SIGTERM: {end}; the same command goes on from there")
             raise SystemExit(EXIT_CODE) from None
     losses = validation_losses(trainer)
@@ -162,6 +170,7 @@ def build_trainer(
     start: "Start | None" = None,
 ) -> "Trainer":
     """Everything the recipe names, put together, at the place where the run starts."""
+    import torch
     from composer import Trainer
     from composer.utils import dist
 
@@ -169,6 +178,7 @@ def build_trainer(
     from itt_composer.callbacks.heartbeat import Heartbeat, Progress
     from itt_composer.callbacks.preemption import Preemption
     from itt_composer.callbacks.run_checkpoints import RunCheckpoints
+    from itt_composer.callbacks.wandb_metrics import go_on_in_wandb
     from itt_composer.data.streams import build_dataloader
     from itt_composer.models.composer_model import ComposerItt
     from itt_composer.models.wrapping import checkpoint_activations, compile_layers
@@ -195,6 +205,8 @@ def build_trainer(
         run, settings.save_interval, settings.keep_checkpoints, start, preemption, progress
     )
     heartbeat = Heartbeat(settings.rank_timeout, progress)
+    if "wandb" in recipe.loggers.named() and dist.get_global_rank() == 0:
+        go_on_in_wandb(run.path)
     loader = build_dataloader(recipe.data, "train", settings.global_batch_size)
     trainer = Trainer(
         model=composer_model,
@@ -218,7 +230,11 @@ def build_trainer(
         parallelism_config=sharding,
     )
     gather_for_loss(model)
+    extend_timeouts(trainer.state.device_mesh, settings.rank_timeout + COLLECTIVE_MARGIN)
+    # Composer allows it: the routers' scores, and "fp32", would be rounded to ten bits.
+    torch.backends.cuda.matmul.allow_tf32 = False
     trainer.state.callbacks.append(ExactRandomState(trainer))
+    trainer.logger.log_hyperparameters(recipe_values(recipe))
     return trainer
 
 
@@ -326,7 +342,10 @@ def _check_before_start(recipe: Recipe, run: RunFolder) -> None:
     for key in ("global_batch_size", "eval_batch_size"):
         size = getattr(recipe.train, key)
         if size % ranks:
-            raise UserError(f"train.{key}={size} does not split over {ranks} ranks; change one")
+            raise UserError(
+                f"train.{key}={size} does not split over {ranks} ranks; change one (of a run that "
+                f"has begun, with {ALLOW_CHANGES})"
+            )
 
 
 def _device(recipe: Recipe) -> str:

@@ -178,4 +178,4 @@ uv=(.venv/bin/uv pip install --python .venv/bin/python --no-deps)
 install "${uv[@]}" --require-hashes --compile-bytecode -r requirements.lock
 install "${uv[@]}" --no-build-isolation -e .
 made_from >"$state"
-echo "Set-up done."
+echo "Set-up done. To use it in this shell: . .venv/bin/activate"

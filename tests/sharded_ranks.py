@@ -17,14 +17,19 @@ from composer.core.precision import Precision
 from composer.distributed.fsdp2 import prepare_fully_shard
 from composer.distributed.fsdp2_utils import generate_composer_model_policy
 from composer.utils import dist, reproducibility
-from composer.utils.parallelism import FSDP2Config
 from torch.distributed.device_mesh import init_device_mesh
 
 from itt_composer.algorithms.loss_guard import LossGuard, all_finite
 from itt_composer.config import Recipe, load_recipe
 from itt_composer.models.composer_model import ComposerItt, unwrap
 from itt_composer.models.wrapping import checkpoint_activations
-from itt_composer.sharding import average_on_cpu, gather_for_loss, name_units, whole_model
+from itt_composer.sharding import (
+    average_on_cpu,
+    gather_for_loss,
+    name_units,
+    parallelism,
+    whole_model,
+)
 from itt_composer.train import build_model
 
 KINDS = {
@@ -48,7 +53,8 @@ def shard(recipe: Recipe, precision: Precision) -> ComposerItt:
     model = unwrap(composer_model)
     checkpoint_activations(model, recipe.train.activation_checkpointing)
     name_units(model)
-    config = FSDP2Config(device_mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    config = parallelism(recipe.train, "cpu")["fsdp"]
+    config.device_mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     policy = generate_composer_model_policy(composer_model)
     prepare_fully_shard(composer_model, config, precision, policy)
     gather_for_loss(model)

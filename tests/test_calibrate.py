@@ -132,6 +132,16 @@ def test_a_folder_is_replaced_only_by_a_complete_one(tmp_path, monkeypatch):
     assert (folder / "file").read_text() == "new"
 
 
+def test_a_damaged_index_is_one_sentence(folders, shards, tmp_path):
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    index = copy / "validation" / "code" / "index.json"
+    index.write_text("{")
+    result = calibrate(folders["itt"], "--data", copy)
+    assert result.exit_code == 1
+    assert f"error: {index} is no index of shards" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("model", "options", "sentence"),
     [

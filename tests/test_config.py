@@ -155,6 +155,7 @@ MISTAKES = {
     "model.hidden_size": "'model.hidden_size' is not of the form key=value",
     "=3": "'=3' is not of the form key=value",
     "thinking.select_ratios=[0.5": "thinking.select_ratios=[0.5: broken YAML: expected ',' or ']'",
+    "run_folder=s3://bucket/run": "s3://bucket/run is an address, and checkpoints are kept in a",
     "run_folder=${nope}/x": "run_folder: Interpolation key 'nope' not found",
     "parts.model=${nope}.yaml": "parts.model: Interpolation key 'nope' not found",
     "parts.model=nope.yaml": "parts.model names nope.yaml, which is not there",

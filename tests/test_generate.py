@@ -261,7 +261,7 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_sentence(folders, tmp_path)
     (tmp_path / "config.json").write_bytes((folders / "itt/config.json").read_bytes())
     tells(invoke(tmp_path, "--prompt", "x"), f"{tmp_path} has no tokenizer")
     (tmp_path / "tokenizer.json").write_text("{}")
-    tells(invoke(tmp_path, "--prompt", "x"), f"model={tmp_path} cannot be loaded")
+    tells(invoke(tmp_path, "--prompt", "x"), f"error: {tmp_path} cannot be loaded")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "itt", "thinking": "much"}))
     tells(invoke(tmp_path, "--prompt", "x"), "config.json is no model's configuration: ")
 

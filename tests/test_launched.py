@@ -110,7 +110,8 @@ def test_a_rank_gets_sigterm_when_its_launcher_is_killed_and_other_processes_do_
             *(1, "run/metrics.jsonl cannot be written: No space left on device; make room, start"),
         ),
         (OSError(errno.EDQUOT, "Quota"), 1, "a file of the run cannot be written: Quota; make r"),
-        (OSError(errno.EACCES, "Permission denied", "run"), 1, None),
+        (OSError(errno.EACCES, "Permission denied", "run"), 1, "cannot use run: Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), 1, None),
         (RuntimeError("gloo: Connection closed by peer [::1]"), 2, "rank 1 ends: another rank is"),
         (RuntimeError("ncclRemoteError: a call failed"), 2, "rank 1 ends: another rank is gone, s"),
         (RuntimeError("Connection closed by peer"), 1, None),
@@ -127,11 +128,14 @@ def test_failures_that_a_user_can_mend_are_sentences_and_others_stay_as_they_are
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
     with pytest.raises(SystemExit if sentence else type(failure)) as caught, failures_told_once():
         raise failure
     if sentence:
         assert caught.value.code == 1
         assert capsys.readouterr().err.startswith(f"error: {sentence}")
+        # What every rank meets is left to the first; what one alone does is told at once.
+        assert bool(slept) == sentence.startswith("cannot use")
     else:
         assert caught.value is failure

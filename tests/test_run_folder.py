@@ -3,6 +3,9 @@
 import errno
 import fcntl
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,12 +88,38 @@ def test_a_file_system_without_locks_is_no_other_run(started, monkeypatch, capsy
         raise OSError(reason, os.strerror(reason))
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     if is_held:
         with pytest.raises(UserError, match="is in use by another run"):
             started.lock()
     else:
         started.lock()
         assert "is on a file system without locks (No locks available)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_lock_of_another_machine_is_waited_for(started, monkeypatch, capsys, ends):
+    held = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, 2); print(); input()"
+    lock = started.path / ".lock"
+    lock.write_text("7 on a machine that has crashed\n")
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+
+        def end_holder(seconds):
+            if ends:
+                holder.communicate(b"\n")
+
+        monkeypatch.setattr("time.sleep", end_holder)
+        if ends:
+            started.lock()
+            assert lock.read_text() == f"{os.getpid()} on {socket.gethostname()}\n"
+        else:
+            with pytest.raises(UserError, match=r"in use by another run \(process 7 on a"):
+                started.lock()
+            holder.communicate(b"\n")
+    assert capsys.readouterr().out.count("waiting for 120 s") == 1
 
 
 def test_an_interrupted_write_leaves_what_was_there(started, monkeypatch):

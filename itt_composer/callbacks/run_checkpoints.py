@@ -92,12 +92,15 @@ class RunCheckpoints(CheckpointSaver):
         if dist.get_global_rank() == 0:
             remove(path)  # its metadata would vouch for the new parts, too
         dist.barrier()
+        reasons: list[str | None] = []
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own
                 composer_checkpoint.save_checkpoint(state, name)
         except CheckpointException as error:
-            self._check([_reason(failure) for failure, _ in error.failures.values()], path)
+            reasons = [_reason(failure) for failure, _ in error.failures.values()]
+            dist.barrier()  # the one behind the saving, at which other replicas wait
+        self._check([each for of_rank in dist.all_gather_object(reasons) for each in of_rank], path)
         return path
 
     def _check(self, reasons: list[str | None], path: Path) -> None:

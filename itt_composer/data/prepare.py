@@ -1,8 +1,10 @@
 """Before training starts: fetch what describes the shards, check it, check the shards."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from composer.utils import dist
 
@@ -16,10 +18,16 @@ from itt_composer.data.integrity import (
     write_record,
 )
 from itt_composer.data.remote import fetch_descriptions
-from itt_composer.data.shards import check_shards, read_manifest, streams_in_use
+from itt_composer.data.shards import (
+    check_shards,
+    domains_with_rows,
+    read_manifest,
+    streams_in_use,
+)
 from itt_composer.errors import UserError
 
 WORTH_A_LINE = 1_000_000_000  # bytes to hash
+BYTES_PER_ROW = 8  # its number, in shared memory
 
 
 def prepare_shards(data: DataRecipe, vocab_size: int, batch_size: int) -> None:
@@ -51,9 +59,33 @@ def prepare_shards(data: DataRecipe, vocab_size: int, batch_size: int) -> None:
 
     _together(fetch)
     _together(check)
+    _together(lambda: check_shared_memory(read_manifest(local), data.domains))
     check_files(
         local, streams_in_use(read_manifest(local), data.domains), data.validate_hash, remote
     )
+
+
+def check_shared_memory(
+    manifest: dict[str, Any], domains: dict[str, float] | None, folder: Path = Path("/dev/shm")
+) -> None:
+    """Refuse a shared memory in which the order of an epoch has no room: writing there would kill.
+
+    Args:
+        manifest: of the shards.
+        domains: shares by name, or None for every domain there is.
+        folder: where the streaming library shares memory between processes.
+
+    Raises:
+        UserError: says how much there is and how much it takes.
+    """
+    present = domains_with_rows(manifest, "train")
+    needed = BYTES_PER_ROW * sum(present[domain] for domain in domains or present)
+    if folder.is_dir() and needed > (free := shutil.disk_usage(folder).free):
+        raise UserError(
+            f"{folder} has {free / 1e6:,.0f} MB free, but the order of an epoch takes "
+            f"{needed / 1e6:,.0f} MB; give the container more shared memory (docker --shm-size, "
+            "on Kubernetes an emptyDir of medium Memory)"
+        )
 
 
 def check_files(

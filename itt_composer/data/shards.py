@@ -7,9 +7,8 @@ from typing import Any
 
 from itt_composer.errors import UserError
 
-SPLITS = ("train", "validation")
+FORMAT_VERSION = 2  # of manifests, the newest; written by `data_prep`
 NEEDED_KEYS = {"seq_len", "dtype", "vocab_size", "tokenizer", "splits", "totals", "files"}
-NEEDED_OF_A_SHARD = ("samples", "column_names", "column_encodings", "raw_data")
 HOW_TO_MAKE = "make shards with `python -m data_prep convert`"
 COLUMN = "input_ids"
 
@@ -45,16 +44,24 @@ def parse_manifest(content: bytes, place: str) -> dict[str, Any]:
         place: path or address of the file, for the messages.
 
     Raises:
-        UserError: broken JSON, another command's manifest, or that of an unfinished conversion.
+        UserError: broken JSON, another command's manifest, that of an unfinished conversion, or
+            one in a newer format.
     """
     try:
         manifest = json.loads(content)
     except ValueError as error:
         raise UserError(f"{place} cannot be read ({error}); {HOW_TO_MAKE} again") from None
-    keys = manifest.keys() if isinstance(manifest, dict) else set()
-    if "splits" not in keys and "command" in keys and manifest["command"] == "convert":
+    if not isinstance(manifest, dict) or manifest.get("command") != "convert":
+        raise UserError(f"{place} does not describe shards; {HOW_TO_MAKE}")
+    version = manifest.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UserError(
+            f"{place} has format {version}, newer than the {FORMAT_VERSION} read here; "
+            "update itt_composer"
+        )
+    if "splits" not in manifest:
         raise UserError(f"{place} is of shards that are not finished; let `convert` end first")
-    if not keys >= NEEDED_KEYS:
+    if not manifest.keys() >= NEEDED_KEYS:
         raise UserError(f"{place} does not describe shards; {HOW_TO_MAKE}")
     return manifest
 

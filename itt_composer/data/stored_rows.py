@@ -13,6 +13,7 @@ from streaming.base.world import World
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from itt_composer.data.shards import read_index
 from itt_composer.data.streams import collate_rows
 from itt_composer.data.token_rows import ShardStream
 
@@ -24,10 +25,12 @@ class StoredRows(Dataset):
         folder: of one split and domain, with its `index.json`.
 
     Raises:
+        UserError: its index is missing or damaged.
         LoaderError: on reading, if a shard is missing or damaged.
     """
 
     def __init__(self, folder: Path):
+        read_index(folder / "index.json")
         self._stream = ShardStream(local=str(folder))
         defaults = {"split": None, "download_retry": 1, "download_timeout": 60, "keep_zip": True}
         self._stream.apply_default({**defaults, "validate_hash": None})
@@ -49,13 +52,13 @@ class StoredRows(Dataset):
         return shard[index - int(self._ends[place]) + shard.samples]
 
 
-def spread_indices(total: int, count: int, seed: int = 0) -> list[int]:
+def spread_indices(total: int, count: int) -> list[int]:
     """`count` places spread evenly over `total` (all, if there are fewer), in random order.
 
     Rows are stored domain by domain, so a stretch of them would be of one kind of text.
     """
     places = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
-    return np.random.default_rng(seed).permutation(places).tolist()
+    return np.random.default_rng(0).permutation(places).tolist()
 
 
 def batches_of(rows: Any, indices: Sequence[int], batch_size: int) -> Iterator[dict[str, Tensor]]:

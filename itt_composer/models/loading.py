@@ -29,9 +29,9 @@ def load_model(folder: str | Path, revision: str | None = None) -> PreTrainedMod
         )
     except Exception as error:  # broken files and configurations raise all kinds
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model={folder} cannot be loaded: {reason}") from None
+        raise UserError(f"{folder} cannot be loaded: {reason}") from None
     model, report = loaded
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"]))
-        raise UserError(f"model={folder} cannot be loaded: its files lack {missing}")
+        raise UserError(f"{folder} cannot be loaded: its files lack {missing}")
     return model.eval()

@@ -3,13 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from damage import flip_a_bit
 from typer.testing import CliRunner
 
 from itt_composer.data.integrity import RECORD_FILE, read_record
-from itt_composer.data.prepare import check_files, prepare_shards
+from itt_composer.data.prepare import check_files, check_shared_memory, prepare_shards
+from itt_composer.data.shards import read_manifest
 from itt_composer.errors import UserError
 from itt_composer.train import app
 
@@ -63,6 +65,16 @@ def test_training_ends_with_the_sentence_before_there_is_a_model(small_recipe, c
     assert result.stderr.startswith(f"error: {copy / SHARD} does not match its SHA-256")
     assert result.stdout == ""
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_an_order_larger_than_shared_memory_is_refused(refusal, shards, monkeypatch):
+    splits = read_manifest(shards)["splits"]
+    needed = 8 * sum(counts["rows"] for counts in splits["train"].values())
+    full = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: full)
+    assert refusal().startswith("/dev/shm has 0 MB free, but the order of an epoch takes 0 MB; ")
+    full.free = needed
+    check_shared_memory(read_manifest(shards), None)
 
 
 def test_a_look_at_some_streams_leaves_the_record_of_the_others(prepare, copy):

@@ -51,6 +51,7 @@ def write_manifest(out: Path, **changed: Any) -> Path:
         "tokenizer": {"file": "tokenizer/tokenizer.model", "sha256": "00"},
         "compression": None,
         "hashes": ["sha256"],
+        "engine": "local",
         "splits": splits,
         "totals": totals,
         "rejects": {"c4": 1234, "code[red]": 0},
@@ -128,9 +129,8 @@ def test_stats_and_an_uncompressed_verify_start_without_torch(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"command": "train-tokenizer"}, "holds the output of train-tokenizer, not shards"),
-        ({"command": None}, "holds the output of None, not shards"),
-        ({"format_version": 3}, "has a manifest of format 3, newer than the 2 read here"),
+        ({"command": "train-tokenizer"}, "does not describe shards"),
+        ({"format_version": 3}, "has format 3, newer than the 2 read here; update"),
         ({"totals": None}, "does not describe shards"),
         ({"splits": None}, "is of shards that are not finished"),
         ({"files": {"a": {"bytes": 1}}}, "is broken at files.a.sha256 (Field required)"),

@@ -168,6 +168,12 @@ def test_a_broken_config_is_one_sentence(convert, file, content, message):
     assert_one_line(convert(tokenizer=file), f"tokenizer_config.json{message}")
 
 
+def test_a_broken_config_beside_a_sentencepiece_model_is_one_sentence(convert, tokenizer, tmp_path):
+    shutil.copytree(tokenizer, tmp_path / "own")
+    (tmp_path / "own" / "tokenizer_config.json").write_text("{")
+    assert_one_line(convert(tokenizer=tmp_path / "own"), "tokenizer_config.json is not JSON")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -75,6 +75,7 @@ def build(
         "shard_size": 600,
         "compression": compression,
         "hashes": list(hashes),
+        "engine": "local",
         "tokenizer": {"file": "tokenizer/tokenizer.model", "sha256": sha256(MODEL).hexdigest()},
         "splits": splits,
         "totals": {

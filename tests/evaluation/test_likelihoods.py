@@ -5,7 +5,7 @@ import torch
 from causal_models import build
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from eval.likelihoods import Batch, Question, Scorer, plan, share_out
+from eval.likelihoods import Batch, Question, Scorer, plan, share_out, tolerance
 from itt_composer.errors import UserError
 
 VOCABULARY = 96
@@ -124,6 +124,14 @@ def test_what_looks_ahead_or_has_no_cache_is_found_out():
         forward(**rest)
     )
     assert not Scorer(forgetful).can_share()
+
+
+def test_passes_are_compared_in_the_precision_they_are_made_in():
+    model = build("itt")
+    assert tolerance(model) == 1e-3
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tolerance(model) == 0.25
+    assert tolerance(model.to(torch.bfloat16)) == 0.25
 
 
 def test_greedy_continuations_are_told_from_others():

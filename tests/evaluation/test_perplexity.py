@@ -99,6 +99,28 @@ def test_perplexity_is_that_of_every_token_of_every_row(measure, itt, shards):
     assert tokens[0] != tokens[1]
 
 
+@pytest.mark.parametrize("fits", [3, 0])
+def test_a_batch_that_does_not_fit_the_memory_comes_in_parts(measure, itt, monkeypatch, fits):
+    whole = measure(itt, batch_size=16)["settings"] if fits else None
+    forward = IttForCausalLM.forward
+
+    def on_a_small_gpu(self, input_ids, **inputs):
+        logits = forward(self, input_ids=input_ids, **inputs)
+        if len(input_ids) > fits:  # after all steps have been counted
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return logits
+
+    monkeypatch.setattr(IttForCausalLM, "forward", on_a_small_gpu)
+    if not fits:
+        with pytest.raises(UserError, match="a single row does not fit into the memory"):
+            measure(itt, batch_size=16)
+        return
+    (setting,) = measure(itt, batch_size=16)["settings"]
+    assert setting["loss"] == pytest.approx(whole[0]["loss"], rel=1e-6)
+    assert setting["tokens"] == whole[0]["tokens"]
+    assert setting["realised_shares"] == whole[0]["realised_shares"]
+
+
 def test_progress_goes_up_to_every_row_of_every_setting(itt, shards):
     suite = PerplexitySuite(
         model={"path": str(itt)}, data=str(shards), select_ratios=[None, [1, 1, 1]]
@@ -216,7 +238,7 @@ def cut_a_weight(file):
 def test_damaged_weights_are_refused_with_the_folders_name(measure, itt, tmp_path, damage):
     IttForCausalLM.from_pretrained(itt).save_pretrained(tmp_path)
     damage(tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=f"^model={tmp_path} cannot be loaded: .+"):
+    with pytest.raises(UserError, match=f"^{tmp_path} cannot be loaded: .+"):
         measure(tmp_path)
 
 
@@ -225,7 +247,7 @@ def test_damaged_weights_are_refused_with_the_folders_name(measure, itt, tmp_pat
 )
 def test_a_folder_of_no_language_model_is_refused(measure, tmp_path, config):
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(UserError, match=f"^model={tmp_path} cannot be loaded: .+"):
+    with pytest.raises(UserError, match=f"^{tmp_path} cannot be loaded: .+"):
         measure(tmp_path)
 
 

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from eval import paper
 from eval.__main__ import app
 from eval.data_efficiency import tokens_to_reach
-from eval.models import THINKING
 from eval.paper import GEOMETRY_FIELDS
 from eval.result_files import read_results
 from eval.tables import build
 from itt_composer.config import model_config, recipe_as_yaml
 from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
+from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.recipes import find_recipes
 
 RECIPES = dict(find_recipes(Path(__file__).parents[2] / "yamls/pretrain"))
@@ -27,7 +27,7 @@ RECIPES = dict(find_recipes(Path(__file__).parents[2] / "yamls/pretrain"))
 def description(recipe, **changes):
     """What `EvaluatedModel.description` says of a recipe's model."""
     config = model_config(RECIPES[recipe])
-    fields = {name: getattr(config, name) for name in (*GEOMETRY_FIELDS, *THINKING)}
+    fields = {name: getattr(config, name) for name in (*GEOMETRY_FIELDS, *THINKING_FIELDS)}
     count = dense_parameters(config) + thinking_parameters(config)
     names = {"path": f"runs/{recipe}", "name": recipe, "model_type": "itt", "parameters": count}
     return {**names, "trained_batches": 50_000, **fields, "sha256": recipe, **changes}
