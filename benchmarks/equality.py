@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -167,16 +168,21 @@ def compare(files: dict[str, Path], cases: list[Case]) -> dict[tuple[Case, str],
             losses = zip(got["losses"], reference["losses"], strict=True)
             norms = zip(got["norms"], reference["norms"], strict=True)
             weights = [
-                (got["weights"][name] - weight).abs().max().item()
+                (got["weights"][name] - weight).abs().max()
                 for name, weight in reference["weights"].items()
                 if not name.endswith("score_quantiles")  # measured on other batches in each way
             ]
             differences[case, world] = Differences(
-                loss=max(abs(a - b) for a, b in losses),
-                gradient_norm=max(abs(a / b - 1) for a, b in norms),
-                weight=max(weights),
+                loss=largest(abs(a - b) for a, b in losses),
+                gradient_norm=largest(abs(a / b - 1) for a, b in norms),
+                weight=largest(weights),
             )
     return differences
+
+
+def largest(values: Iterable[float | torch.Tensor]) -> float:
+    """NaN if any of them is; Python's `max` passes over it."""
+    return torch.tensor(list(values), dtype=torch.float64).max().item()
 
 
 def table(differences: dict[tuple[Case, str], Differences]) -> str:

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
 from fork_server import ForkServer
@@ -30,8 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows of 32 tokens over 512 ids: the domain `code` and, twice its size, `prose`."""
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts of two domains in `text`, and a `tokenizer` of 512 ids that was trained on them."""
     folder = tmp_path_factory.mktemp("small")
     texts = {
         "code": (Path(os.__file__).parent / "argparse.py").read_text(encoding="utf-8")[:30_000],
@@ -43,10 +44,29 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         documents = (text[start : start + 500] for start in range(0, len(text), 500))
         file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     train_tokenizer(folder / "text", folder / "tokenizer", 512, 0.2, "text")
-    out = folder / "shards"
-    tokenizer = str(folder / "tokenizer")
-    convert(Options(folder / "text", str(out), tokenizer, seq_len=32, validation_share=0.2))
+    return folder
+
+
+def convert_small(text: Path, name: str, **options: Any) -> Path:
+    out, tokenizer = text / name, str(text / "tokenizer")
+    convert(Options(text / "text", str(out), tokenizer, 32, validation_share=0.2, **options))
     return out
+
+
+@pytest.fixture(scope="session")
+def shards(small_text: Path) -> Path:
+    """Rows of 32 tokens over 512 ids: the domain `code` and, twice its size, `prose`."""
+    return convert_small(small_text, "shards")
+
+
+@pytest.fixture(scope="session")
+def many_shards(small_text: Path) -> dict[str, Path]:
+    """The same rows in several parts and shards per stream: as they are, and compressed."""
+    sizes = {"part_size": 20_000, "shard_size": 4_096, "workers": 1}
+    return {
+        "raw": convert_small(small_text, "many", **sizes),
+        "zstd": convert_small(small_text, "many_zstd", compression="zstd", **sizes),
+    }
 
 
 @pytest.fixture

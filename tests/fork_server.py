@@ -26,7 +26,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,24 @@ class Ranks:
         for pid, code in zip(self.pids, self.poll(), strict=True):
             if code is None:
                 os.killpg(pid, number)
+
+    def wait_until(self, condition: Callable[[], object], timeout: float = 120.0) -> None:
+        """Wait until something is there that the ranks, or some of them, are to bring about.
+
+        Raises:
+            TimeoutError: after `timeout` seconds, with what they printed.
+            RuntimeError: likewise, if all have ended without it.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            has_ended = None not in self.poll()
+            if condition():
+                return
+            if has_ended:
+                raise RuntimeError(f"all have ended: {self._result()}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {timeout} s: {self._result()}")
+            time.sleep(0.01)
 
     def wait(self, timeout: float = 240.0, alone: bool = False) -> Result:
         """Wait for the end of all ranks; when one fails, the others are stopped, as by a launcher.

@@ -1,6 +1,5 @@
 """An object store for tests: moto's S3 server, a process of its own on this machine."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 from urllib.request import urlopen
 
 import pytest
+from fork_server import free_port
 
 START_SECONDS = 60  # on a busy machine; 3 to 6 alone
 
@@ -42,7 +42,7 @@ class Bucket(NamedTuple):
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Address of a running S3 server; it ends with the tests."""
-    port = _free_port()
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
@@ -85,12 +85,6 @@ def bucket(
     made = Bucket("shards", boto3.session.Session().client("s3", endpoint_url=s3_server))
     made.client.create_bucket(Bucket=made.name)
     return made
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def _wait_for(address: str, server: subprocess.Popen) -> None:

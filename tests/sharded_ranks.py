@@ -6,21 +6,30 @@ fork_server.run("sharded_ranks.py", RECIPE, OUT, KEY=VALUE…, ranks=2)
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 from composer.algorithms.gradient_clipping import apply_gradient_clipping
+from composer.core import Event
 from composer.core.precision import Precision
 from composer.distributed.fsdp2 import prepare_fully_shard
 from composer.distributed.fsdp2_utils import generate_composer_model_policy
 from composer.utils import dist, reproducibility
 from torch.distributed.device_mesh import init_device_mesh
 
+from itt_composer.algorithms.loss_guard import LossGuard, all_finite
 from itt_composer.config import Recipe, load_recipe
 from itt_composer.models.composer_model import ComposerItt, unwrap
 from itt_composer.models.wrapping import checkpoint_activations
-from itt_composer.sharding import average_on_cpu, gather_for_loss, name_units, parallelism
+from itt_composer.sharding import (
+    average_on_cpu,
+    gather_for_loss,
+    name_units,
+    parallelism,
+    whole_model,
+)
 from itt_composer.train import build_model
 
 KINDS = {
@@ -92,10 +101,59 @@ def clipping(recipe: Recipe) -> dict[str, float]:
 def largest_difference(sharded: ComposerItt, plain: ComposerItt) -> float:
     """Of any gradient."""
     expected = {name: weight.grad for name, weight in plain.named_parameters()}
-    return max(
-        (weight.grad.full_tensor() - expected[name]).abs().max().item()
+    differences = [
+        (weight.grad.full_tensor() - expected[name]).abs().max()
         for name, weight in sharded.named_parameters()
+    ]
+    return torch.stack(differences).max().item()  # NaN stays NaN, which Python's `max` passes over
+
+
+def tied(recipe: Recipe) -> dict[str, Any]:
+    """With one weight at both ends: the gradients, and the weights that are gathered."""
+    sharded, plain = shard(recipe, Precision.FP32), build(recipe)
+    for model, rows in ((sharded, own_rows()), (plain, slice(4))):
+        model(batch_of(recipe, rows)).loss.backward()
+    seen = {"gradient": largest_difference(sharded, plain)}
+    whole = whole_model(sharded)
+    if whole is not None:
+        assert whole.lm_head.weight is whole.model.embed_tokens.weight
+        weights = unwrap(plain).state_dict()
+        seen["is_whole"] = all(
+            torch.equal(weight, weights[name])
+            for name, weight in whole.state_dict().items()
+            if not name.endswith("score_quantiles")  # not measured yet: NaN
+        )
+    return seen
+
+
+def skipped(recipe: Recipe) -> dict[str, list]:
+    """Of each rank, whether it finds its part of the gradients finite, and what it then skips."""
+    model = shard(recipe, Precision.FP32)
+    batch = {
+        **batch_of(recipe, own_rows()),
+        "domain": torch.zeros(2, dtype=torch.int64),
+        "row": torch.arange(2),
+    }
+    loss = model(batch).loss
+    loss.backward()
+    state = SimpleNamespace(
+        model=model,
+        loss=loss,
+        batch=batch,
+        timestamp=SimpleNamespace(batch=SimpleNamespace(value=0)),
+        dataloader=SimpleNamespace(dataset=SimpleNamespace(domains=["prose"])),
+        optimizers=[],
     )
+    counts = {}
+    for what in ("whole", "broken on rank 1"):
+        if what != "whole" and dist.get_global_rank() == 1:
+            next(model.parameters()).grad.to_local()[0] = torch.nan
+        guard = LossGuard(on_nan="skip")
+        for event in (Event.AFTER_LOSS, Event.AFTER_TRAIN_BATCH):
+            guard.apply(event, state, mock.Mock())
+        own_part = all_finite(weight.grad for weight in model.parameters())
+        counts[what] = dist.all_gather_object((own_part, guard.skipped))
+    return counts
 
 
 def mixed_precision(recipe: Recipe) -> dict[str, Any]:
@@ -128,6 +186,8 @@ def main() -> None:
             seen["gathers"][f"{kind}, {which}"] = gathers(load_recipe(Path(file), keys_of_both))
     recipe = load_recipe(Path(file), overrides)
     seen["clipping"] = clipping(recipe)
+    seen["skipped"] = skipped(recipe)
+    seen["tied"] = tied(load_recipe(Path(file), [*overrides, "model.tie_word_embeddings=true"]))
     seen["mixed_precision"] = mixed_precision(recipe)
     if dist.get_global_rank() == 0:
         Path(out).write_text(json.dumps(seen))

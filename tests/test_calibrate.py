@@ -2,12 +2,15 @@
 
 import shutil
 from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from itt_composer.calibrate import app
+from itt_composer.calibrate import _batches, app
+from itt_composer.data import stored_rows
 from itt_composer.files import whole_folder
 from itt_composer.models import IttConfig, IttForCausalLM
 
@@ -59,6 +62,35 @@ def test_the_folder_gets_thresholds_and_routes_by_them(folders, shards, tmp_path
     for _, asked, realised, *_ in rows:
         assert float(realised) == pytest.approx(float(asked), abs=10)
     assert len(rows) == 3
+
+
+def test_ratios_that_were_shares_of_the_weight_are_told(folders, shards, tmp_path):
+    model = IttForCausalLM.from_pretrained(folders["itt"])
+    model.set_router_selection("top_p")
+    model.save_pretrained(tmp_path / "model")
+    note = "note: under top-p ratios were shares of the weight; from now on they are shares"
+    result = calibrate(tmp_path / "model", "--data", shards, "--rows", 16)
+    assert result.exit_code == 0, result.output
+    assert note in result.output
+    assert IttConfig.from_pretrained(tmp_path / "model").router_selection == "threshold"
+    again = calibrate(tmp_path / "model", "--data", shards, "--rows", 16)
+    assert (again.exit_code, "note:" in again.output) == (0, False)
+
+
+def test_thresholds_are_checked_on_other_rows_than_they_were_measured_on(monkeypatch):
+    def numbered(folder):
+        first = {"code": 0, "prose": 100}[folder.name]
+        return [{"input_ids": np.array([first + place])} for place in range(100)]
+
+    monkeypatch.setattr(stored_rows, "StoredRows", numbered)
+    halves = _batches(Path("train"), ["code", "prose"], 40, 16, torch.device("cpu"))
+    measured, checked = (
+        [row for batch in half for (row,) in batch["input_ids"].tolist()] for half in halves
+    )
+    assert len(measured) == len(checked) == 40
+    assert len({*measured, *checked}) == 80
+    for half in (measured, checked):
+        assert 10 < sum(row < 100 for row in half) < 30  # of both domains
 
 
 def test_a_folder_keeps_its_dtype_its_other_files_and_who_may_read_it(folders, shards, tmp_path):

@@ -148,6 +148,8 @@ MISTAKES = {
     "train.max_duration=700": "train.max_duration=700: should be a positive time such as 500ba",
     "run_name=a b": "run_name=\"a b\": may hold letters, digits, '.', '_' and '-' only",
     "model.num_attention_heads=3": " does not split into 3 heads of even size",
+    "model.head_dim=15": "head_dim=15 must be even: positions rotate pairs",
+    "data.cache_limit=1gb": "cache_limit=1gb needs remote: without it, local is no cache",
     "model.num_key_value_heads=3": "is not a multiple of num_key_value_heads=3",
     # Texts that are no setting.
     "model.hidden_size": "'model.hidden_size' is not of the form key=value",

@@ -310,6 +310,20 @@ def test_without_its_shards_the_tokenizer_has_to_be_named(run, shards, tmp_path)
         assert f"--tokenizer {wrong} {words}" in sentence
 
 
+@pytest.mark.parametrize(
+    ("rule", "saved"), [("top_k", "threshold"), ("top_p", "top_p"), ("threshold", "threshold")]
+)
+def test_top_k_gives_way_to_thresholds_and_top_p_does_not(tmp_path, rule, saved):
+    model = IttForCausalLM(IttConfig(**GEOMETRY))
+    model_folder.write_model_folder(tmp_path / "before", model, "", None)
+    assert IttConfig.from_pretrained(tmp_path / "before").router_selection == "top_k"
+    for layer in model.thinking_layers:
+        layer.score_quantiles.copy_(torch.linspace(-1, 1, layer.score_quantiles.shape[-1]))
+    model.set_router_selection(rule)
+    model_folder.write_model_folder(tmp_path / "after", model, "", None)
+    assert IttConfig.from_pretrained(tmp_path / "after").router_selection == saved
+
+
 def test_a_folder_in_use_is_refused_and_half_a_folder_never_appears(run, tmp_path, monkeypatch):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
@@ -414,6 +428,9 @@ def test_what_is_no_whole_llama_is_one_sentence(tmp_path, exported):
     assert "has besides odd" in refusal(["from-llama", tmp_path / "llama", out])
     file.write_bytes(file.read_bytes()[:1000])
     assert "cannot be loaded" in refusal(["from-llama", tmp_path / "llama", out])
+    quantized = {"model_type": "llama", "quantization_config": {"bits": 4, "quant_method": "gptq"}}
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(quantized))
+    assert "is quantized" in refusal(["from-llama", tmp_path / "llama", out])
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "gpt2"}')
     assert "is a 'gpt2'" in refusal(["from-llama", tmp_path / "llama", out])
     assert not out.exists()
@@ -462,6 +479,24 @@ def test_training_starts_from_the_folder_and_goes_on_without_it(
     assert f"init_from={folder} is not a transformers folder" in result.stderr
 
 
+def test_weights_in_several_files_are_read_by_their_index(exported, overrides, tmp_path):
+    folder = tmp_path / "model"
+    expected = AutoModelForCausalLM.from_pretrained(exported)
+    expected.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    model = build_model(load_recipe(RECIPE, [*overrides, "seed=5"]))
+    load_initial_weights(model, folder)
+    assert same_bits(model.state_dict(), expected.state_dict())
+    index = folder / "model.safetensors.index.json"
+    next(folder.glob("model-*.safetensors")).unlink()
+    with pytest.raises(UserError, match=r"model-\S+ is missing or damaged"):
+        load_initial_weights(model, folder)
+    for broken in ("{", "[]", "{}", '{"weight_map": 3}'):
+        index.write_text(broken)
+        with pytest.raises(UserError, match=f"^{index} is no index of weights; make the folder"):
+            load_initial_weights(model, folder)
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -477,6 +512,15 @@ def test_another_model_than_the_recipes_is_refused_by_key(exported, overrides, o
     with pytest.raises(UserError) as caught:
         check_initial_weights(recipe)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_configuration_that_is_none_is_told_with_its_file(overrides, tmp_path, content):
+    file = tmp_path / "config.json"
+    file.write_text(content)
+    recipe = load_recipe(RECIPE, [*overrides, f"init_from={tmp_path}"])
+    with pytest.raises(UserError, match=f"^{file} is no configuration.*; make the folder again$"):
+        check_initial_weights(recipe)
 
 
 def test_how_much_to_think_may_differ(exported, overrides):

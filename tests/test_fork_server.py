@@ -57,8 +57,13 @@ def test_ends_of_every_kind_are_told_and_leave_the_server_alive(fork_server, scr
     assert "ValueError: told" in failed.stderr
     os.kill(sleeping.pids[1], signal.SIGKILL)
     assert sleeping.wait().returncodes == [STOPPED, -signal.SIGKILL]
+    sleeping = fork_server.start(script, "sleep")
+    printed, _ = sleeping.outputs[0]
+    sleeping.wait_until(lambda: printed.exists() and "0 1" in printed.read_text())
     with pytest.raises(TimeoutError, match="0 1"):
-        fork_server.start(script, "sleep").wait(timeout=0.5)
+        sleeping.wait(timeout=0.1)
+    with pytest.raises(RuntimeError, match="to stderr"):
+        fork_server.start(script, "three").wait_until(lambda: False)
 
 
 def test_a_module_runs_as_by_its_command_line(fork_server):

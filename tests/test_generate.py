@@ -113,6 +113,8 @@ def test_a_prompt_has_the_ids_of_a_training_row(folders, tokenizer, text):
         1,
         *processor.encode(text),
     ]
+    with pytest.raises(UserError, match="but the model has 2 ids: it is another model's tokenizer"):
+        prompt_ids(IttConfig(max_position_embeddings=512, vocab_size=2), tokenizer, f"x{text}")
     without_bos = IttConfig(max_position_embeddings=512, bos_token_id=None)
     if text:
         assert prompt_ids(without_bos, tokenizer, text) == processor.encode(text)

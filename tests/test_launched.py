@@ -1,14 +1,44 @@
 """A process among others: whom a loader process heeds, and which process tells a mistake."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
 
 from itt_composer.errors import UserError
 from itt_composer.launched import failures_told_once, heed_parent_only
+
+REPOSITORY = Path(__file__).parents[1]
+# Starts the rank, tells when it is ready, and waits to be killed.
+LAUNCHER = """
+import os, subprocess, sys
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=sys.stdout)
+rank.wait()
+"""
+RANK = """
+import ctypes, os, signal
+from itt_composer.launched import end_with_launcher
+
+def tell_signal_at_parents_end():
+    number = ctypes.c_int()
+    ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
+    print(number.value, flush=True)
+
+for rank in (None, "0"):
+    if rank is not None:
+        os.environ["RANK"] = rank
+    end_with_launcher()
+    tell_signal_at_parents_end()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("ready", flush=True)
+print("SIGTERM" if signal.sigtimedwait({signal.SIGTERM}, 60) else "nothing", flush=True)
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="who sent a signal is asked on Linux only")
@@ -49,3 +79,63 @@ def test_each_node_tells_a_mistake_and_a_rank_that_nobody_ends_does(
     assert caught.value.code == 1
     assert capsys.readouterr().err == "error: data.local=shards is not there\n"
     assert bool(slept) == waits
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a signal at a parent's end is Linux's")
+def test_a_rank_gets_sigterm_when_its_launcher_is_killed_and_other_processes_do_not():
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, RANK],
+        cwd=REPOSITORY,
+        env={**environment, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with launcher.stdout as printed:
+        assert [printed.readline() for _ in range(3)] == [
+            "0\n",
+            f"{int(signal.SIGTERM)}\n",
+            "ready\n",
+        ]
+        launcher.kill()
+        assert printed.read() == "SIGTERM\n"
+    launcher.wait()
+
+
+@pytest.mark.parametrize(
+    ("failure", "ranks", "sentence"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl"),
+            *(1, "run/metrics.jsonl cannot be written: No space left on device; make room, start"),
+        ),
+        (OSError(errno.EDQUOT, "Quota"), 1, "a file of the run cannot be written: Quota; make r"),
+        (OSError(errno.EACCES, "Permission denied", "run"), 1, "cannot use run: Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), 1, None),
+        (RuntimeError("gloo: Connection closed by peer [::1]"), 2, "rank 1 ends: another rank is"),
+        (RuntimeError("ncclRemoteError: a call failed"), 2, "rank 1 ends: another rank is gone, s"),
+        (RuntimeError("Connection closed by peer"), 1, None),
+        (RuntimeError("shapes do not fit"), 2, None),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            *(1, "rank 1: DataLoader worker (pid 7) is killed by signal: Killed. Did its memory"),
+        ),
+    ],
+)
+def test_failures_that_a_user_can_mend_are_sentences_and_others_stay_as_they_are(
+    failure, ranks, sentence, monkeypatch, capsys
+):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with pytest.raises(SystemExit if sentence else type(failure)) as caught, failures_told_once():
+        raise failure
+    if sentence:
+        assert caught.value.code == 1
+        assert capsys.readouterr().err.startswith(f"error: {sentence}")
+        # What every rank meets is left to the first; what one alone does is told at once.
+        assert bool(slept) == sentence.startswith("cannot use")
+    else:
+        assert caught.value is failure

@@ -1,6 +1,5 @@
 """The quickstart with its real commands, on models and steps cut to seconds."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -56,9 +55,7 @@ def test_quickstart_ends_with_the_table_and_does_nothing_the_second_time(folder,
     assert 'id="elastic"' in page
     assert 'id="routing_map"' in page
 
-    started = time.monotonic()
     quickstart.main()
-    assert time.monotonic() - started < 60
     again = capfd.readouterr().out
     assert "$ composer" not in again
     assert "eval/suites" not in again

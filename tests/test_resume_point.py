@@ -1,15 +1,24 @@
 """Which checkpoint a run goes on from, with real files that were damaged."""
 
 import os
+import shutil
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from composer.core import Callback
+from damage import flip_a_bit
 
 from itt_composer.callbacks.run_checkpoints import write_file
 from itt_composer.errors import UserError
-from itt_composer.resume import damage, find_start, point_latest_to
+from itt_composer.resume import (
+    Start,
+    damage,
+    find_start,
+    fitting_checkpoint,
+    point_latest_to,
+    remove,
+)
 from itt_composer.run_folder import RunFolder
 
 
@@ -28,12 +37,6 @@ def sharded(tmp_path):
     folder = tmp_path / "ep0-ba5"
     dcp.save({"weight": torch.randn(1000)}, checkpoint_id=folder, no_dist=True)
     return folder
-
-
-def flip_a_bit(file, at):
-    content = bytearray(file.read_bytes())
-    content[at] ^= 1
-    file.write_bytes(content)
 
 
 def cut(file, left):
@@ -61,7 +64,7 @@ def test_a_cut_checkpoint_gives_way_to_the_one_before_it(run, left):
 
 def test_one_flipped_bit_is_seen(run):
     newest, before = run.list_checkpoints()
-    flip_a_bit(newest, newest.stat().st_size // 2)
+    flip_a_bit(newest)
     assert "checksum" in (damage(newest) or "")
     assert damage(before) is None
 
@@ -94,6 +97,26 @@ def test_sharded_checkpoints_are_whole_or_told(sharded):
     assert damage(sharded) == f"{part.name} is missing"
     cut(sharded / ".metadata", 0.5)
     assert ".metadata" in (damage(sharded) or "")
+
+
+@pytest.mark.parametrize("other", ["whole", "cut", "missing"])
+@pytest.mark.parametrize("is_sharded", [True, False])
+def test_the_other_form_of_a_checkpoint_is_taken_if_it_is_whole_and_else_made(
+    run, sharded, is_sharded, other
+):
+    of_batch_5 = {False: run.checkpoints / "ep0-ba5-rank0.pt", True: run.checkpoints / "ep0-ba5"}
+    shutil.copytree(sharded, of_batch_5[True])
+    made_of, wanted = of_batch_5[not is_sharded], of_batch_5[is_sharded]
+    content = next(wanted.glob("*.distcp")) if is_sharded else wanted
+    before = content.read_bytes()
+    if other == "cut":
+        cut(content, 0.5)
+    elif other == "missing":
+        remove(wanted)
+    assert fitting_checkpoint(Start(made_of), is_sharded) == wanted
+    assert damage(wanted) is None
+    assert (content.exists() and content.read_bytes() == before) == (other == "whole")
+    assert (run.checkpoints / "latest-rank0.pt").resolve() == wanted.resolve()
 
 
 class Draws(Callback):

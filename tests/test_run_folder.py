@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from itt_composer.errors import UserError
+from itt_composer.files import check_place
 from itt_composer.run_folder import RunFolder
 
 
@@ -139,3 +140,18 @@ def test_a_write_leaves_nothing_but_its_file(started):
     started.write_summary({})
     names = {path.name for path in started.path.iterdir()}
     assert names == {"recipe.yaml", "summary.json"}
+
+
+def test_a_folder_that_cannot_be_made_or_written_to_is_told_before_the_start(
+    small_recipe, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    below_a_file = RunFolder(small_recipe(f"run_folder={tmp_path / 'file/run'}"))
+    with pytest.raises(UserError, match=r"file/run cannot be made: Not a directory; choose"):
+        below_a_file.check_writable()
+    with pytest.raises(UserError, match=rf"^--out \S+/run: {tmp_path / 'file'} is no folder; name"):
+        check_place(tmp_path / "file/run", "--out")
+    check_place(tmp_path / "other/run", "--out")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(UserError, match=r"run cannot be written to; choose another"):
+        RunFolder(small_recipe()).check_writable()

@@ -1,6 +1,7 @@
 """Several real ranks compute what one process computes, however they share the work."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from small_recipe import RECIPE
 from benchmarks import equality
 from itt_composer.config import load_recipe
 from itt_composer.errors import UserError
+from itt_composer.metrics import read_metrics
 from itt_composer.run_folder import LATEST
 from itt_composer.sharding import check_sharding
 
@@ -36,6 +38,8 @@ TRAINING = [
     "train.microbatch_size=1",
     "algorithms.gradient_clipping.clipping_threshold=0.1",
     "algorithms.capacity_annealing.duration=3ba",
+    "algorithms.loss_guard.on_nan=skip",
+    "callbacks.domain_shares.interval=1ba",
 ]
 
 
@@ -47,7 +51,8 @@ def recipe(shards, tmp_path_factory) -> Path:
 
 
 def arguments(recipe: Path, run: Path, sharding: str) -> list:
-    return [recipe, *TRAINING, f"run_folder={run}", f"train.sharding={sharding}"]
+    places = [f"run_folder={run}", f"loggers.json_lines.path={run}/metrics.jsonl"]
+    return [recipe, *TRAINING, *places, f"train.sharding={sharding}"]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +112,11 @@ def test_one_process_ddp_and_fsdp2_train_to_the_same_losses_and_weights(
         assert found.weight <= WEIGHT_TOLERANCE, (case, world)
 
 
+def test_a_difference_that_is_no_number_counts_as_the_largest():
+    assert equality.largest([1.0, torch.tensor(2.0)]) == 2.0
+    assert math.isnan(equality.largest([1.0, math.nan, 2.0]))
+
+
 @pytest.fixture(scope="module")
 def seen(recipe, fork_server, tmp_path_factory) -> dict:
     """What two ranks saw of their own sharding; see `sharded_ranks.py`."""
@@ -131,6 +141,18 @@ def test_gradients_are_means_over_the_ranks_and_clipped_by_the_norm_over_all(see
     assert seen["clipping"]["difference_before"] < 1e-6
     assert seen["clipping"]["norm"] == pytest.approx(0.05, rel=1e-4)
     assert seen["clipping"]["difference"] < 1e-8
+
+
+def test_embeddings_that_share_their_weight_are_sharded_too(seen):
+    assert seen["tied"]["gradient"] < 1e-6
+    assert seen["tied"]["is_whole"]
+
+
+def test_a_gradient_that_is_broken_in_the_part_of_one_rank_is_skipped_by_all(seen):
+    assert seen["skipped"] == {
+        "whole": [[True, 0], [True, 0]],
+        "broken on rank 1": [[True, 1], [False, 1]],
+    }
 
 
 def test_mixed_precision_is_that_of_one_process_with_all_weights_in_float32(seen):
@@ -169,6 +191,25 @@ def test_a_run_goes_on_on_another_number_of_ranks(
     assert (run / "checkpoints" / LATEST).is_dir() == is_sharded
     is_as_before = (ranks, sharding) == (before, "fsdp")
     assert_same(run, finished[before], 0 if is_as_before else WEIGHT_TOLERANCE)
+    again, undisturbed = read_metrics(run), read_metrics(finished[before])
+    if is_as_before:
+        assert again == undisturbed
+    for name in ("data/share/code", "data/share/prose"):
+        assert [line.get(name) for line in again] == [line.get(name) for line in undisturbed]
+
+
+def test_a_full_disk_is_told_and_leaves_no_part_of_a_sharded_checkpoint(
+    finished, recipe, fork_server, tmp_path
+):
+    run = half_way(finished[2], tmp_path / "run", "fsdp")
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    script = Path(__file__).with_name("small_disk.py")
+    keys, limit = arguments(recipe, run, "fsdp"), {"LARGEST": "100000"}
+    result = fork_server.run(script, *keys, ranks=2, env=limit)
+    assert result.returncodes[0] == 1, result.stderr
+    assert f"ep0-ba{BATCHES} cannot be saved: File too large; ep0-ba2 is whole" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == kept
 
 
 def test_hybrid_sharding_within_two_nodes_goes_on_where_two_ranks_were(

@@ -11,6 +11,10 @@ import torch
 from fork_server import Result
 from safetensors.torch import load_file
 
+from itt_composer.errors import UserError
+from itt_composer.run_folder import RunFolder
+from itt_composer.train import _check_before_start, _device
+
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = "yamls/pretrain/quickstart.yaml"
 LAUNCHER = Path(sys.executable).with_name("composer")
@@ -145,6 +149,53 @@ def test_other_mistakes_end_without_a_traceback(call, arguments, sentence):
     assert result.returncode == 1
     assert sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "ranks_per_node", "sentence"),
+    [
+        (["data.num_canonical_nodes=3"], 1, 1, "nodes=3 does not fit train.global_batch_size=4 on"),
+        (
+            ["data.num_canonical_nodes=4", "train.global_batch_size=12"],
+            *(
+                3,
+                1,
+                "data.num_canonical_nodes=4 does not fit train.global_batch_size=12 on 3 nodes",
+            ),
+        ),
+        ([], 3, 3, "train.global_batch_size=4 does not split over 3 ranks; change one"),
+        (["train.global_batch_size=6"], 3, 3, "train.eval_batch_size=4 does not split over 3 r"),
+        (["data.num_canonical_nodes=4"], 2, 1, None),
+        (["data.num_canonical_nodes=2"], 4, 1, None),
+    ],
+)
+def test_batches_that_do_not_split_over_ranks_and_nodes_are_told_before_the_start(
+    small_recipe, monkeypatch, overrides, ranks, ranks_per_node, sentence
+):
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks_per_node))
+    recipe = small_recipe(*overrides)
+    if sentence is None:
+        return _check_before_start(recipe, RunFolder(recipe))
+    with pytest.raises(UserError, match=sentence):
+        _check_before_start(recipe, RunFolder(recipe))
+
+
+GPU_ONLY = [("precision", "amp_bf16"), ("microbatch_size", "auto")]
+
+
+def test_the_device_is_what_the_recipe_asks_for_or_what_there_is(small_recipe, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _device(small_recipe("train.device=null")) == _device(small_recipe()) == "cpu"
+    with pytest.raises(UserError, match=r"^train\.device=gpu, but torch finds no GPU here"):
+        _device(small_recipe("train.device=gpu"))
+    for key, value in GPU_ONLY:
+        with pytest.raises(UserError, match=rf"^train\.{key}={value} needs a GPU; on a CPU set"):
+            _device(small_recipe("train.device=null", f"train.{key}={value}"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for key, value in GPU_ONLY:
+        assert _device(small_recipe("train.device=null", f"train.{key}={value}")) == "gpu"
+    assert _device(small_recipe()) == "cpu"
 
 
 def test_print_config_shows_the_resolved_recipe(call, tiny):

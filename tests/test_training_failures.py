@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -22,6 +21,7 @@ HERE = Path(__file__).parent
 LOGGED = "loggers:\n  json_lines:\n    path: ${run_folder}/metrics.jsonl\n"
 LONG = ("train.max_duration=100000ba", "train.save_interval=100000ba", "train.eval_interval=1ep")
 DDP = "train.sharding=ddp"
+IGNORED = r"Exception ignored in.*\n(Traceback .*\n(?: .*\n)+.*\n)?"
 
 
 @pytest.fixture
@@ -31,14 +31,6 @@ def command(shards, tmp_path):
     recipe.write_text(RECIPE + LOGGED + "algorithms:\n  loss_guard: {}\n")
     fixed = [f"data.local={shards}", f"run_folder={tmp_path / 'run'}", "train.calibration_rows=8"]
     return lambda *overrides: [recipe, *fixed, *overrides]
-
-
-def wait_for(condition, processes, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        assert None in processes.poll(), processes.wait().stderr
-        time.sleep(0.01)
 
 
 def is_training(run):
@@ -131,37 +123,42 @@ def test_a_loss_that_is_no_number_stops_all_ranks_with_its_rows_and_saves_nothin
 
 @pytest.mark.parametrize("victim", [1, 0])
 def test_a_rank_that_hangs_is_named_and_ends_the_run(fork_server, command, tmp_path, victim):
-    arguments = command(*LONG, DDP, "train.rank_timeout=3")
+    arguments = command(*LONG, DDP, "train.rank_timeout=6")
     processes = fork_server.start("itt_composer.train", *arguments, ranks=2)
-    wait_for(is_training(tmp_path / "run"), processes)
+    processes.wait_until(is_training(tmp_path / "run"))
     os.kill(processes.pids[victim], signal.SIGSTOP)
-    wait_for(lambda: processes.poll()[1 - victim] is not None, processes)
+    processes.wait_until(lambda: processes.poll()[1 - victim] is not None)
     os.kill(processes.pids[victim], signal.SIGKILL)
     result = processes.wait(alone=True)
     assert result.returncodes[1 - victim] == 1
     assert f"error: rank {victim} hangs: " in result.stderr
-    assert "(train.rank_timeout=3)" in result.stderr
+    assert "(train.rank_timeout=6)" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("number", "told"),
-    [(signal.SIGSTOP, "gave no batch for 5 s (data.worker_timeout)"), (signal.SIGKILL, "worker")],
+    [
+        (signal.SIGSTOP, r"gave no batch for 10 s \(data\.worker_timeout\)"),
+        # Where the rank is when torch tells it: at its loader, or anywhere else.
+        (signal.SIGKILL, r"lost a process|DataLoader worker .* killed by signal: Killed"),
+    ],
 )
 def test_a_loader_process_that_hangs_or_dies_is_told(fork_server, command, tmp_path, number, told):
-    arguments = command(*LONG, "data.num_workers=1", "data.worker_timeout=5")
+    arguments = command(*LONG, "data.num_workers=1", "data.worker_timeout=10")
     processes = fork_server.start("itt_composer.train", *arguments)
-    wait_for(is_training(tmp_path / "run"), processes)
+    processes.wait_until(is_training(tmp_path / "run"))
     children = psutil.Process(processes.pids[0]).children()
     loaders = [child for child in children if "resource_tracker" not in str(child.cmdline())]
     for loader in loaders:
         os.kill(loader.pid, number)
     result = processes.wait(timeout=60)
     assert result.returncode == 1
-    assert "rank 0" in result.stderr
-    assert told in result.stderr
     # torch raises wherever the rank is when a loader dies; within a destructor Python shows it.
-    shown = re.sub(r"Exception ignored in.*?(?=error: )", "", result.stderr, flags=re.DOTALL)
-    assert "Traceback" not in shown
+    stderr = re.sub(IGNORED, "", result.stderr)
+    assert "Traceback" not in stderr
+    (sentence,) = (line for line in stderr.splitlines() if line.startswith("error: "))
+    assert "rank 0" in sentence
+    assert re.search(told, sentence)
 
 
 def test_a_second_start_is_refused_until_the_first_has_ended_however(
@@ -169,7 +166,7 @@ def test_a_second_start_is_refused_until_the_first_has_ended_however(
 ):
     arguments = command(*LONG, "data.num_workers=1")
     processes = fork_server.start("itt_composer.train", *arguments)
-    wait_for(is_training(tmp_path / "run"), processes)
+    processes.wait_until(is_training(tmp_path / "run"))
     refused = fork_server.run("itt_composer.train", *arguments)
     assert refused.returncode == 1
     assert f"is in use by another run (process {processes.pids[0]} on " in refused.stderr
@@ -177,7 +174,7 @@ def test_a_second_start_is_refused_until_the_first_has_ended_however(
     processes.wait()
     again = fork_server.start("itt_composer.train", *arguments)
     owner = tmp_path / "run" / ".lock"
-    wait_for(lambda: owner.read_text().startswith(f"{again.pids[0]} on "), again)
+    again.wait_until(lambda: owner.read_text().startswith(f"{again.pids[0]} on "))
     again.signal(signal.SIGKILL)
     assert "in use" not in again.wait().stderr
 
@@ -192,7 +189,7 @@ def test_a_resume_on_another_number_of_ranks_trains_to_the_same_weights(
     for ranks, batch in ((1, 2), (2, 5)):
         processes = fork_server.start("itt_composer.train", *interrupted, ranks=ranks)
         file = run / "checkpoints" / f"ep0-ba{batch}-rank0.pt"
-        wait_for(lambda file=file: file.exists(), processes)
+        processes.wait_until(lambda file=file: file.exists())
         processes.signal(signal.SIGKILL)
         processes.wait()
     assert fork_server.run("itt_composer.train", *interrupted).returncode == 0

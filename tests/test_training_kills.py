@@ -155,9 +155,12 @@ def test_a_checkpoint_that_was_cut_gives_way_to_the_one_before_it(train, undistu
     newest, before = checkpoints / f"ep0-ba{BATCHES}-rank0.pt", checkpoints / "ep0-ba21-rank0.pt"
     with newest.open("r+b") as file:
         file.truncate(newest.stat().st_size // 2)
+    damaged = checkpoints / "ep0-ba23-rank0.pt"
+    damaged.write_bytes(newest.read_bytes())
     (checkpoints / "ep0-ba24-rank0.pt.partial").write_bytes(b"half")
     _, printed = finish(train, "damaged", ranks=1)
     assert f"warning: {newest} is damaged (cut short, or no checkpoint)" in printed
+    assert f"warning: {damaged} is damaged (cut short, or no checkpoint)" in printed
     assert f"removed {newest}.partial" in printed
     assert f"goes on after batch 21 of {BATCHES}ba, from {before}" in printed
     assert_same(run, undisturbed[1])

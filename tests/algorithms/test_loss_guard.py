@@ -96,9 +96,9 @@ def test_a_skipped_batch_leaves_weights_and_optimizer_as_they_are(train, capsys)
 
 
 def test_a_loss_far_above_its_mean_stops_training_with_its_rows(train):
-    disturb = Disturb({6}, lambda loss: loss + 3)
+    disturb = Disturb({5}, lambda loss: loss + 3)  # the first after a window of batches
     with pytest.raises(
-        UserError, match=r"^batch 7: the loss is 9\.\d+, its running mean 6\.\d+ .*row"
+        UserError, match=r"^batch 6: the loss is 9\.\d+, its running mean 6\.\d+ .*row"
     ):
         train(disturb, f"{GUARD}.on_spike=stop", f"{GUARD}.window=5")
 
@@ -130,6 +130,13 @@ def test_skips_in_a_row_come_to_an_end(train):
     disturb = Disturb(range(2, 10), lambda loss: loss * math.inf)
     with pytest.raises(UserError, match=r"batch 5: .* stopped after 3 skipped batches in a row"):
         train(disturb, f"{GUARD}.on_nan=skip", f"{GUARD}.max_skips=3")
+
+
+def test_a_batch_that_is_not_skipped_ends_the_skips_in_a_row(train):
+    disturb = Disturb({1, 2, 4, 5}, lambda loss: loss * math.inf)
+    skipping = (f"{GUARD}.on_nan=skip", f"{GUARD}.max_skips=3", "train.eval_interval=10ba")
+    _, log = train(disturb, *skipping)
+    assert [count for _, count in log.data["loss_guard/skipped"]] == [1, 2, 3, 4]
 
 
 def test_counts_and_mean_are_in_the_checkpoints(train, small_recipe, make_trainer):

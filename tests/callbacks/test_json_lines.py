@@ -2,8 +2,11 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
+
+from itt_composer.callbacks.json_lines import JsonLinesLogger
 
 
 @pytest.fixture
@@ -34,6 +37,21 @@ def test_there_is_a_line_per_batch_with_its_loss_and_tokens(train):
     for label in ("eval", "eval_threshold"):
         name = f"metrics/{label}/LanguageCrossEntropy"
         assert [line["batch"] for line in lines if name in line] == [5, 10]
+
+
+@pytest.mark.parametrize("before", ['{"batch": 3, "lo', '{"batch": 3}\n', ""])
+def test_a_line_that_a_kill_has_cut_spoils_no_other(tmp_path, before):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(before)
+    logger = JsonLinesLogger(str(file))
+    logger.init(SimpleNamespace(timestamp=SimpleNamespace(token=SimpleNamespace(value=7))), None)
+    for step in (4, 5):
+        logger.log_metrics({"loss": 1.5}, step)
+        logger.flush()
+    lines = file.read_text().splitlines()[len(before.splitlines()) :]
+    assert [json.loads(line) for line in lines] == [
+        {"batch": step, "tokens": 7, "loss": 1.5} for step in (4, 5)
+    ]
 
 
 def test_a_second_run_appends(train):

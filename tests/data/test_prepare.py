@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from damage import flip_a_bit
 from typer.testing import CliRunner
 
 from itt_composer.data.integrity import RECORD_FILE, read_record
@@ -42,12 +43,6 @@ def refusal(prepare):
     return call
 
 
-def flip_a_byte(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_whole_local_shards_pass_and_leave_a_record(prepare, copy):
     prepare(f"data.local={copy}")
     assert SHARD in read_record(copy)
@@ -55,7 +50,7 @@ def test_whole_local_shards_pass_and_leave_a_record(prepare, copy):
 
 def test_a_flipped_byte_in_a_local_shard_is_refused_by_its_name(prepare, refusal, copy):
     prepare(f"data.local={copy}")
-    flip_a_byte(copy / SHARD)
+    flip_a_bit(copy / SHARD)
     sentence = refusal(f"data.local={copy}")
     assert sentence.startswith(f"{copy / SHARD} does not match its SHA-256; convert again")
     prepare(f"data.local={copy}", "data.validate_hash=false")
@@ -63,7 +58,7 @@ def test_a_flipped_byte_in_a_local_shard_is_refused_by_its_name(prepare, refusal
 
 def test_training_ends_with_the_sentence_before_there_is_a_model(small_recipe, copy, tmp_path):
     small_recipe()  # writes the recipe
-    flip_a_byte(copy / SHARD)
+    flip_a_bit(copy / SHARD)
     places = [f"data.local={copy}", f"run_folder={tmp_path / 'run'}"]
     result = CliRunner().invoke(app, [str(tmp_path / "small.yaml"), *places])
     assert result.exit_code == 1
@@ -134,7 +129,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(prepare, shards, tmp_path,
     cache = tmp_path / "cache"
     places = (f"data.remote={shards}", f"data.local={cache}")
     prepare(*places)
-    flip_a_byte(cache / file)
+    flip_a_bit(cache / file)
     prepare(*places)
     assert (cache / file).read_bytes() == (shards / file).read_bytes()
 
@@ -147,14 +142,14 @@ def test_a_damaged_shard_in_the_cache_is_removed(prepare, shards, tmp_path, caps
     shutil.copy(shards / SHARD, cache / SHARD)
     prepare(*places)
     assert (cache / SHARD).is_file()
-    flip_a_byte(cache / SHARD)
+    flip_a_bit(cache / SHARD)
     prepare(*places)
     assert not (cache / SHARD).exists()
     assert f"{cache / SHARD} does not match its SHA-256: removed" in capsys.readouterr().out
 
 
 def test_a_damaged_file_at_the_remote_is_refused(refusal, copy, tmp_path):
-    flip_a_byte(copy / "train/code/index.json")
+    flip_a_bit(copy / "train/code/index.json")
     sentence = refusal(f"data.remote={copy}", f"data.local={tmp_path / 'cache'}")
     assert sentence.startswith(f"{copy}/train/code/index.json does not match its SHA-256")
 

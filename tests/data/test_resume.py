@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RECIPE
+from small_recipe import RECIPE
 
 sys.path.insert(0, str(Path(__file__).parent))
 from read_batches import read

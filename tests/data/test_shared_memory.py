@@ -14,13 +14,17 @@ import time
 from pathlib import Path
 
 import pytest
+from streaming.base.shared import prefix
 from streaming.base.shared.prefix import _unpack_locals
 
+from itt_composer.data import streams
 from itt_composer.data.prepare import prepare_shards
 from itt_composer.data.shared_memory import (
     OWNER,
     SHARED_MEMORY,
     is_open,
+    nodes_with_segments,
+    numbers_of_node,
     remove_stale_segments,
 )
 from itt_composer.data.streams import build_dataloader
@@ -186,3 +190,31 @@ def test_the_lock_of_the_owner_decides_where_there_is_one(tmp_path, segment):
 
 def test_a_folder_that_is_not_there_has_no_segments(tmp_path):
     assert remove_stale_segments(tmp_path / "no") == []
+    assert nodes_with_segments(tmp_path / "no") == set()
+
+
+def test_each_node_of_a_machine_has_numbers_of_its_own(tmp_path, segment):
+    (tmp_path / "100123_locals").write_bytes(b"1234")
+    (tmp_path / "300123_something_else").touch()
+    assert nodes_with_segments(tmp_path) == {0, 1}
+    assert remove_stale_segments(tmp_path, node_rank=2) == []
+    assert remove_stale_segments(tmp_path, node_rank=1) == ["100123_locals"]
+    assert segment.exists()
+    assert remove_stale_segments(tmp_path) == [segment.name]
+    for node in (0, 1):
+        with numbers_of_node(node):
+            assert next(prefix._each_prefix_int()) == 100_000 * node
+
+
+def test_memory_of_other_nodes_is_removed_unless_one_of_them_is_opening_its_data(
+    tmp_path, monkeypatch
+):
+    removed = []
+    monkeypatch.setattr(streams, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(streams, "nodes_with_segments", lambda: {0, 1, 2})
+    monkeypatch.setattr(
+        streams, "remove_stale_segments", lambda node_rank: removed.append(node_rank)
+    )
+    with streams._lock(1), streams._lock(2):
+        streams._remove_what_runs_left(2)
+    assert removed == [2, 0]

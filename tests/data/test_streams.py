@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import flip_a_bit
 from streaming import LocalDataset
 
 from itt_composer.data.prepare import prepare_shards
@@ -150,6 +151,19 @@ def test_a_row_carries_the_number_of_its_domain(loader, shards):
         assert batch["domain"].tolist() == expected
 
 
+@pytest.mark.parametrize("form", ["raw", "zstd"])
+def test_domain_and_row_lead_to_the_stored_row_among_many_shards(loader, many_shards, form):
+    training = loader("train", f"data.local={many_shards[form]}")
+    domains = training.dataset.domains
+    stored = {domain: stored_rows(many_shards["raw"], "train", domain) for domain in domains}
+    drawn = set()
+    for batch in training:
+        numbers = list(zip(batch["domain"].tolist(), batch["row"].tolist(), strict=True))
+        assert rows_of([batch]) == [stored[domains[domain]][row] for domain, row in numbers]
+        drawn |= set(numbers)
+    assert len(drawn) == sum(map(len, stored.values())) // 16 * 16
+
+
 def test_a_domain_too_small_for_a_row_is_left_out(loader):
     drawn = [batch["domain"] for batch in loader("train", "data.domains={code: 1e-9, prose: 1}")]
     assert torch.cat(drawn).eq(1).float().mean() > 0.99
@@ -178,12 +192,10 @@ def test_shards_are_fetched_from_a_remote_folder(loader, remote, tmp_path, worke
 def test_a_shard_that_cannot_be_had_is_one_sentence(loader, remote, tmp_path, damage, workers):
     folder, places = remote
     shard = folder / "train/prose/00000/shard.00000.mds"
-    content = bytearray(shard.read_bytes())
-    content[100] ^= 1
     if damage == "missing":
         shard.unlink()
     else:
-        shard.write_bytes(content)
+        flip_a_bit(shard)
     with pytest.raises(LoaderError) as caught:
         list(loader("train", *places, f"data.num_workers={workers}"))
     sentence = str(caught.value)

@@ -4,16 +4,11 @@ import gzip
 import json
 import os
 
-import pyarrow
 import pytest
 import sentencepiece
-from conftest import assert_one_line, content, manifest_of, texts_of, write_jsonl
+from small_conversions import assert_one_line, content, manifest_of, texts_of, write_jsonl, zstd
 
 GOOD = 40  # documents before the bad line
-
-
-def zstd(data):
-    return pyarrow.Codec("zstd").compress(data, asbytes=True)
 
 
 def flipped(data, place):
@@ -136,6 +131,16 @@ def test_a_large_file_may_be_mended_though_later_parts_of_it_are_done(convert, t
 def compressed(texts, name):
     data = b"".join(as_lines(texts))
     return gzip.compress(data) if name.endswith(".gz") else zstd(data)
+
+
+def test_a_zstd_window_too_large_to_be_read_is_told_with_its_file(convert, tmp_path):
+    # A frame that asks for a window of 2 GB, as --long=31 does, and holds one block as it is.
+    frame = bytes.fromhex("28b52ffd 00 a8 110000") + b"{}"
+    file = tmp_path / "root" / "prose" / "long.jsonl.zst"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(frame)
+    sentence = "its zstd window is too large to be read here: compress it without --long"
+    assert_one_line(convert(root=tmp_path / "root", workers=1), "long.jsonl.zst", sentence)
 
 
 DAMAGES = {

@@ -5,9 +5,18 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import assert_one_line, content, manifest_of, rows_of, texts_of, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from small_conversions import (
+    REPOSITORY,
+    assert_one_line,
+    content,
+    manifest_of,
+    rows_of,
+    texts_of,
+    write_jsonl,
+)
 
 from data_prep.budgets import Budgets, parse_count, read_shares, validation_share_needed
 from data_prep.conversion import PartRecord, SplitCounts
@@ -73,9 +82,6 @@ def test_shares_come_from_the_paper_a_mapping_or_a_recipe(tmp_path):
 
 
 def test_the_papers_shares_are_those_of_the_recipes():
-    from conftest import REPOSITORY
-    from omegaconf import OmegaConf
-
     recipe = OmegaConf.load(REPOSITORY / "yamls" / "data" / "redpajama.yaml")
     assert dict(recipe.get("data", recipe).domains) == PAPER_SHARES
 

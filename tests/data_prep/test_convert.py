@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 import sentencepiece
-from conftest import REPOSITORY, content, manifest_of, rows_of, texts_of, write_jsonl
+from small_conversions import REPOSITORY, content, manifest_of, rows_of, texts_of, write_jsonl
 
 from data_prep.rows import ShardWriter
 from data_prep.split import split_of

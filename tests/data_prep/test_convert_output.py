@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
-from conftest import (
+from small_conversions import (
     REPOSITORY,
     assert_one_line,
     content,
@@ -233,6 +233,11 @@ def test_options_that_would_do_nothing_are_refused(convert, tmp_path):
     assert "--shares divides" in convert(shares=tmp_path / "x.yaml").stderr
     assert "--master is for --engine spark" in convert(master="local[2]").stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_for_unfinished_work_is_for_object_stores_only(convert, tmp_path):
+    sentence = "--work-dir is for an --out in an object store: leave it out"
+    assert_one_line(convert(work_dir=tmp_path / "work"), sentence)
 
 
 def test_what_a_run_killed_in_its_last_step_left_is_removed(convert, tmp_path):

@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import tokenizers
-from conftest import AWKWARD, content, manifest_of, rows_of, texts_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_conversions import AWKWARD, content, manifest_of, rows_of, texts_of
 
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, join_documents

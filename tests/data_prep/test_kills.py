@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, content, texts_of, write_jsonl
+from small_conversions import REPOSITORY, content, texts_of, write_jsonl
 
 KILLS = int(os.environ.get("KILLS", "2"))  # of each kind of conversion
 SEED = int(os.environ.get("SEED", "0")) or random.randrange(1, 1 << 32)

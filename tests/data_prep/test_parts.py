@@ -6,10 +6,10 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
-import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_conversions import zstd
 
 from data_prep.documents import BadInputError, Piece, PieceReader
 from data_prep.parts import pieces_of, plan_parts
@@ -18,10 +18,6 @@ from data_prep.state import piece_sha256
 ENDS = st.sampled_from([b"\n", b"\r\n"])
 LENGTHS = st.one_of(st.integers(0, 12), st.integers(0, 12), st.integers(50, 400))
 LINES = st.lists(st.tuples(LENGTHS, ENDS), min_size=1, max_size=40)
-
-
-def zstd(data):
-    return pyarrow.Codec("zstd").compress(data, asbytes=True)
 
 
 def lines_of(described, is_ended):

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from conftest import content, manifest_of, texts_of
+from small_conversions import content, manifest_of, texts_of
 
 from data_prep import corpus as sample
 from data_prep.corpus import DOMAINS, NoveltyFilter

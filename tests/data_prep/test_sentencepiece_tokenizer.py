@@ -2,7 +2,7 @@
 
 import pytest
 import sentencepiece
-from conftest import AWKWARD, content, manifest_of, texts_of, write_jsonl
+from small_conversions import AWKWARD, content, manifest_of, texts_of, write_jsonl
 
 from data_prep.split import split_of
 

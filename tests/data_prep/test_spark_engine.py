@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import content, rows_of, write_jsonl
+from small_conversions import content, rows_of, write_jsonl
 from streaming import StreamingDataset
 
 from data_prep.budgets import Budgets

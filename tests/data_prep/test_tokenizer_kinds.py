@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from conftest import assert_one_line, content, manifest_of, rows_of, texts_of
+from small_conversions import assert_one_line, content, manifest_of, rows_of, texts_of
 
 from data_prep import convert as conversion
 from data_prep.documents import Document
@@ -155,9 +155,17 @@ def test_tokens_that_are_missing_or_unknown_are_one_sentence(
     assert_one_line(convert(tokenizer=file, **options), str(file), message)
 
 
-def test_a_broken_config_is_one_sentence(convert, file):
-    (file.parent / "tokenizer_config.json").write_text("{")
-    assert_one_line(convert(tokenizer=file), "tokenizer_config.json is not JSON")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", " is not JSON"),
+        ("[]", " is not a JSON object"),
+        ('{"bos_token": 5}', ": bos_token is no token: name one with --bos-token"),
+    ],
+)
+def test_a_broken_config_is_one_sentence(convert, file, content, message):
+    (file.parent / "tokenizer_config.json").write_text(content)
+    assert_one_line(convert(tokenizer=file), f"tokenizer_config.json{message}")
 
 
 def test_a_broken_config_beside_a_sentencepiece_model_is_one_sentence(convert, tokenizer, tmp_path):

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import flip_a_bit
 from streaming import MDSWriter, StreamingDataset
 from streaming.base.format import reader_from_json
 from streaming.base.util import merge_index
 
+from data_prep.shard_files import DamageError, _FileInfo, check_info
 from data_prep.verify import Report, verify
 from itt_composer.errors import UserError
 
@@ -132,12 +134,6 @@ def edit_json(path: Path, edit: Callable[[Any], object]) -> None:
     path.write_text(json.dumps(content))
 
 
-def flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(bytes(data))
-
-
 def check(out: Path, workers: int = 2) -> Report:
     return verify(out, workers, lambda done, total: None)
 
@@ -206,7 +202,7 @@ def test_rows_are_those_that_the_streaming_library_reads(built):
 
 
 def test_any_number_of_workers_gives_the_same_report(out):
-    flip(out / SHARD, -1)
+    flip_a_bit(out / SHARD, -1)
     (out / OTHER_SHARD).unlink()
     assert check(out, workers=1) == check(out, workers=7)
 
@@ -221,7 +217,7 @@ def test_progress_ends_at_the_bytes_of_all_files(built):
 @pytest.mark.parametrize("position", [0, 5, 60, 200, -1])
 @pytest.mark.parametrize("file", [SHARD, PART_INDEX, INDEX, "tokenizer/tokenizer.model"])
 def test_a_flipped_byte_names_its_file_alone(out, file, position):
-    flip(out / file, position % (out / file).stat().st_size)
+    flip_a_bit(out / file, position % (out / file).stat().st_size)
     assert problems(out) == {file: "SHA-256 differs from the manifest's"}
 
 
@@ -251,9 +247,9 @@ def test_an_unreadable_file_is_named(out):
 
 def test_every_damaged_file_is_named_and_only_intact_rows_count(out):
     whole = check(out)
-    flip(out / SHARD, -1)
+    flip_a_bit(out / SHARD, -1)
     (out / OTHER_SHARD).unlink()
-    flip(out / "validation/c4/index.json", 40)
+    flip_a_bit(out / "validation/c4/index.json", 40)
     report = check(out)
     assert [file for file, _ in report.problems] == [SHARD, OTHER_SHARD, "validation/c4/index.json"]
     assert report.shards == whole.shards
@@ -326,10 +322,10 @@ def test_every_wrong_byte_of_a_header_is_found_though_all_hashes_agree(out):
     (begin,) = np.frombuffer((out / SHARD).read_bytes()[4:8], "uint32")
     assert begin > 200
     for position in range(begin):
-        flip(out / SHARD, position)
+        flip_a_bit(out / SHARD, position)
         seal(out)
         assert list(problems(out)) == [SHARD], position
-        flip(out / SHARD, position)
+        flip_a_bit(out / SHARD, position)
 
 
 @pytest.mark.parametrize(
@@ -537,7 +533,7 @@ def test_a_wrong_size_of_a_compressed_shard_in_the_index_is_found(compressed):
 @pytest.mark.parametrize("position", [0, 4, 30, -1])
 def test_damage_to_a_compressed_shard_is_named(compressed, position):
     file = f"{SHARD}.zstd"
-    flip(compressed / file, position % (compressed / file).stat().st_size)
+    flip_a_bit(compressed / file, position % (compressed / file).stat().st_size)
     assert problems(compressed) == {file: "SHA-256 differs from the manifest's"}
 
 
@@ -571,8 +567,8 @@ def test_a_compressed_shard_that_cannot_be_decompressed_is_found(compressed):
 
 
 def test_shards_are_checked_against_the_manifest_when_their_index_is_damaged(compressed):
-    flip(compressed / INDEX, 30)
-    flip(compressed / f"{SHARD}.zstd", 30)
+    flip_a_bit(compressed / INDEX, 30)
+    flip_a_bit(compressed / f"{SHARD}.zstd", 30)
     assert problems(compressed).keys() == {INDEX, f"{SHARD}.zstd"}
     assert check(compressed).rows > 60
 
@@ -584,7 +580,7 @@ def test_copies_that_training_decompressed_are_checked_too(compressed):
     assert (compressed / SHARD).is_file()
     assert check(compressed).ok
     assert check(compressed).rows == whole.rows
-    flip(compressed / SHARD, -1)
+    flip_a_bit(compressed / SHARD, -1)
     assert problems(compressed) == {SHARD: "sha256 differs from its index's"}
 
 
@@ -600,7 +596,7 @@ def test_the_command_prints_each_problem_and_fails(out, run):
     result = run("verify", out)
     assert result.exit_code == 0
     assert result.stdout.endswith(" shards, 102 rows, 1,632 tokens: ok\n")
-    flip(out / SHARD, -1)
+    flip_a_bit(out / SHARD, -1)
     (out / OTHER_SHARD).unlink()
     result = run("verify", out, "--workers", 3)
     assert result.exit_code == 1
@@ -619,7 +615,7 @@ def test_the_command_prints_one_json_document(out, run):
     report = json.loads(result.stdout)
     assert report["ok"] is True
     assert (report["rows"], report["tokens"], report["problems"]) == (102, 1632, [])
-    flip(out / SHARD, -1)
+    flip_a_bit(out / SHARD, -1)
     result = run("verify", out, "--json")
     assert result.exit_code == 1
     report = json.loads(result.stdout)
@@ -636,3 +632,9 @@ def test_bad_input_is_one_sentence(out, run, tmp_path):
         assert result.stderr.startswith("error: ")
         assert str(folder) in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_a_hash_of_an_unknown_kind_is_told():
+    info = _FileInfo(basename="shard.00000.mds", bytes=1, hashes={"md99": "0"})
+    with pytest.raises(DamageError, match=r"^cannot be checked: .*md99"):
+        check_info(b"x", info, {})

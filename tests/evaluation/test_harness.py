@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -216,10 +215,7 @@ def test_two_ranks_give_the_table_of_one_and_a_killed_suite_goes_on(
     one = fork_server.run("eval", *arguments(model, data_dir, tmp_path / "one", FEW))
     assert one.returncode == 0, one.stderr
     killed = fork_server.start("eval", *arguments(model, data_dir, tmp_path / "two", FEW), ranks=2)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("two/tasks/winogrande-*.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    killed.wait_until(lambda: list(tmp_path.glob("two/tasks/winogrande-*.json")))
     killed.signal(signal.SIGKILL)
     assert set(killed.wait(alone=True).returncodes) == {-signal.SIGKILL}
     assert not (tmp_path / "two/results.json").exists()
@@ -287,6 +283,9 @@ MISTAKES = {
     ("model.tokenizer=eval",): "the tokenizer in eval cannot be loaded",
     ("data_dir=null",): "the data of piqa cannot be loaded (",
     ("tasks.humaneval={}", "only=[humaneval]", "data_dir=null"): "humaneval runs code that the",
+    (
+        *("tasks.truthfulqa_mc1.shots=5", "only=[truthfulqa_mc1]", "data_dir=null"),
+    ): "tasks.truthfulqa_mc1.shots=5: lm-eval asks this task without examples; set it to 0 or",
     ("fewshot_seeds=[1,1]",): "fewshot_seeds: 1 stands there twice; a repeat of the same run",
     ("model.revision=main",): "model.revision=main is of a model on the hub, but model=",
     ("only=[]",): "tasks: none is left; give some, or names in only",

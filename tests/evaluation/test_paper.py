@@ -103,6 +103,32 @@ def test_two_ablations_at_once_are_none_of_the_papers():
     assert (paper.row_of(both), paper.ablation_of(both)) == (None, None)
 
 
+def test_the_columns_of_table_1_add_up_to_what_the_papers_do():
+    columns = zip(
+        *([row.tflops, *row.accuracies.values(), row.average] for row in paper.rows().values()),
+        strict=True,
+    )
+    assert [round(sum(column), 2) for column in columns] == [
+        *(74.85, 1332.7, 1168.0, 939.6, 787.7, 367.7, 548.8, 391.9, 1042.2, 619.4, 467.6, 766.5)
+    ]
+
+
+def test_the_perplexities_are_those_that_the_paper_prints():
+    assert [row.perplexity for row in paper.elastic()] == [
+        *(10.52, 10.27, 10.40, 10.36, 10.56, 10.25, 10.23, 10.21, 10.22, 10.26, 10.26, 10.29),
+        *(10.34, 10.36, 10.34, 10.47, 11.13, 10.78),
+    ]
+    assert {name: row.perplexity for name, row in paper.ablations().items()} == {
+        "ITT×4": 10.25,
+        "without RTC": 11.02,
+        "without routing": 10.44,
+        "without step encoding": 10.56,
+        "top-p": 10.34,
+        "tanh": 10.38,
+        "symmetric": 10.41,
+    }
+
+
 def test_the_elastic_table_has_sixteen_settings_and_two_models_beside_them():
     *settings, llama, loop = paper.elastic()
     assert len({row.select_ratios for row in settings}) == 16

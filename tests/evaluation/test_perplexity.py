@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import flip_a_bit
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from streaming import LocalDataset
@@ -139,6 +140,30 @@ def test_other_ratios_change_the_model_and_its_flops(measure, itt):
         assert len({setting[figure] for setting in settings}) == 4
     own, all_tokens, _, none = (setting["executed_flops_per_token"] for setting in settings)
     assert none < own < all_tokens
+
+
+def test_flops_per_token_are_those_of_a_pass_over_a_row_by_both_accountings(measure, itt, tmp_path):
+    dense = IttForCausalLM(IttConfig(**LLAMA, thinking="dense"))
+    dense.save_pretrained(tmp_path)
+    hidden, vocabulary, layers, row = 32, 512, 2, 32
+    linear = 4 * hidden**2 + 3 * 48 * hidden  # weights of a layer
+    weights = 2 * vocabulary * hidden + layers * (linear + 2 * hidden) + hidden
+    by_paper = 2 * weights + 4 * layers * row * hidden
+
+    def layer(tokens):
+        return 2 * linear * tokens + 4 * tokens**2 * hidden
+
+    rotary = hidden // 2 * row  # by half a head's dimensions, two products
+    once = rotary + 2 * vocabulary * hidden * row + layers * layer(row)
+    router = 2 * hidden * row
+    steps = sum(router + layer(tokens) for tokens in (24, 16, 8))
+    (of_dense,) = measure(tmp_path)["settings"]
+    (of_itt,) = measure(itt, [[0.75, 0.5, 0.25]])["settings"]
+    assert of_dense["paper_flops_per_token"] == pytest.approx(by_paper)
+    assert of_dense["executed_flops_per_token"] == pytest.approx(once / row)
+    # One of two layers thinks.
+    assert of_itt["paper_flops_per_token"] == pytest.approx(by_paper * (1 + 1.5 / 2))
+    assert of_itt["executed_flops_per_token"] == pytest.approx((once + steps) / row)
 
 
 def test_a_setting_equals_a_model_that_was_saved_with_it(measure, itt, tmp_path):
@@ -307,18 +332,12 @@ def shard_of(folder, domain):
     return next((folder / "validation" / domain).rglob("*.mds*"))
 
 
-def flip_a_byte(file):
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
         (lambda file: file.unlink(), "is missing"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "has .* bytes instead of"),
-        (flip_a_byte, "does not match its SHA-256"),
+        (flip_a_bit, "does not match its SHA-256"),
     ],
     ids=["missing", "cut", "flipped"],
 )
@@ -330,7 +349,7 @@ def test_damaged_shards_are_found_before_measuring(itt, own_shards, damage, what
 
 
 def test_hashes_are_compared_unless_told_not_to(measure, itt, own_shards):
-    flip_a_byte(shard_of(own_shards, "prose"))
+    flip_a_bit(shard_of(own_shards, "prose"))
     options = {"data": str(own_shards), "validate_hash": False}
     suite = PerplexitySuite(model={"path": str(itt)}, **options)
     assert run(suite, lambda done, total: None)["settings"][0]["tokens"] > 0

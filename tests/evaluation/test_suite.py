@@ -47,6 +47,8 @@ MISTAKES = {
     "split=test": "has no rows in its split 'test'",
     "data=nowhere": "data folder nowhere is not there; make shards with",
     "model=no/such/folder": "model=no/such/folder is not there; name a run folder, a checkpoint, a",
+    "model=[gpt2,gpt2-large]": "model.path: perplexity is measured of one model at a time; name",
+    "output=results/elastic": "output=results/elastic is no JSON file; name one, like elastic.json",
     "model": "command line: 'model' is not of the form key=value",
 }
 

@@ -8,6 +8,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from itt_composer.flops import dense_parameters, thinking_parameters
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.layer import IttDecoderLayer, Router
+from itt_composer.models.modeling import _padding_in
+from itt_composer.models.routing import select_top_k, select_where
 
 GEOMETRY = {
     "vocab_size": 61,
@@ -230,6 +232,36 @@ def test_padding_is_selected_last_and_never_attended_to():
     assert torch.equal(logits[0], logits[1])
 
 
+def test_a_mask_of_tokens_as_flash_takes_it_says_what_a_mask_of_pairs_says():
+    layer, seq_len = build(**KINDS["itt"]).thinking_layers[0], 12
+    places = torch.arange(seq_len)
+    is_token_BS = torch.stack([places >= 5, places >= 0, places < 7])
+    flash_BS = is_token_BS.long()
+    is_pair_B1SS = (places[:, None] >= places) & is_token_BS[:, None, None]
+    additive_B1SS = torch.zeros(is_pair_B1SS.shape).masked_fill(~is_pair_B1SS, float("-inf"))
+    generator = torch.Generator().manual_seed(0)
+    scores_BS = torch.rand(is_token_BS.shape, generator=generator)
+    for selection in (select_where(scores_BS < 0.5), select_top_k(scores_BS, 6)):
+        indices_BK, is_selected_BK = selection
+        is_key_BK = layer._mask_among(selection, flash_BS, 0, None).bool()
+        is_real_BK = is_token_BS.gather(1, indices_BK)
+        if is_selected_BK is not None:
+            assert not is_selected_BK.all()
+            is_real_BK = is_real_BK & is_selected_BK
+        assert torch.equal(is_key_BK, is_real_BK)
+        causal_BKK = (indices_BK[:, :, None] >= indices_BK[:, None]) & is_key_BK[:, None]
+        of_pairs_B1KK = layer._mask_among(selection, is_pair_B1SS, 0, None)
+        of_numbers_B1KK = layer._mask_among(selection, additive_B1SS, 0, None) == 0
+        for mask_B1KK in (of_pairs_B1KK, of_numbers_B1KK):
+            assert torch.equal(mask_B1KK[:, 0][is_real_BK], causal_BKK[is_real_BK])
+    for length in (seq_len, 3):  # the whole rows, and what follows a cache
+        for mask in (flash_BS, is_pair_B1SS[:, :, -length:], additive_B1SS[:, :, -length:]):
+            assert torch.equal(_padding_in(mask, length), ~is_token_BS[:, -length:])
+    assert _padding_in(None, seq_len) is None
+    with pytest.raises(TypeError, match="thinking layers take no str as attention mask: choose"):
+        layer._mask_among(selection, "a mask", 0, None)
+
+
 def test_eager_and_sdpa_attention_agree_with_padding():
     mask = torch.ones(2, 20, dtype=torch.long)
     mask[1, 13:] = 0
@@ -260,14 +292,18 @@ def test_training_in_bfloat16_autocast_gives_every_parameter_a_gradient(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_checkpointing_changes_no_gradient(kind):
-    gradients = []
+    gradients, passes = [], []
     for checkpointing in (False, True):
-        model = build(**KINDS[kind]).train()
+        model, calls = build(**KINDS[kind]).train(), []
+        for layer in model.model.layers:
+            layer.mlp.register_forward_pre_hook(lambda module, _, calls=calls: calls.append(module))
         if checkpointing:
             model.gradient_checkpointing_enable()
         model(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
+        passes.append(len(calls))
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+    assert passes[1] == 2 * passes[0]  # every layer is computed again
 
 
 @pytest.mark.parametrize("kind", KINDS)
