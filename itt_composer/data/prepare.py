@@ -1,7 +1,6 @@
 """Before training starts: fetch what describes the shards, check it, check the shards."""
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from itt_composer.data.shards import (
     read_manifest,
     streams_in_use,
 )
+from itt_composer.data.shared_memory import SHARED_MEMORY, free_bytes
 from itt_composer.errors import UserError
 
 WORTH_A_LINE = 1_000_000_000  # bytes to hash
@@ -65,24 +65,22 @@ def prepare_shards(data: DataRecipe, vocab_size: int, batch_size: int) -> None:
     )
 
 
-def check_shared_memory(
-    manifest: dict[str, Any], domains: dict[str, float] | None, folder: Path = Path("/dev/shm")
-) -> None:
+def check_shared_memory(manifest: dict[str, Any], domains: dict[str, float] | None) -> None:
     """Refuse a shared memory in which the order of an epoch has no room: writing there would kill.
 
     Args:
         manifest: of the shards.
         domains: shares by name, or None for every domain there is.
-        folder: where the streaming library shares memory between processes.
 
     Raises:
         UserError: says how much there is and how much it takes.
     """
     present = domains_with_rows(manifest, "train")
     needed = BYTES_PER_ROW * sum(present[domain] for domain in domains or present)
-    if folder.is_dir() and needed > (free := shutil.disk_usage(folder).free):
+    free = free_bytes()
+    if needed > free:
         raise UserError(
-            f"{folder} has {free / 1e6:,.0f} MB free, but the order of an epoch takes "
+            f"{SHARED_MEMORY} has {free / 1e6:,.0f} MB free, but the order of an epoch takes "
             f"{needed / 1e6:,.0f} MB; give the container more shared memory (docker --shm-size, "
             "on Kubernetes an emptyDir of medium Memory)"
         )

@@ -12,14 +12,16 @@ Two nodes of a run may be on one machine: each takes numbers of its own.
 """
 
 import atexit
+import contextlib
 import fcntl
 import itertools
+import math
 import os
 import re
+import shutil
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -53,7 +55,7 @@ def hold_segments(number: int, is_first: bool, folder: Path = SHARED_MEMORY) -> 
         atexit.register(path.unlink, missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def numbers_of_node(node_rank: int) -> Iterator[None]:
     """Have streaming look for a free number among those of a node."""
     first = node_rank * NUMBERS_PER_NODE
@@ -66,6 +68,18 @@ def nodes_with_segments(folder: Path = SHARED_MEMORY) -> set[int]:
     paths = folder.iterdir() if folder.is_dir() else ()
     matches = (SEGMENT.fullmatch(path.name) for path in paths)
     return {int(match[1]) // NUMBERS_PER_NODE for match in matches if match}
+
+
+def free_bytes(folder: Path = SHARED_MEMORY) -> float:
+    """Room for more segments, this user's included: what runs left there is removed first."""
+    if not folder.is_dir():
+        return math.inf
+    free = shutil.disk_usage(folder).free
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if SEGMENT.fullmatch(path.name) and path.stat().st_uid == os.geteuid():
+                free += path.stat().st_size
+    return free
 
 
 def remove_stale_segments(folder: Path = SHARED_MEMORY, node_rank: int = 0) -> list[str]:

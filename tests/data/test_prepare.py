@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from damage import flip_a_bit
@@ -70,10 +69,9 @@ def test_training_ends_with_the_sentence_before_there_is_a_model(small_recipe, c
 def test_an_order_larger_than_shared_memory_is_refused(refusal, shards, monkeypatch):
     splits = read_manifest(shards)["splits"]
     needed = 8 * sum(counts["rows"] for counts in splits["train"].values())
-    full = SimpleNamespace(free=needed - 1)
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: full)
+    monkeypatch.setattr("itt_composer.data.prepare.free_bytes", lambda: needed - 1)
     assert refusal().startswith("/dev/shm has 0 MB free, but the order of an epoch takes 0 MB; ")
-    full.free = needed
+    monkeypatch.setattr("itt_composer.data.prepare.free_bytes", lambda: needed)
     check_shared_memory(read_manifest(shards), None)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import math
 import mmap
 import os
 import select
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from streaming.base.shared import prefix
@@ -22,6 +24,7 @@ from itt_composer.data.prepare import prepare_shards
 from itt_composer.data.shared_memory import (
     OWNER,
     SHARED_MEMORY,
+    free_bytes,
     is_open,
     nodes_with_segments,
     numbers_of_node,
@@ -191,6 +194,13 @@ def test_the_lock_of_the_owner_decides_where_there_is_one(tmp_path, segment):
 def test_a_folder_that_is_not_there_has_no_segments(tmp_path):
     assert remove_stale_segments(tmp_path / "no") == []
     assert nodes_with_segments(tmp_path / "no") == set()
+
+
+def test_what_runs_left_counts_as_free(tmp_path, segment, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    (tmp_path / "of_others").write_bytes(bytes(1000))
+    assert free_bytes(tmp_path) == 100 + mmap.PAGESIZE
+    assert free_bytes(tmp_path / "no") == math.inf
 
 
 def test_each_node_of_a_machine_has_numbers_of_its_own(tmp_path, segment):
