@@ -1,5 +1,6 @@
 """The Spark engine on a session of this machine: the same rows and counts as the local engine."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ from itt_composer.errors import UserError
 
 pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
 if shutil.which("java") is None:
+    if os.environ.get("CI"):
+        pytest.fail("Spark needs Java: install a headless JRE 17, and run these tests again")
     pytest.skip("Spark needs Java", allow_module_level=True)
 
 SEQ_LEN = 64
