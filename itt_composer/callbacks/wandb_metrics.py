@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from composer.loggers import WandBLogger
+from composer.core import State
+from composer.loggers import Logger, WandBLogger
 
+from itt_composer.errors import UserError
 from itt_composer.files import write_whole
 
 
@@ -28,6 +30,22 @@ class WandBMetricsLogger(WandBLogger):
     As it comes, it is asked for a checkpoint to resume from at every start, which fails without
     an account (`WANDB_MODE=offline`).
     """
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Begin, or go on with, the run there.
+
+        Raises:
+            UserError: nobody is logged in, or the service refuses.
+        """
+        from wandb.errors import Error
+
+        try:
+            super().init(state, logger)
+        except Error as error:
+            raise UserError(
+                f"loggers.wandb: {error}; log in (`wandb login`), set WANDB_MODE=offline to sync "
+                "later, or leave the logger out"
+            ) from None
 
     def log_hyperparameters(self, hyperparameters: dict[str, Any]) -> None:
         """Composer's own count ranks and nodes, which may be others after a resume."""

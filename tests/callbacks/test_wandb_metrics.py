@@ -5,6 +5,8 @@ import os
 import pytest
 import wandb
 
+from itt_composer.errors import UserError
+
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
@@ -31,3 +33,14 @@ def test_a_resumed_run_goes_on_in_the_run_it_began(small_recipe, make_trainer, m
         assert wandb.config["thinking"]["select_ratios"] == recipe.thinking.select_ratios
         wandb.finish()
     assert ids[0] == ids[1]
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_missing_login_is_one_sentence(small_recipe, make_trainer, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a login would be kept
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(
+        UserError, match=r"loggers.wandb: .*; log in .`wandb login`., set WANDB_MODE"
+    ):
+        make_trainer(small_recipe("loggers.wandb.project=test"))
