@@ -55,8 +55,8 @@ def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
 
     Weights are gathered and gradients summed in float32 ("FULL"), so that in mixed precision, too,
     sharding changes no number: autocast has matrix products in bfloat16, as without sharding. Were
-    weights gathered in bfloat16, FSDP2 would cast the states between layers as well, and beside
-    states that thinking has made large, what later layers add would be rounded away.
+    weights gathered in bfloat16, FSDP2 would round the states between layers as well, and what
+    later layers add is small beside states that thinking has made large.
 
     Args:
         settings: the recipe's.

@@ -19,8 +19,9 @@ def result_file(model: str, name: str, output: Path | None) -> Path:
         if model.startswith(("/", ".")) and not Path(model).exists():
             raise UserError(f"{model} is not there; name a run folder, or a model with --output")
         if not (Path(model) / RECIPE).is_file():
+            why = f"it has no {RECIPE}" if Path(model).exists() else "it is not there"
             raise UserError(
-                f"{model} is no run folder (it has no {RECIPE}); of another model, or one of the "
+                f"{model} is no run folder ({why}); of another model, or one of the "
                 "hub, say where the result goes with --output FILE"
             )
         return Path(model) / "analysis" / name

@@ -168,7 +168,8 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
             continue
         shares = [_shares(run, dense) for run, dense, _ in pairs]
         bound = "≤ " if any(efficiency.is_bound for *_, efficiency in pairs) else ""
-        cells = [_told([share[number] for share in shares], bound) for number in range(3)]
+        seeds = len(shares) + sum(run.end is None for run in experiment.runs)
+        cells = [_told([share[number] for share in shares], bound, seeds) for number in range(3)]
         targets = [efficiency.target for *_, efficiency in pairs]
         finals = [efficiency.final_loss for *_, efficiency in pairs]
         rows.append([experiment.label, f"{mean(targets):.4f}", f"{mean(finals):.4f}", *cells])
@@ -224,11 +225,11 @@ def _shares(run: Run, dense: Run) -> list[float | None]:
     return found
 
 
-def _told(shares: Sequence[float | None], bound: str) -> str:
+def _told(shares: Sequence[float | None], bound: str, seeds: int) -> str:
     reached = [share for share in shares if share is not None]
     if not reached:
         return "not reached"
     if any(math.isnan(share) for share in reached):
         return "–"  # nobody took the time
     text = f"{bound}{100 * mean(reached):.0f} %"
-    return text if len(reached) == len(shares) else f"{text} ({len(reached)} of {len(shares)})"
+    return text if len(reached) == seeds else f"{text} ({len(reached)} of {seeds})"

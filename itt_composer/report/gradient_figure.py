@@ -1,5 +1,7 @@
 """Nuclear norms of the gradients of easy problems and of hard ones."""
 
+from typing import Any
+
 import altair as alt
 
 from itt_composer.report.figures import WIDE, Figure, Print
@@ -73,7 +75,7 @@ def gradients(measured: Measured) -> Figure | None:
         .to_dict(validate=False)
     )
     counts = "; ".join(
-        f"{name}: {result['easy']['problems']} and {result['hard']['problems']}"
+        f"{name}: {result['easy']['problems']} and {result['hard']['problems']}{_by_chance(result)}"
         for name, result in measured.results
     )
     return Figure(
@@ -82,7 +84,8 @@ def gradients(measured: Measured) -> Figure | None:
         "The nuclear norm (sum of singular values) of the loss gradient of each attention "
         "projection (q, k, v, o), layer by layer: how much the model would have to change there "
         "for a problem. Easy problems are those it answers rightly, hard ones those it does not "
-        f"({counts}); lines are means, bands one standard deviation. "
+        f"({counts}); where it answers as chance does, that sets little apart. Lines are means, "
+        "bands one standard deviation. "
         "Layers are counted from 0. The paper's motivation is that hard problems cause spikes in "
         "some layers, which easy ones do not, so that depth is worth spending there.",
         spec,
@@ -91,3 +94,10 @@ def gradients(measured: Measured) -> Figure | None:
         [Print("gradients", {}, WIDE, 120, columns)],
         description="Gradient nuclear norm over layers, easy against hard problems.",
     )
+
+
+def _by_chance(result: dict[str, Any]) -> str:
+    how = result["problems"]
+    if "accuracy" not in how or "chance" not in how:
+        return ""
+    return f", {100 * how['accuracy']:.0f} % right, {100 * how['chance']:.0f} % by chance"

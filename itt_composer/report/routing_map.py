@@ -14,10 +14,11 @@ WEIGHT_DIGITS = 3
 LINE_LENGTH, MOST_LINES, CHARACTER, LINE_HEIGHT = 84, 22, 6.0, 17
 NEWLINE = "⏎"
 CAPTION = (
-    "A text the model was not trained on, token by token. The stronger its shade, the more "
-    "extra thinking steps a token took. Choose a layer and a step to see that choice alone: "
-    "a token that took it is shaded by the router's weight. Point at a token, tap it or move with "
-    f"the arrow keys to see its weight in every layer and step; {NEWLINE} is a line break, ⇥ a "
+    "A held-out document, or a text that was given, token by token. The stronger its shade, the "
+    "more extra thinking steps a token took; one of weight 0 counts, but changes nothing. Choose a "
+    "layer and a step to see that choice alone, shaded by the router's weight. Point at a token, "
+    "tap it or move with the arrow keys to see its weight in every layer and step; "
+    f"{NEWLINE} is a line break, ⇥ a "
     "tab, ∅ a token without a text of its own, such as the first bytes of a character."
 )
 

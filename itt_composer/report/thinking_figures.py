@@ -15,10 +15,12 @@ AGAIN, NEW = "took the step before, too", "did not take the step before"
 
 
 def step_colour(steps: Sequence[str]) -> alt.Color:
-    """Steps have an order, and so have their colours."""
+    """Every step has its colour, whichever others there are."""
     colours = ["#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"]
-    first = ["#8a929c"] if "0" in steps else []
-    scale = alt.Scale(domain=list(steps), range=(first + colours * len(steps))[: len(steps)])
+    of_steps = [
+        colours[(int(step) - 1) % len(colours)] if step != "0" else "#8a929c" for step in steps
+    ]
+    scale = alt.Scale(domain=list(steps), range=of_steps)
     return alt.Color("step:N", scale=scale, legend=alt.Legend(title="step"))
 
 
@@ -267,8 +269,9 @@ def token_classes(measured: Measured) -> Figure | None:
         "token_classes",
         "Which tokens think",
         "The share of each kind of token that takes each extra step, on held-out text. A kind far "
-        "to the right of “all tokens” is one the model thinks about longer. Rare and frequent "
-        "are counted in the same text: frequent tokens make up half of it, rare ones a tenth.",
+        "to the right of “all tokens” is one the model thinks about longer, as far as the router's "
+        "weights are not 0. Rare and frequent are counted in the same text: frequent tokens make "
+        "up half of it, rare ones a tenth.",
         spec,
         {"classes": records},
         run_control([name for name, _ in routed]),

@@ -16,9 +16,11 @@ from typer.testing import CliRunner
 from itt_composer.errors import UserError
 from itt_composer.report.__main__ import app
 from itt_composer.report.build import build
+from itt_composer.report.costs import _told
 from itt_composer.report.figures import changed, pack, print_spec, prints_of
 from itt_composer.report.page import render
 from itt_composer.report.routing_map import laid_out
+from itt_composer.report.thinking_figures import step_colour
 
 RATIOS = "thinking.select_ratios=[0.5,0.5,0.5]"
 VALIDATION = "metrics/eval/LanguageCrossEntropy"
@@ -524,3 +526,13 @@ def test_the_command_writes_the_page_and_the_table_and_tells_mistakes(runs, tmp_
         result = CliRunner().invoke(app, wrong)
         assert result.exit_code == 1
         assert sentence in result.output
+
+
+def test_a_step_has_the_same_colour_whichever_others_there_are():
+    every, one = (step_colour(steps).to_dict()["scale"] for steps in (["0", "1", "2"], ["2"]))
+    assert dict(zip(every["domain"], every["range"], strict=True))["2"] == one["range"][0]
+
+
+def test_a_share_of_fewer_seeds_than_there_are_says_so():
+    assert _told([0.84, 0.86], "", 2) == "85 %"
+    assert _told([0.84, None], "", 2) == _told([0.84], "", 2) == "84 % (1 of 2)"
