@@ -173,7 +173,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 def main(
     sizes: Annotated[str, typer.Option(help="Files of yamls/models.")] = "",
-    cycles: Annotated[int, typer.Option(help="Six batches each.")] = 10,
+    cycles: Annotated[int, typer.Option(min=2, help="Six batches each.")] = 10,
     compile_layer: Annotated[
         bool, typer.Option("--compile", help="Compile each layer; watched batches are not.")
     ] = False,
