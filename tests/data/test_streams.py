@@ -98,8 +98,12 @@ def test_validation_counts_every_row_once_on_any_number_of_ranks(loader, nodes, 
 def test_the_labels_of_a_repeated_row_are_not_counted(loader, monkeypatch):
     validation = loader("validation", batch_size=4)
     whole = next(iter(validation))
-    is_repeat = np.arange(validation.dataset.num_samples) % 4 == 1
-    monkeypatch.setattr(validation.dataset, "_repeats_of", lambda *place: is_repeat)
+    repeats_of = validation.dataset._repeats_of
+    monkeypatch.setattr(
+        validation.dataset,
+        "_repeats_of",
+        lambda *place: np.arange(len(repeats_of(*place))) % 4 == 1,
+    )
     batch = next(iter(validation))
     assert torch.equal(batch["input_ids"], whole["input_ids"])
     assert batch["labels"][1].eq(-100).all()
