@@ -16,6 +16,7 @@ from itt_composer.config import Recipe, recipe_as_yaml
 from itt_composer.errors import UserError
 from itt_composer.files import write_whole
 from itt_composer.recipe_changes import Differences, changes, describe, impossible, is_free
+from itt_composer.settings import values_of
 
 LATEST = "latest-rank0.pt"
 # One file, or the folder of a sharded checkpoint.
@@ -221,12 +222,12 @@ class RunFolder:
         write_whole(self.summary, json.dumps(summary, indent=1) + "\n")
 
     def _changes(self, saved: str) -> Differences:
-        return changes(yaml.safe_load(saved), yaml.safe_load(self._recipe_text))
+        return changes(values_of(saved), values_of(self._recipe_text))
 
     def _saved_recipe(self) -> str | None:
         try:
             text = self.recipe_file.read_text(encoding="utf-8")
-            is_recipe = isinstance(yaml.safe_load(text), dict)
+            is_recipe = "run_name" in values_of(text)
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
