@@ -198,10 +198,11 @@ class TrainRecipe(_Group):
             largest that fits the GPU's memory.
         precision: "fp32", or "amp_bf16" for mixed precision.
         eval_interval: how often validation perplexity is measured.
-        eval_batches: validation batches per evaluation, the same ones each time and of all
-            domains in proportion to their rows; -1 takes all.
+        eval_batches: validation batches per evaluation, the same random sample of every domain
+            each time, in proportion to its rows; -1 takes all.
         eval_batch_size: validation sequences per batch, over all ranks.
-        calibration_rows: validation sequences that the final thresholds are measured on.
+        calibration_rows: validation sequences, a random sample of every domain, that the final
+            thresholds are measured on.
         save_interval: how often a checkpoint is written; the last batch always is.
         keep_checkpoints: how many are kept; -1 keeps all.
         autoresume: go on from the run's latest checkpoint, if there is one; false refuses to.

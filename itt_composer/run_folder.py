@@ -187,7 +187,6 @@ class RunFolder:
     def _take(self, path: Path) -> None:
         """Take the lock; wait for that of another machine, which NFS keeps when it crashes."""
         assert self._lock is not None
-        is_told = False
         for seconds_left in range(LEASE, -1, -1):
             try:
                 return fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,9 +194,9 @@ class RunFolder:
                 owner = path.read_text(encoding="utf-8").strip()
                 if not seconds_left or owner.endswith(f" on {socket.gethostname()}"):
                     raise
-                if not is_told:
-                    print(f"{self.path} is in use by process {owner}; waiting for {LEASE} s")
-                is_told = True
+                if seconds_left == LEASE:
+                    told = f"{self.path} is in use by process {owner}; waiting for {LEASE} s"
+                    print(told, flush=True)
             time.sleep(1)
 
     def write_recipe(self, batch: int = 0) -> None:

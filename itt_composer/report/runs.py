@@ -95,6 +95,11 @@ class Run:
         return paper.kind_label(self.description)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether no layer of it is applied twice."""
+        return self.recipe["thinking"]["thinking"] == "dense"
+
+    @property
     def seeds(self) -> tuple[Any, Any]:
         """Of weights and of the order of the data."""
         return self.recipe.get("seed"), self.recipe["data"].get("shuffle_seed")
