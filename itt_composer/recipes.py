@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.paper import recipe_tflops
-from itt_composer.config import Recipe, load_recipe, model_config, tokens_in
+from itt_composer.config import Recipe, load_recipe, model_config
 from itt_composer.errors import UserError, errors_as_sentences
+from itt_composer.recipe_checks import tokens_in
 from itt_composer.thinking import Thinking
 
 if TYPE_CHECKING:
