@@ -14,7 +14,7 @@ from itt_composer.report.runs import Run, config_of
 NOTHING = "–"
 MOST_NATS = 100.0  # beyond it a run has diverged
 PAPERS_COST = "paper's\nMFLOPs\nper token"
-DETAILS = ("ratios, %", "params", PAPERS_COST, "tokens/s")  # which a terminal has no room for
+DETAILS = ("ratios, %", "params", PAPERS_COST)  # which a terminal has no room for
 
 
 @dataclass
@@ -83,7 +83,6 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
         f"executed\n{unit.name}",
         PAPERS_COST,
         "training\ntime",
-        "tokens/s",
     ]
     lines = [_line(experiment, unit.size) for experiment in experiments]
     has_several = any(len(experiment.counted) > 1 for experiment in experiments)
@@ -142,13 +141,6 @@ def seconds(run: Run) -> float | None:
     return 3600 * run.hours[-1] if run.hours and not math.isnan(run.hours[-1]) else None
 
 
-def speed(run: Run) -> float | None:
-    """Tokens per second over the whole training."""
-    if run.summary is not None and run.summary.get("tokens_per_second"):
-        return run.summary["tokens_per_second"]
-    return run.tokens_per_second
-
-
 def _line(experiment: Experiment, flops_size: float) -> Line:
     from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
 
@@ -168,7 +160,6 @@ def _line(experiment: Experiment, flops_size: float) -> Line:
             _cell(runs, total_flops, lambda flops: f"{flops / flops_size:,.2f}"),
             Cell(f"{paper_tflops(config, seq_len) * 1e6 / seq_len:,.2f}"),
             _cell(runs, seconds, duration),
-            _cell(runs, speed, "{:,.0f}".format),
         ],
     )
 
