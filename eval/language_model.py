@@ -8,7 +8,7 @@ them the results, are the same on any number of ranks.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
@@ -17,7 +17,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from eval import ranks
-from eval.likelihoods import TOKENS_PER_BATCH, Likelihood, Scorer, plan, share_out
+from eval.likelihoods import (
+    TOKENS_PER_BATCH,
+    Likelihood,
+    Scorer,
+    is_too_large,
+    plan,
+    share_out,
+)
 
 # Work done and in all, in any unit.
 OnProgress = Callable[[int, int], None]
@@ -133,8 +140,8 @@ class EvaluatedLM(HFLM):
         try:
             texts = super().generate_until([requests[place] for place in places], disable_tqdm=True)
             return dict(zip(places, texts, strict=True))
-        except RuntimeError as error:
-            if len(places) == 1 or not should_reduce_batch_size(error):
+        except (RuntimeError, MemoryError) as error:
+            if len(places) == 1 or not is_too_large(error):
                 raise
         clear_device_cache(garbage_collection=True)
         middle = len(places) // 2

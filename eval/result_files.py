@@ -11,6 +11,7 @@ import yaml
 from eval import paper
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
+from itt_composer.settings import values_of
 
 FORMATS = {"tasks": 1, "perplexity": 1}
 NEEDED = {"tasks": ("suite", "models", "tasks"), "perplexity": ("suite", "model", "settings")}
@@ -109,13 +110,13 @@ def read_loss_log(folder: Path) -> LossLog:
         UserError: no recipe, or no validation loss.
     """
     try:
-        recipe = yaml.safe_load((folder / RECIPE_FILE).read_bytes())
+        recipe = values_of((folder / RECIPE_FILE).read_text(encoding="utf-8"))
         _ = (recipe["model"].items(), recipe["thinking"]["thinking"], recipe["run_name"])
     except OSError as error:
         raise UserError(
             f"{folder / RECIPE_FILE} cannot be read ({error.strerror}); name the folder of a run"
         ) from None
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(f"{folder / RECIPE_FILE} is no recipe of a run") from None
     losses = [
         (line["tokens"], line[VALIDATION_LOSS])

@@ -81,6 +81,24 @@ def streams_in_use(
     return [("train", name) for name in training] + [("validation", name) for name in validation]
 
 
+def content_digests(manifest: dict[str, Any], domains: dict[str, float] | None) -> dict[str, str]:
+    """What a run's rows are made of: SHA-256 of each stream in use ("train/c4") and "tokenizer".
+
+    A copy has the same ones, another conversion of the same text in the same way, too.
+    """
+    files = manifest["files"]
+    digests = {"tokenizer": manifest["tokenizer"]["sha256"]}
+    for split, domain in streams_in_use(manifest, domains):
+        stream = f"{split}/{domain}"
+        hashes = [
+            f"{name} {files[name]['sha256']}"
+            for name in sorted(files)
+            if name.startswith(f"{stream}/")
+        ]
+        digests[stream] = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return digests
+
+
 def check_shards(
     folder: str | Path,
     seq_len: int,
