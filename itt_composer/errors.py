@@ -17,7 +17,8 @@ def errors_as_sentences(interrupted: str = "nothing was written") -> Iterator[No
     """Print a `UserError`, an `OSError` or Ctrl-C as one line on stderr instead of a traceback.
 
     Args:
-        interrupted: what is said after Ctrl-C: what there is of the work, or what goes on with it.
+        interrupted: what is said after Ctrl-C: what there is of the work, or what goes on with it;
+            may be empty.
 
     Raises:
         typer.Exit: with code 1, or 130 after Ctrl-C, after the line has been printed.
@@ -29,7 +30,7 @@ def errors_as_sentences(interrupted: str = "nothing was written") -> Iterator[No
         # Once Composer is imported, Ctrl-C is a SystemExit.
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
             raise
-        typer.echo(f"ended by Ctrl-C; {interrupted}", err=True)
+        typer.echo("; ".join(filter(None, ["ended by Ctrl-C", interrupted])), err=True)
         raise typer.Exit(INTERRUPTED) from None
     except UserError as error:
         message = str(error)
