@@ -4,6 +4,7 @@ Read from the loss logs of runs that differ in nothing but how they think. The p
 the final loss of LLaMA-162M with 56.8 % of the training tokens.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -64,7 +65,13 @@ def section(runs: Sequence[LossLog]) -> Section:
         UserError: as `data_efficiency`.
     """
     table = Table("Data efficiency: tokens to the dense run's final loss", COLUMNS, text_columns=2)
-    found = data_efficiency(runs)
+    counted: list[LossLog] = []
+    for run in runs:
+        if not math.isfinite(run.losses[-1][1]):
+            table.notes.append(f"{run.label} diverged: its last loss is no number; it is left out")
+        elif all((run.recipe, run.losses) != (other.recipe, other.losses) for other in counted):
+            counted.append(run)  # a copy of a run counts once
+    found = data_efficiency(counted)
     for line in found:
         share = "not reached" if line.share is None else f"{100 * line.share:.1f} %"
         table.rows.append(

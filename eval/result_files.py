@@ -12,8 +12,11 @@ from eval import paper
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
 
-FORMATS = {"tasks": 1, "perplexity": 1}
-NEEDED = {"tasks": ("suite", "models", "tasks"), "perplexity": ("suite", "model", "settings")}
+FORMATS = {"tasks": 2, "perplexity": 2}
+NEEDED = {
+    "tasks": ("suite", "models", "tasks"),
+    "perplexity": ("suite", "text_sha256", "model", "settings"),
+}
 TASKS_FILE, METRICS_FILE, RECIPE_FILE = "results.json", "metrics.jsonl", "recipe.yaml"
 VALIDATION_LOSS = "metrics/eval/LanguageCrossEntropy"
 KINDS = (

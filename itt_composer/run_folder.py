@@ -1,7 +1,6 @@
 """The folder of one training run, and what its files say about going on."""
 
 import fcntl
-import json
 import os
 import re
 import socket
@@ -14,7 +13,7 @@ import yaml
 
 from itt_composer.config import Recipe, recipe_as_yaml
 from itt_composer.errors import UserError
-from itt_composer.files import write_whole
+from itt_composer.files import numbers_only, write_json, write_whole
 from itt_composer.recipe_changes import changes, describe, is_free
 
 LATEST = "latest-rank0.pt"
@@ -168,8 +167,8 @@ class RunFolder:
         write_whole(self.recipe_file, self._recipe_text)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Mark the run as finished."""
-        write_whole(self.summary, json.dumps(summary, indent=1) + "\n")
+        """Mark the run as finished; of a model that diverged a loss that is no number is null."""
+        write_json(self.summary, numbers_only(summary))
 
     def _named_checkpoints(self) -> list[Path]:
         if not self.checkpoints.is_dir():

@@ -10,12 +10,12 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from itt_composer.errors import UserError
 
@@ -27,6 +27,18 @@ YAML_TERMS = {
     "a valid dictionary": "a mapping",
 }
 Layer = tuple[str, DictConfig]
+
+
+def _documents_or_share(value: float) -> float:
+    if value < 1:
+        return value
+    if value != int(value):
+        raise ValueError(f"{value} is neither a number of documents nor a share of them below 1")
+    return int(value)
+
+
+# Of a task, as lm-eval takes it: its first documents, or the share of them.
+Limit = Annotated[float, Field(gt=0), AfterValidator(_documents_or_share)]
 Validated = TypeVar("Validated", bound=BaseModel)
 
 

@@ -72,6 +72,17 @@ def domains_with_rows(manifest: dict[str, Any], split: str) -> dict[str, int]:
     return {name: counts["rows"] for name, counts in domains.items() if counts["rows"]}
 
 
+def split_sha256(manifest: dict[str, Any], split: str) -> str:
+    """Of the rows of a split and the tokenizer that made them: equal for copies of the shards."""
+    named = {
+        name: entry["sha256"]
+        for name, entry in manifest["files"].items()
+        if name.startswith(f"{split}/") and not name.endswith("/index.json")
+    }
+    described = [manifest["tokenizer"]["sha256"], manifest["seq_len"], sorted(named.items())]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
 def streams_in_use(
     manifest: dict[str, Any], domains: dict[str, float] | None
 ) -> list[tuple[str, str]]:
