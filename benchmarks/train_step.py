@@ -282,7 +282,8 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         shards = Path(folder, "shards")
         tokens = work.rows * work.seq_len * (rounds + 4)
-        make_shards(shards, max(1, tokens * 4 // 10**6), work.seq_len)
+        vocab_size = geometry(size)["vocab_size"]
+        make_shards(shards, max(1, tokens * 4 // 10**6), work.seq_len, vocab_size)
         recipe = load_recipe(
             REPOSITORY / f"yamls/pretrain/{'llama' if thinking == 'dense' else thinking}_162m.yaml",
             [

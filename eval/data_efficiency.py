@@ -110,7 +110,7 @@ def data_efficiency(runs: Sequence[LossLog]) -> list[Efficiency]:
     """Every thinking run beside the dense run of its geometry that is most like it.
 
     Raises:
-        UserError: no dense run, or none of a run's geometry, or no other.
+        UserError: no dense run, or none of a run's geometry and text, or no other.
     """
     dense = [run for run in runs if run.recipe["thinking"]["thinking"] == "dense"]
     if not dense:
@@ -130,10 +130,16 @@ def _geometry(run: LossLog) -> tuple:
 
 
 def _reference(run: LossLog, dense: Sequence[LossLog]) -> LossLog:
-    same = [other for other in dense if _geometry(other) == _geometry(run)]
-    if not same:
+    alike = [other for other in dense if _geometry(other) == _geometry(run)]
+    if not alike:
         raise UserError(
             f"no dense run among the run folders has the geometry of {run.path}; name one that has"
+        )
+    same = [other for other in alike if not (run.text and other.text) or run.text == other.text]
+    if not same:
+        raise UserError(
+            f"no dense run of the geometry of {run.path} was validated on the same rows with the "
+            "same tokenizer; name one that was"
         )
     return min(same, key=lambda other: len(_differences(run, other)))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
@@ -24,7 +24,14 @@ from transformers import (
 )
 
 from eval import ranks
-from eval.likelihoods import TOKENS_PER_BATCH, Likelihood, Scorer, plan, share_out
+from eval.likelihoods import (
+    TOKENS_PER_BATCH,
+    Likelihood,
+    Scorer,
+    is_too_large,
+    plan,
+    share_out,
+)
 from eval.models import why_no_numbers
 from eval.task_notes import Asked
 from itt_composer.errors import UserError
@@ -220,8 +227,8 @@ class EvaluatedLM(HFLM):
         try:
             texts = super().generate_until([requests[place] for place in places], disable_tqdm=True)
             return dict(zip(places, texts, strict=True))
-        except RuntimeError as error:
-            if len(places) == 1 or not should_reduce_batch_size(error):
+        except (RuntimeError, MemoryError) as error:
+            if len(places) == 1 or not is_too_large(error):
                 raise
         clear_device_cache(garbage_collection=True)
         middle = len(places) // 2

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from eval import ranks
+from eval.likelihoods import is_too_large
 from eval.models import load_evaluated, think_as, why_no_numbers
 from eval.suite import PerplexitySuite
 from eval.token_bytes import TokenBytes, read_token_bytes
@@ -202,7 +203,7 @@ class Measurement:
             try:
                 parts.append(self._batch(part, counted))
             except (RuntimeError, MemoryError) as error:
-                if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                if not is_too_large(error):
                     raise
                 if len(part.rows) == 1:
                     raise UserError(

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -43,6 +42,7 @@ from itt_composer.settings import (
     COMMAND_LINE,
     Layer,
     Sources,
+    as_yaml,
     parse_overrides,
     read_yaml,
     validate,
@@ -69,12 +69,6 @@ Share = Annotated[float, Field(gt=0)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _is_text(name: Any) -> Any:
-    if isinstance(name, (int, float)):
-        raise ValueError(f"{name} is no text to YAML; put it in quotes, in a shell '\"{name}\"'")
-    return name
 
 
 def _is_local(folder: str) -> str:
@@ -209,10 +203,11 @@ class TrainRecipe(_Group):
             largest that fits the GPU's memory.
         precision: "fp32", or "amp_bf16" for mixed precision.
         eval_interval: how often validation perplexity is measured.
-        eval_batches: validation batches per evaluation, the same ones each time and of all
-            domains in proportion to their rows; -1 takes all.
+        eval_batches: validation batches per evaluation, the same random sample of every domain
+            each time, in proportion to its rows; -1 takes all.
         eval_batch_size: validation sequences per batch, over all ranks.
-        calibration_rows: validation sequences that the final thresholds are measured on.
+        calibration_rows: validation sequences, a random sample of every domain, that the final
+            thresholds are measured on.
         save_interval: how often a checkpoint is written; the last batch always is.
         keep_checkpoints: how many are kept; -1 keeps all.
         autoresume: go on from the run's latest checkpoint, if there is one; false refuses to.
@@ -287,9 +282,7 @@ class Recipe(_Group):
     """
 
     parts: Parts = Parts()
-    run_name: Annotated[str, BeforeValidator(_is_text)] = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-    )
+    run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     run_folder: Annotated[str, AfterValidator(_is_local)]
     seed: int = Field(17, ge=0, lt=2**31)
     init_from: str | None = None
@@ -334,7 +327,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def recipe_as_yaml(recipe: Recipe) -> str:
     """The resolved recipe as one YAML document."""
-    return yaml.safe_dump(recipe_values(recipe), sort_keys=False)
+    return as_yaml(recipe_values(recipe))
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from itt_composer.config import (
     recipe_as_yaml,
     recipe_values,
 )
-from itt_composer.data.shards import check_shards, read_manifest
+from itt_composer.data.shards import check_shards, content_digests, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
 from itt_composer.launched import end_with_launcher, failures_told_once, is_first_rank
@@ -87,16 +87,21 @@ def main(
             run.lock()
         if changed:
             _say(f"{run.path} goes on with changed settings: {describe(changed)}")
-        train(recipe, run, has_new_end="train.max_duration" in changed)
+        if recipe.data.remote is None:
+            _check_same_shards(recipe, run, allow_changes)
+        train(recipe, run, "train.max_duration" in changed, allow_changes)
 
 
-def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
+def train(
+    recipe: Recipe, run: RunFolder, has_new_end: bool = False, allow_changes: bool = False
+) -> None:
     """Run a recipe to its end.
 
     Args:
         recipe: what to do.
         run: where.
         has_new_end: whether the run so far had another `train.max_duration`.
+        allow_changes: go on with other shards than the run so far.
 
     Raises:
         UserError: the device the recipe asks for is not there, or cannot do what it asks; shards
@@ -119,6 +124,8 @@ def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
     start = find_start(run)
     _tell_start(start)
     prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
+    if recipe.data.remote is not None:  # known by now
+        _check_same_shards(recipe, run, allow_changes)
     reproducibility.seed_all(recipe.seed)
     model = build_model(recipe)
     if recipe.init_from is not None and start.checkpoint is None:
@@ -132,6 +139,7 @@ def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
         )
     if dist.get_global_rank() == 0:
         run.write_recipe(start.batch)
+        run.write_shards(_digests(recipe))
         _announce(recipe, run, model, dist.get_world_size())
     if start.checkpoint is not None:
         _say(
@@ -182,7 +190,12 @@ def build_trainer(
     from itt_composer.data.streams import build_dataloader
     from itt_composer.models.composer_model import ComposerItt
     from itt_composer.models.wrapping import checkpoint_activations, compile_layers
-    from itt_composer.resume import ExactRandomState, find_start, fitting_checkpoint
+    from itt_composer.resume import (
+        ExactRandomState,
+        find_start,
+        fitting_checkpoint,
+        use_own_settings,
+    )
 
     settings = recipe.train
     rows_per_rank = settings.global_batch_size // dist.get_world_size()
@@ -229,6 +242,8 @@ def build_trainer(
         progress_bar=settings.progress_bar and sys.stderr.isatty(),
         parallelism_config=sharding,
     )
+    if checkpoint is not None:
+        use_own_settings(trainer.state)
     gather_for_loss(model)
     extend_timeouts(trainer.state.device_mesh, settings.rank_timeout + COLLECTIVE_MARGIN)
     # Composer allows it: the routers' scores, and "fp32", would be rounded to ten bits.
@@ -346,6 +361,16 @@ def _check_before_start(recipe: Recipe, run: RunFolder) -> None:
                 f"train.{key}={size} does not split over {ranks} ranks; change one (of a run that "
                 f"has begun, with {ALLOW_CHANGES})"
             )
+
+
+def _check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> None:
+    changed = run.check_same_shards(_digests(recipe), allow_changes)
+    if changed:
+        _say(f"{run.path} goes on with other shards (by their SHA-256): {describe(changed)}")
+
+
+def _digests(recipe: Recipe) -> dict[str, str]:
+    return content_digests(read_manifest(recipe.data.local), recipe.data.domains)
 
 
 def _device(recipe: Recipe) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from itt_composer.calibration import calibrate, update_estimate
 from itt_composer.callbacks.heartbeat import beats_of
-from itt_composer.data.stored_rows import batches_of, spread_indices
+from itt_composer.data.stored_rows import batches_of
+from itt_composer.data.token_rows import sample_order
 from itt_composer.models.composer_model import unwrap
 from itt_composer.models.layer import ThinkingStep
 from itt_composer.models.modeling import IttForCausalLM
@@ -90,12 +91,15 @@ class ThresholdEstimate(Algorithm):
             self._update(model)
 
     def _calibration_batches(self, state: State) -> list[dict[str, Tensor]]:
-        """This rank's part of rows spread over the validation set, on its device."""
+        """This rank's part of a sample of the validation rows, on its device.
+
+        They are the last of the order in which validation takes its rows, so that with
+        `train.eval_batches` thresholds are evaluated on other rows, as far as there are any.
+        """
         rows = state.evaluators[0].dataloader.dataloader.dataset
         batch_size = state.evaluators[0].dataloader.dataloader.batch_size
         ranks = dist.get_world_size()
-        # Not len(): that is the rows of one rank.
-        indices = spread_indices(rows.num_samples, self.calibration_rows)
+        indices = sample_order(rows.samples_per_stream)[-self.calibration_rows :].tolist()
         if len(indices) < ranks:  # every rank needs one, the same number of all
             indices = (indices * ranks)[:ranks]
         own = indices[dist.get_global_rank() :: ranks][: max(1, len(indices) // ranks)]

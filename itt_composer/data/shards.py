@@ -72,17 +72,6 @@ def domains_with_rows(manifest: dict[str, Any], split: str) -> dict[str, int]:
     return {name: counts["rows"] for name, counts in domains.items() if counts["rows"]}
 
 
-def split_sha256(manifest: dict[str, Any], split: str) -> str:
-    """Of the rows of a split and the tokenizer that made them: equal for copies of the shards."""
-    named = {
-        name: entry["sha256"]
-        for name, entry in manifest["files"].items()
-        if name.startswith(f"{split}/") and not name.endswith("/index.json")
-    }
-    described = [manifest["tokenizer"]["sha256"], manifest["seq_len"], sorted(named.items())]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
-
-
 def streams_in_use(
     manifest: dict[str, Any], domains: dict[str, float] | None
 ) -> list[tuple[str, str]]:
@@ -90,6 +79,35 @@ def streams_in_use(
     training = domains or domains_with_rows(manifest, "train")
     validation = domains_with_rows(manifest, "validation")
     return [("train", name) for name in training] + [("validation", name) for name in validation]
+
+
+def content_digests(manifest: dict[str, Any], domains: dict[str, float] | None) -> dict[str, str]:
+    """What a run's rows are made of: SHA-256 of each stream in use ("train/c4") and "tokenizer".
+
+    A copy has the same ones, another conversion of the same text in the same way, too.
+    """
+    return _digests(manifest, streams_in_use(manifest, domains))
+
+
+def split_sha256(manifest: dict[str, Any], split: str) -> str:
+    """Of the rows of a split and the tokenizer that made them: equal for copies of the shards."""
+    streams = [(split, domain) for domain in domains_with_rows(manifest, split)]
+    digests = json.dumps(_digests(manifest, streams), sort_keys=True)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _digests(manifest: dict[str, Any], streams: list[tuple[str, str]]) -> dict[str, str]:
+    files = manifest["files"]
+    digests = {"tokenizer": manifest["tokenizer"]["sha256"]}
+    for split, domain in streams:
+        stream = f"{split}/{domain}"
+        hashes = [
+            f"{name} {files[name]['sha256']}"
+            for name in sorted(files)
+            if name.startswith(f"{stream}/")
+        ]
+        digests[stream] = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return digests
 
 
 def check_shards(

@@ -18,6 +18,7 @@ from eval.result_files import LossLog
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
 from itt_composer.readable import readable
+from itt_composer.settings import values_of
 from itt_composer.thinking import ThinkingSettings
 
 if TYPE_CHECKING:
@@ -92,6 +93,11 @@ class Run:
     def kind(self) -> str:
         """ "LLaMA", "Loop×3", "ITT×4"."""
         return paper.kind_label(self.description)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no layer of it is applied twice."""
+        return self.recipe["thinking"]["thinking"] == "dense"
 
     @property
     def seeds(self) -> tuple[Any, Any]:
@@ -243,7 +249,7 @@ def without_end(runs: Sequence[Run]) -> list[str]:
 def _read_recipe(folder: Path) -> dict[str, Any]:
     file = folder / "recipe.yaml"
     try:
-        recipe = yaml.safe_load(file.read_bytes())
+        recipe = values_of(file.read_text(encoding="utf-8"))
         _ = (recipe["run_name"], recipe["thinking"]["thinking"], recipe["data"]["local"])
         _ = recipe["train"]["max_duration"]
         sizes = {f"{section}.{key}": recipe[section][key] for section, key in SIZES}
@@ -252,7 +258,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
             f"{folder} is no folder of a run: there is no {file.name} in it; name what a recipe "
             "has as run_folder, such as runs/quickstart/itt_x4"
         ) from None
-    except (yaml.YAMLError, KeyError, TypeError):
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(f"{file} is no recipe of a run; name another folder") from None
     for key, size in sizes.items():
         if not isinstance(size, int) or size < 1:

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from eval.paper import GEOMETRY_FIELDS
 from eval.result_files import read_results
 from eval.tables import build
 from itt_composer.config import model_config, recipe_as_yaml
+from itt_composer.errors import UserError
 from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
 from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.recipes import find_recipes
@@ -507,6 +509,26 @@ def test_the_dense_run_that_is_most_alike_is_taken(sections, run):
     runs += [run("llama_466m", DENSE), run("itt_x4_162m", {100: 1.0, 200: 0.4})]
     (record,) = sections(runs=runs)["data_efficiency"].records
     assert record["target"] == 0.5
+
+
+def test_losses_on_other_rows_are_not_compared(sections, run):
+    runs = [run("llama_162m", DENSE), run("itt_x4_162m", DENSE)]
+    for folder, rows in zip(runs, ("a", "b"), strict=True):
+        digests = {"tokenizer": "t", "train/c4": rows, "validation/c4": "same"}
+        (folder / "shards.json").write_text(json.dumps(digests))
+    assert len(sections(runs=runs)["data_efficiency"].records) == 1
+    (runs[0] / "shards.json").write_text(json.dumps({"tokenizer": "t", "validation/c4": "other"}))
+    with pytest.raises(UserError, match=r"itt_x4_162m\d+ was validated on the same rows with the"):
+        sections(runs=runs)
+
+
+def test_a_copy_of_a_run_counts_once_and_one_that_diverged_is_left_out(sections, run):
+    itt = run("itt_x4_162m", DENSE)
+    copied = shutil.copytree(itt, itt.with_name("copy"))
+    diverged = run("itt_x3_162m", {100: 4.0, 200: None})
+    efficiency = sections(runs=[run("llama_162m", DENSE), itt, copied, diverged])["data_efficiency"]
+    assert len(efficiency.records) == 1
+    assert efficiency.table.notes[0].startswith("ITT×3 (itt_x3_162m) diverged: its last loss is no")
 
 
 def invoke(*arguments):
