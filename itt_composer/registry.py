@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
 
 from itt_composer.schedules import Shape
+from itt_composer.settings import Limit
 
 DURATION = re.compile(r"(\d+(?:e\d+)?(?=[bste])|\d+(?:\.\d+)?(?=d))(ba|sp|tok|ep|dur)", re.ASCII)
 
@@ -251,7 +252,7 @@ class LmEval(Settings):
     suite: str | None = None
     eval_interval: Batches = "5000ba"
     only: list[str] | None = None
-    limit: Annotated[int, Field(ge=1)] | None = 200
+    limit: Limit | None = 200
     data_dir: str | None = None
     tokenizer: str = ""
 

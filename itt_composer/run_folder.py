@@ -14,7 +14,7 @@ import yaml
 
 from itt_composer.config import Recipe, recipe_as_yaml
 from itt_composer.errors import UserError
-from itt_composer.files import write_whole
+from itt_composer.files import numbers_only, write_json, write_whole
 from itt_composer.recipe_changes import Differences, changes, describe, impossible, is_free
 from itt_composer.settings import values_of
 
@@ -214,11 +214,11 @@ class RunFolder:
 
     def write_shards(self, digests: dict[str, str]) -> None:
         """Save what the run's rows are made of; see `content_digests`."""
-        write_whole(self.shards_file, json.dumps(digests, indent=1) + "\n")
+        write_json(self.shards_file, digests)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Mark the run as finished."""
-        write_whole(self.summary, json.dumps(summary, indent=1) + "\n")
+        """Mark the run as finished; of a model that diverged a loss that is no number is null."""
+        write_json(self.summary, numbers_only(summary))
 
     def _changes(self, saved: str) -> Differences:
         return changes(values_of(saved), values_of(self._recipe_text))

@@ -12,12 +12,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from itt_composer.errors import UserError
 
@@ -32,6 +32,18 @@ YAML_TERMS = {
 EXPONENT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 Layer = tuple[str, DictConfig]
+
+
+def _documents_or_share(value: float) -> float:
+    if value < 1:
+        return value
+    if value != int(value):
+        raise ValueError(f"{value} is neither a number of documents nor a share of them below 1")
+    return int(value)
+
+
+# Of a task, as lm-eval takes it: its first documents, or the share of them.
+Limit = Annotated[float, Field(gt=0), AfterValidator(_documents_or_share)]
 Validated = TypeVar("Validated", bound=BaseModel)
 
 

@@ -89,9 +89,20 @@ def content_digests(manifest: dict[str, Any], domains: dict[str, float] | None) 
 
     A copy has the same ones, another conversion of the same text in the same way, too.
     """
+    return _digests(manifest, streams_in_use(manifest, domains))
+
+
+def split_sha256(manifest: dict[str, Any], split: str) -> str:
+    """Of the rows of a split and the tokenizer that made them: equal for copies of the shards."""
+    streams = [(split, domain) for domain in domains_with_rows(manifest, split)]
+    digests = json.dumps(_digests(manifest, streams), sort_keys=True)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _digests(manifest: dict[str, Any], streams: list[tuple[str, str]]) -> dict[str, str]:
     files = manifest["files"]
     digests = {"tokenizer": manifest["tokenizer"]["sha256"]}
-    for split, domain in streams_in_use(manifest, domains):
+    for split, domain in streams:
         stream = f"{split}/{domain}"
         hashes = [
             f"{name} {files[name]['sha256']}"

@@ -282,6 +282,8 @@ def _read_summary(file: Path) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(file.read_bytes())
+        if summary["validation_loss"] is None:  # of a model that diverged
+            summary["validation_loss"] = math.nan
         for name in ("batches", "tokens", "train_seconds", "validation_loss"):
             if not isinstance(summary[name], (int, float)):
                 raise TypeError

@@ -241,6 +241,6 @@ def perplexities(name: str, loss: float) -> dict[str, Any]:
         for ratio in (0.0, 0.3, 0.5, 0.7, 0.9)
     ]
     suite = {"split": "validation"}
-    model = {"name": name}
-    kind = {"kind": "perplexity", "format": 1}
+    model = {"name": name, "weights_sha256": f"{name} {loss}"}
+    kind = {"kind": "perplexity", "format": 2, "text_sha256": "of the rows"}
     return {**kind, "suite": suite, "model": model, "settings": settings}
