@@ -164,8 +164,7 @@ def check_shards(
                 f"{manifest['vocab_size']}"
             )
     with mistakes:
-        own = manifest["tokenizer"]["sha256"]
-        if tokenizer is not None and tokenizer_sha256(tokenizer) != own:
+        if tokenizer is not None and not is_tokenizer_of(manifest, tokenizer):
             raise UserError(
                 f"data folder {folder} was made with another tokenizer than data.tokenizer="
                 f"{tokenizer}; give the one in {Path(folder) / 'tokenizer'}, or convert again"
@@ -223,7 +222,7 @@ def check_vocabulary(
             f"but the model {model} has {vocab_size}"
         )
     own = Path(tokenizer) / Path(manifest["tokenizer"]["file"]).name
-    if own.is_file() and tokenizer_sha256(own) != manifest["tokenizer"]["sha256"]:
+    if own.is_file() and not is_tokenizer_of(manifest, own):
         raise UserError(
             f"the shards in {folder} were made with another tokenizer than {own}, which is the "
             "model's; name shards made with that one"
@@ -270,6 +269,16 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no index of shards ({error}); {HOW_TO_MAKE} again") from None
     return shards
+
+
+def is_tokenizer_of(manifest: dict[str, Any], path: str | Path) -> bool:
+    """Whether shards were made with a tokenizer: the file that was given, or that beside them.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    made_with = manifest["tokenizer"]
+    return tokenizer_sha256(path) in (made_with["sha256"], made_with.get("source_sha256"))
 
 
 def tokenizer_sha256(path: str | Path) -> str:
