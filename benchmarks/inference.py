@@ -10,7 +10,6 @@ while the same tokens are decoded. Batch 1, float32 on a CPU, bfloat16 on a GPU.
 a process that has this model alone, above what it had before.
 """
 
-import json
 import multiprocessing
 import random
 import statistics
@@ -31,6 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 
 from benchmarks.loader import machine  # noqa: E402
+from itt_composer.files import write_json  # noqa: E402
 from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
 from itt_composer.models.layer import ThinkingStep  # noqa: E402
 from itt_composer.models.thresholds import quantiles_of  # noqa: E402
@@ -317,7 +317,7 @@ def main(
     print(as_markdown(rows))
     if output is not None:
         results = {"device": device, "command": command, "threads": threads, "rows": rows}
-        output.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(output, results)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ allocated, on a CPU as PyTorch's memory tracker adds it up, without computing an
 
 import contextlib
 import itertools
-import json
 import random
 import statistics
 import sys
@@ -45,6 +44,7 @@ sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 
 from benchmarks.loader import machine, make_shards  # noqa: E402
 from itt_composer import estimates  # noqa: E402
+from itt_composer.files import write_json  # noqa: E402
 from itt_composer.flops import executed_flops  # noqa: E402
 from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
 from itt_composer.models import modeling as itt_modeling  # noqa: E402
@@ -378,7 +378,7 @@ def main(
     print("\n".join([as_markdown(rows), "", *shares]))
     if output is not None:
         results = {"device": device, "command": command, "rows": rows, "trainer": shares}
-        output.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(output, results)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ its six. On a CPU float32 on one thread, and its time is that of the process, so
 machine count little; on a GPU bfloat16 and the clock.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -30,6 +29,7 @@ sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 from benchmarks.loader import machine, make_shards  # noqa: E402
 from itt_composer.config import Recipe, load_recipe  # noqa: E402
 from itt_composer.data.streams import build_dataloader  # noqa: E402
+from itt_composer.files import write_json  # noqa: E402
 from itt_composer.models.composer_model import ComposerItt  # noqa: E402
 from itt_composer.models.wrapping import compile_layers  # noqa: E402
 from itt_composer.registry import CALLBACKS  # noqa: E402
@@ -197,7 +197,7 @@ def main(
     print(as_markdown(rows))
     if output is not None:
         results = {"device": name, "command": command, "rows": rows}
-        output.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(output, results)
 
 
 if __name__ == "__main__":

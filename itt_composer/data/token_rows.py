@@ -22,6 +22,7 @@ from streaming.base.world import World
 
 from itt_composer.data.remote import reason
 from itt_composer.data.shards import LoaderError
+from itt_composer.errors import UserError
 
 SHARDS_MIXED = 4
 NO_ROW = -1  # what the library fills its tables of work with
@@ -123,6 +124,21 @@ class TokenRows(StreamingDataset):
         self._is_shuffled = shuffle
         self._is_repeat = np.empty(0, bool)
         self.shuffle = False  # the library's own step: `resample_streams` has done it
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Go on after so many rows of an epoch, whose order is that of this dataset's settings.
+
+        Raises:
+            UserError: an epoch of it has fewer rows.
+        """
+        rows_done = obj["sample_in_epoch"]
+        if rows_done > self.epoch_size:
+            raise UserError(
+                f"the run has gone through {rows_done:,} rows of an epoch, which now has only "
+                f"{self.epoch_size:,}; go on with the shards and data.domains of before"
+            )
+        own = {name: getattr(self, name) for name in ("shuffle_seed", "num_canonical_nodes")}
+        super().load_state_dict({**obj, **own})
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """A row as `{"input_ids": (S,), "domain": int, "row": its number in the stream}`."""
