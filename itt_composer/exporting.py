@@ -15,6 +15,7 @@ from itt_composer.files import check_new_folder
 from itt_composer.metrics import read_metrics
 from itt_composer.model_folder import Training, set_document_ends, write_model_folder
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.settings import values_of
 from itt_composer.tokenizer import load_tokenizer
 
 # By the rule of training, and by thresholds.
@@ -137,7 +138,7 @@ def _documents(
         UserError: no tokenizer, or another than that of the shards.
     """
     try:
-        shards = recipe_text and Path(yaml.safe_load(recipe_text)["data"]["local"])
+        shards = recipe_text and Path(values_of(recipe_text)["data"]["local"])
     except (yaml.YAMLError, KeyError, TypeError):
         raise UserError("the recipe.yaml of the run names no data.local; is it damaged?") from None
     manifest = read_manifest(shards) if shards and shards.is_dir() else None

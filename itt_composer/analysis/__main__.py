@@ -148,7 +148,7 @@ def _thinking_of(
     if getattr(config, "router_selection", None) == "threshold":
         asked = {**asked, "router_selection": asked["router_selection"] or "top_k"}
     think_as(model, asked)
-    batches = validation_batches(shards, manifest, rows, BATCH_SIZE)
+    batches = validation_batches(shards, rows, BATCH_SIZE)
     with _progress() as show, watched_norms(model) as norms:
         steps = thinking_steps(
             model, tokenizer, batches, lambda done, total: show("validation rows", done, total)
