@@ -87,7 +87,7 @@ def main(
     color: Annotated[bool, typer.Option(help="Shade each token by its thinking steps.")] = False,
 ) -> None:
     """Continue a text with a trained model."""
-    with errors_as_sentences():
+    with errors_as_sentences(interrupted=""):
         if temperature == 0 and (top_p is not None or seed is not None):
             raise UserError("--top-p and --seed are for sampling: give --temperature as well")
         options = Options(

@@ -7,13 +7,12 @@ Writes into the recipe's `run_folder`: `recipe.yaml` (resolved), `checkpoints/`,
 files and, at the end, `model/` (a transformers folder) and `summary.json`. The same command
 goes on where an interrupted run was, and does nothing where one has finished.
 
-Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 preempted by SIGTERM and saved.
+Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 ended by SIGTERM and 130 by
+Ctrl-C, each saved after the batch under way.
 """
 
 import logging
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +28,13 @@ from itt_composer.config import (
 from itt_composer.data.shards import check_shards, content_digests, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
-from itt_composer.launched import end_with_launcher, failures_told_once, is_first_rank
+from itt_composer.launched import (
+    StopSignals,
+    end_with_launcher,
+    exit_code,
+    failures_told_once,
+    is_first_rank,
+)
 from itt_composer.recipe_changes import describe
 from itt_composer.registry import amount_and_unit
 from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
@@ -71,7 +76,7 @@ def main(
 ) -> None:
     """Train a model from a recipe."""
     end_with_launcher()
-    with failures_told_once():
+    with failures_told_once(), StopSignals() as signals:
         recipe = load_recipe(recipe_file, overrides or ())
         if print_config:
             print(recipe_as_yaml(recipe), end="")
@@ -89,17 +94,22 @@ def main(
             _say(f"{run.path} goes on with changed settings: {describe(changed)}")
         if recipe.data.remote is None:
             _check_same_shards(recipe, run, allow_changes)
-        train(recipe, run, "train.max_duration" in changed, allow_changes)
+        train(recipe, run, signals, "train.max_duration" in changed, allow_changes)
 
 
 def train(
-    recipe: Recipe, run: RunFolder, has_new_end: bool = False, allow_changes: bool = False
+    recipe: Recipe,
+    run: RunFolder,
+    signals: StopSignals,
+    has_new_end: bool = False,
+    allow_changes: bool = False,
 ) -> None:
     """Run a recipe to its end.
 
     Args:
         recipe: what to do.
         run: where.
+        signals: by which the run may be asked to end.
         has_new_end: whether the run so far had another `train.max_duration`.
         allow_changes: go on with other shards than the run so far.
 
@@ -109,7 +119,7 @@ def train(
     """
     from composer.utils import dist, reproducibility
 
-    from itt_composer.callbacks.preemption import EXIT_CODE, Preempted
+    from itt_composer.callbacks.preemption import Preempted, going_on_after
     from itt_composer.data.prepare import prepare_shards
     from itt_composer.resume import find_start
 
@@ -118,10 +128,10 @@ def train(
     device = _device(recipe)
     # Composer asks for the node by this name, torchrun gives it by the other.
     os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    # Until there is something to save, at once: Composer's handler waits for Python's turn.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signals.take()
     dist.initialize_dist(device, timeout=recipe.train.rank_timeout + COLLECTIVE_MARGIN)
     start = find_start(run)
+    signals.at_once = going_on_after(start.batch)
     _tell_start(start)
     prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
     if recipe.data.remote is not None:  # known by now
@@ -130,7 +140,7 @@ def train(
     model = build_model(recipe)
     if recipe.init_from is not None and start.checkpoint is None:
         load_initial_weights(model, Path(recipe.init_from))
-    trainer = build_trainer(recipe, run, model, device, start)
+    trainer = build_trainer(recipe, run, model, device, start, signals)
     elapsed = trainer.state.get_elapsed_duration()
     if has_new_end and elapsed is not None and elapsed > 1:
         raise UserError(
@@ -154,8 +164,8 @@ def train(
         except Preempted as end:
             trainer.close()
             dist.barrier()  # a launcher kills the ranks that are left when the first one ends
-            _say(f"ended by SIGTERM: {end}; the same command goes on from there")
-            raise SystemExit(EXIT_CODE) from None
+            _say(str(end))
+            raise SystemExit(exit_code(end.by)) from None
     losses = validation_losses(trainer)
     trained = whole_model(trainer.state.model)
     if trained is not None:
@@ -176,6 +186,7 @@ def build_trainer(
     model: "IttForCausalLM",
     device: str,
     start: "Start | None" = None,
+    signals: StopSignals | None = None,
 ) -> "Trainer":
     """Everything the recipe names, put together, at the place where the run starts."""
     import torch
@@ -185,6 +196,7 @@ def build_trainer(
     from itt_composer.algorithms.threshold_estimate import ThresholdEstimate
     from itt_composer.callbacks.heartbeat import Heartbeat, Progress
     from itt_composer.callbacks.preemption import Preemption
+    from itt_composer.callbacks.progress_bar import ProgressBar
     from itt_composer.callbacks.run_checkpoints import RunCheckpoints
     from itt_composer.callbacks.wandb_metrics import go_on_in_wandb
     from itt_composer.data.streams import build_dataloader
@@ -213,11 +225,12 @@ def build_trainer(
         algorithms.append(ThresholdEstimate(calibration_rows=settings.calibration_rows))
     start = start or find_start(run)
     checkpoint = fitting_checkpoint(start, is_sharded=sharding is not None)
-    preemption, progress = Preemption(), Progress()
+    preemption, progress = Preemption(signals or StopSignals()), Progress()
     checkpoints = RunCheckpoints(
         run, settings.save_interval, settings.keep_checkpoints, start, preemption, progress
     )
     heartbeat = Heartbeat(settings.rank_timeout, progress)
+    bars = [ProgressBar()] if settings.progress_bar else []
     if "wandb" in recipe.loggers.named() and dist.get_global_rank() == 0:
         go_on_in_wandb(run.path)
     loader = build_dataloader(recipe.data, "train", settings.global_batch_size)
@@ -228,7 +241,7 @@ def build_trainer(
         optimizers=recipe.optimizer.build(composer_model.parameters())[0],
         schedulers=recipe.scheduler.build()[0],
         algorithms=algorithms,
-        callbacks=[*recipe.callbacks.build(), heartbeat, preemption, checkpoints],
+        callbacks=[*bars, *recipe.callbacks.build(), heartbeat, preemption, checkpoints],
         loggers=recipe.loggers.build(),
         run_name=recipe.run_name,
         seed=recipe.seed,
@@ -239,7 +252,7 @@ def build_trainer(
         eval_interval=settings.eval_interval,
         eval_subset_num_batches=settings.eval_batches,
         load_path=str(checkpoint) if checkpoint else None,
-        progress_bar=settings.progress_bar and sys.stderr.isatty(),
+        progress_bar=False,  # Composer's dumps its configuration, and tears lines
         parallelism_config=sharding,
     )
     if checkpoint is not None:
@@ -297,7 +310,6 @@ def save_results(
     from itt_composer.model_folder import Training, set_document_ends, write_model_folder
 
     timestamp = trainer.state.timestamp
-    seconds = timestamp.total_wct.total_seconds()
     tokenizer = Path(recipe.data.local) / "tokenizer"
     manifest = read_manifest(recipe.data.local)
     set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
@@ -319,8 +331,7 @@ def save_results(
         "thinking_parameters": thinking_parameters(model.config),
         "batches": training.batches,
         "tokens": training.tokens,
-        "train_seconds": seconds,
-        "tokens_per_second": timestamp.token.value / seconds,
+        "train_seconds": timestamp.total_wct.total_seconds(),
         "validation_loss": training.validation_loss,
         "validation_loss_by_threshold": training.loss_by_threshold,
     }

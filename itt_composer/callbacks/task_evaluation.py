@@ -17,8 +17,8 @@ from eval.models import load_tokenizer
 from eval.suite import read_task_suite
 from eval.task_data import OpenTasks, open_tasks
 from eval.task_figures import figure_of
-from itt_composer.callbacks.heartbeat import beats_of
 from itt_composer.callbacks.intervals import BatchInterval
+from itt_composer.callbacks.progress_bar import progress_of
 from itt_composer.models.modeling import IttForCausalLM
 from itt_composer.sharding import whole_model_everywhere
 
@@ -98,7 +98,9 @@ class TaskEvaluation(Callback):
         figures: dict[str, float] = {}
         model = whole_model_everywhere(state.model)
         with causal(model), get_precision_context(state.precision, state.precision_config):
-            lm = EvaluatedLM(model, load_tokenizer(self._tokenizer), beats_of(state))
+            lm = EvaluatedLM(
+                model, load_tokenizer(self._tokenizer), progress_of(state, "evaluating tasks")
+            )
             for name, settings in self._suite.selected_tasks().items():
                 measured = measure(self._suite, name, settings, source, lm)
                 metric, value = figure_of(measured["harness"], name, settings.metric)

@@ -29,7 +29,7 @@ VALIDATION = {
     "loss": "metrics/eval/LanguageCrossEntropy",
     "by_threshold": "metrics/eval_threshold/LanguageCrossEntropy",
 }
-HOURS, SPEED = "time/train", "throughput/tokens_per_sec"
+HOURS = "time/train"
 RATIO = re.compile(r"capacity_annealing/select_ratio/step_(\d+)")
 THINKING = re.compile(r"thinking/layer_(\d+)/step_(\d+)/(\w+)")
 LENGTH = re.compile(r"([\d.]+(?:e\d+)?)(ba|tok|sp)")
@@ -38,7 +38,7 @@ SIZES = (
     *(("model", name) for name in paper.GEOMETRY_FIELDS),
     ("data", "seq_len"),
 )
-NAMES = {"batch", "tokens", TRAINING_LOSS, HOURS, SPEED, *VALIDATION.values()}
+NAMES = {"batch", "tokens", TRAINING_LOSS, HOURS, *VALIDATION.values()}
 
 
 @dataclass
@@ -68,7 +68,6 @@ class Run:
         losses: training loss of the batch that follows, nats per token; None where not logged.
         validations: in order.
         thinking: (batch index in the lists above, value) by layer, step and figure.
-        tokens_per_second: as last logged.
     """
 
     path: Path
@@ -82,7 +81,6 @@ class Run:
     losses: list[float | None] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     thinking: dict[tuple[int, int, str], list[tuple[int, float]]] = field(default_factory=dict)
-    tokens_per_second: float | None = None
 
     @property
     def description(self) -> dict[str, Any]:
@@ -289,9 +287,8 @@ def _read_summary(file: Path) -> dict[str, Any] | None:
         for name in ("batches", "tokens", "train_seconds", "validation_loss"):
             if not isinstance(summary[name], (int, float)):
                 raise TypeError
-        for name in ("tokens_per_second", "validation_loss_by_threshold"):
-            if not isinstance(summary.get(name), (int, float, NoneType)):
-                raise TypeError
+        if not isinstance(summary.get("validation_loss_by_threshold"), (int, float, NoneType)):
+            raise TypeError
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{file} cannot be read; delete it and start the run again, which then writes it anew"
@@ -313,7 +310,6 @@ def _read_curves(run: Run) -> None:
     ratios = _ratios_in_force(lines, run.recipe["thinking"].get("select_ratios", ()))
     run.flops = flops_after(config_of(run), run.recipe["data"]["seq_len"], run.tokens, ratios)
     for place, line in enumerate(lines):
-        run.tokens_per_second = line.get(SPEED, run.tokens_per_second)
         if VALIDATION["loss"] in line:
             so_far = (run.batches[place], run.tokens[place], run.flops[place], run.hours[place])
             measured = (line[VALIDATION["loss"]], line.get(VALIDATION["by_threshold"]))

@@ -14,7 +14,7 @@ from itt_composer.report.runs import Run, config_of
 NOTHING = "–"
 MOST_NATS = 100.0  # beyond it a run has diverged
 PAPERS_COST = "paper's\nMFLOPs\nper token"
-DETAILS = ("params", PAPERS_COST, "tokens/s")  # which a terminal has no room for
+DETAILS = ("params", PAPERS_COST)  # which a terminal has no room for
 BRIEF_WIDTH = 80  # of a terminal
 
 
@@ -106,7 +106,6 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
         f"executed\n{unit.name}",
         PAPERS_COST,
         "training\ntime",
-        "tokens/s",
     ]
     lines = [
         _line(experiment, [cells[place] for cells in settings.values()], unit.size)
@@ -168,13 +167,6 @@ def seconds(run: Run) -> float | None:
     return 3600 * run.hours[-1] if run.hours and not math.isnan(run.hours[-1]) else None
 
 
-def speed(run: Run) -> float | None:
-    """Tokens per second over the whole training."""
-    if run.summary is not None and run.summary.get("tokens_per_second"):
-        return run.summary["tokens_per_second"]
-    return run.tokens_per_second
-
-
 def _line(experiment: Experiment, settings: Sequence[str], flops_size: float) -> Line:
     from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
 
@@ -196,7 +188,6 @@ def _line(experiment: Experiment, settings: Sequence[str], flops_size: float) ->
             _cell(runs, total_flops, lambda flops: f"{flops / flops_size:,.2f}"),
             Cell(f"{paper_tflops(config, seq_len) * 1e6 / seq_len:,.2f}"),
             _cell(runs, seconds, duration),
-            _cell(runs, speed, "{:,.0f}".format),
         ],
     )
 

@@ -69,7 +69,6 @@ def write_run(
             "batches": batches,
             "tokens": batches * BATCH_TOKENS,
             "train_seconds": seconds,
-            "tokens_per_second": batches * BATCH_TOKENS / seconds,
             "validation_loss": loss,
             "validation_loss_by_threshold": loss + 0.01,
         }
