@@ -1,8 +1,8 @@
 """lm-eval's view of a model: its own `HFLM`, with likelihoods that share what requests share.
 
-Prompts, tokens and truncation are the harness's. Every rank is given all requests, computes its
-share of the batches and learns the results of the others, so that few-shot examples, and with
-them the results, are the same on any number of ranks.
+Prompts and truncation are the harness's, tokens those of training documents. Every rank is given
+all requests, computes its share of the batches and learns the results of the others, so that
+few-shot examples, and with them the results, are the same on any number of ranks.
 """
 
 import math
@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from transformers import (
@@ -24,6 +23,7 @@ from transformers import (
 )
 
 from eval import ranks
+from eval.document_tokens import DocumentTokens
 from eval.likelihoods import (
     TOKENS_PER_BATCH,
     Likelihood,
@@ -35,12 +35,13 @@ from eval.likelihoods import (
 from eval.models import why_no_numbers
 from eval.task_notes import Asked
 from itt_composer.errors import UserError
+from itt_composer.tokenizer import documents_ids
 
 # Work done and in all, in any unit.
 OnProgress = Callable[[int, int], None]
 
 
-class EvaluatedLM(HFLM):
+class EvaluatedLM(DocumentTokens):
     """A model and its tokenizer, as lm-eval asks them.
 
     Args:
@@ -257,15 +258,10 @@ class EvaluatedLM(HFLM):
 
     def _encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """The ids of each text, as `tok_encode` gives them; many at once take several cores."""
-        bos = self.tokenizer.decode(self.prefix_token_id)
-        own = {text: self.tok_encode(text) for text in texts if has_bos_prefix(text, bos)}
-        others = [text for text in texts if text not in own]
-        if others:
-            options = (
-                {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-            )
-            own.update(zip(others, self.tokenizer(others, **options)["input_ids"], strict=True))
-        return own
+        texts = list(texts)
+        if self.add_bos_token is not None:
+            return {text: self.tok_encode(text) for text in texts}
+        return dict(zip(texts, documents_ids(self.tokenizer, texts), strict=True))
 
     def _told(self, places: Sequence[int], costs: Sequence[int]) -> Iterator[int]:
         """Each place in turn, progress told after it."""

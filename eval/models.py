@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -27,6 +26,7 @@ from itt_composer.models import IttForCausalLM
 from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.models.loading import load_model
 from itt_composer.thinking import ELASTIC_FIELDS
+from itt_composer.tokenizer import load_tokenizer as load
 
 # Of a configuration: what is no part of the model itself.
 INCIDENTAL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "dtype")
@@ -142,16 +142,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none.
     """
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # broken files raise all kinds
-        reason = " ".join(str(error).split())[:200]
-        if Path(source).is_dir() and not tokenizer_files(Path(source)):
-            reason = "it has no tokenizer's files"
+    advice = "; name the folder of one with model.tokenizer"
+    if Path(source).is_dir() and not tokenizer_files(Path(source)):
         raise UserError(
-            f"the tokenizer in {source} cannot be loaded ({reason}); name the folder of one with "
-            "model.tokenizer"
-        ) from None
+            f"the tokenizer in {source} cannot be loaded (it has no tokenizer's files){advice}"
+        )
+    return load(source, advice)
 
 
 def _add_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:

@@ -12,6 +12,39 @@ class UserError(Exception):
     """Something the user can put right: says what was wrong, where, and what to do."""
 
 
+class Mistakes:
+    """Lets several checks speak before the command ends, so that a user has all of it at once.
+
+    Example:
+        >>> mistakes = Mistakes()
+        >>> with mistakes:
+        ...     check_this()
+        >>> with mistakes:
+        ...     check_that()
+        >>> mistakes.tell()
+    """
+
+    def __init__(self) -> None:
+        self._sentences: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, UserError):
+            self._sentences += str(error).splitlines()
+        return isinstance(error, UserError)
+
+    def tell(self) -> None:
+        """End with what was found.
+
+        Raises:
+            UserError: one line for each sentence, if there is any.
+        """
+        if self._sentences:
+            raise UserError("\n".join(dict.fromkeys(self._sentences)))
+
+
 @contextmanager
 def errors_as_sentences(interrupted: str = "nothing was written") -> Iterator[None]:
     """Print a `UserError`, an `OSError` or Ctrl-C as one line on stderr instead of a traceback.

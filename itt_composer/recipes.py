@@ -16,9 +16,10 @@ import typer
 
 from eval.paper import recipe_tflops
 from eval.rendering import Table, wide_console
-from itt_composer.config import Recipe, load_recipe, model_config, tokens_in
+from itt_composer.config import Recipe, load_recipe, model_config
 from itt_composer.errors import UserError, errors_as_sentences
 from itt_composer.files import json_text
+from itt_composer.recipe_checks import tokens_in
 from itt_composer.thinking import Thinking
 
 if TYPE_CHECKING:

@@ -106,9 +106,9 @@ def validate(
     try:
         # As JSON: strict about types, yet lists and mappings may fill any container.
         return cls.model_validate_json(json.dumps(values, ensure_ascii=False).encode())
-    except (TypeError, UnicodeEncodeError) as error:  # !!binary, bytes of no UTF-8
+    except (TypeError, UnicodeEncodeError) as error:  # !!binary, a lone surrogate
         raise UserError(
-            f"{sources.last_file} or {COMMAND_LINE}: a value is no text: {error}"
+            f"{sources.last_file}: a value is neither text nor number: {error}"
         ) from None
     except ValidationError as error:
         sentences = [_sentence(cls, details, sources, forms or {}) for details in error.errors()]

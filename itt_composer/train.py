@@ -13,11 +13,18 @@ Ctrl-C, each saved after the batch under way.
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from itt_composer.before_start import (
+    check_before_start,
+    check_same_shards,
+    device_of,
+    digests_of,
+)
 from itt_composer.config import (
     Recipe,
     load_recipe,
@@ -25,9 +32,9 @@ from itt_composer.config import (
     recipe_as_yaml,
     recipe_values,
 )
-from itt_composer.data.shards import check_shards, content_digests, read_manifest
+from itt_composer.data.shards import read_manifest
 from itt_composer.errors import UserError
-from itt_composer.initial_weights import check_initial_weights, load_initial_weights
+from itt_composer.initial_weights import load_initial_weights
 from itt_composer.launched import (
     StopSignals,
     end_with_launcher,
@@ -39,7 +46,6 @@ from itt_composer.recipe_changes import describe
 from itt_composer.registry import amount_and_unit
 from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
 from itt_composer.sharding import (
-    check_sharding,
     extend_timeouts,
     gather_for_loss,
     name_units,
@@ -85,7 +91,7 @@ def main(
         if run.is_finished():
             _say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
             return
-        _check_before_start(recipe, run)
+        check_before_start(recipe, run)
         changed = run.check_resumable(allow_changes)
         run.check_writable()
         if is_first_rank():
@@ -93,7 +99,7 @@ def main(
         if changed:
             _say(f"{run.path} goes on with changed settings: {describe(changed)}")
         if recipe.data.remote is None:
-            _check_same_shards(recipe, run, allow_changes)
+            check_same_shards(recipe, run, allow_changes)
         train(recipe, run, signals, "train.max_duration" in changed, allow_changes)
 
 
@@ -125,7 +131,7 @@ def train(
 
     # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
-    device = _device(recipe)
+    device = device_of(recipe)
     # Composer asks for the node by this name, torchrun gives it by the other.
     os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     signals.take()
@@ -135,7 +141,7 @@ def train(
     _tell_start(start)
     prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
     if recipe.data.remote is not None:  # known by now
-        _check_same_shards(recipe, run, allow_changes)
+        check_same_shards(recipe, run, allow_changes)
     reproducibility.seed_all(recipe.seed)
     model = build_model(recipe)
     if recipe.init_from is not None and start.checkpoint is None:
@@ -149,7 +155,7 @@ def train(
         )
     if dist.get_global_rank() == 0:
         run.write_recipe(start.batch)
-        run.write_shards(_digests(recipe))
+        run.write_shards(digests_of(recipe))
         _announce(recipe, run, model, dist.get_world_size())
     if start.checkpoint is not None:
         _say(
@@ -209,6 +215,9 @@ def build_trainer(
         use_own_settings,
     )
 
+    # No warm-up, and a component that the checkpoint does not know: both as the recipe wants it.
+    warnings.filterwarnings("ignore", r"The warmup duration is 0", UserWarning)
+    warnings.filterwarnings("ignore", r".* is not in the state_dict\. Its state", UserWarning)
     settings = recipe.train
     rows_per_rank = settings.global_batch_size // dist.get_world_size()
     microbatch_size = settings.microbatch_size
@@ -337,70 +346,6 @@ def save_results(
     }
     run.write_summary(summary)
     _say(f"finished: model in {run.model}, summary in {run.summary}")
-
-
-def _check_before_start(recipe: Recipe, run: RunFolder) -> None:
-    """What can be told without torch: local files, and batches that split over the ranks."""
-    if recipe.init_from is not None and not run.has_checkpoint():
-        check_initial_weights(recipe)
-    if recipe.data.remote is None:
-        try:
-            check_shards(
-                recipe.data.local,
-                seq_len=recipe.data.seq_len,
-                vocab_size=recipe.model.vocab_size,
-                domains=recipe.data.domains,
-                batch_size=recipe.train.global_batch_size,
-                tokenizer=recipe.data.tokenizer,
-            )
-        except UserError as error:
-            raise UserError(f"data.local={recipe.data.local}: {error}") from None
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    check_sharding(recipe.train, ranks, ranks_per_node)
-    nodes = ranks // ranks_per_node
-    parts, size = recipe.data.num_canonical_nodes, recipe.train.global_batch_size
-    if size % parts or (parts % nodes and nodes % parts):
-        raise UserError(
-            f"data.num_canonical_nodes={parts} does not fit train.global_batch_size={size} on "
-            f"{nodes} nodes; it must divide the first, and divide or be divided by the second"
-        )
-    for key in ("global_batch_size", "eval_batch_size"):
-        size = getattr(recipe.train, key)
-        if size % ranks:
-            raise UserError(
-                f"train.{key}={size} does not split over {ranks} ranks; change one (of a run that "
-                f"has begun, with {ALLOW_CHANGES})"
-            )
-
-
-def _check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> None:
-    changed = run.check_same_shards(_digests(recipe), allow_changes)
-    if changed:
-        _say(f"{run.path} goes on with other shards (by their SHA-256): {describe(changed)}")
-
-
-def _digests(recipe: Recipe) -> dict[str, str]:
-    return content_digests(read_manifest(recipe.data.local), recipe.data.domains)
-
-
-def _device(recipe: Recipe) -> str:
-    import torch
-
-    if recipe.train.device == "gpu" and not torch.cuda.is_available():
-        raise UserError(
-            "train.device=gpu, but torch finds no GPU here; use train.device=cpu "
-            "train.precision=fp32 for a trial on a CPU"
-        )
-    device = recipe.train.device or ("gpu" if torch.cuda.is_available() else "cpu")
-    if device == "cpu":
-        for key, value in (("precision", "amp_bf16"), ("microbatch_size", "auto")):
-            if getattr(recipe.train, key) == value:
-                raise UserError(
-                    f"train.{key}={value} needs a GPU; on a CPU set train.precision=fp32 and "
-                    "train.microbatch_size to a number"
-                )
-    return device
 
 
 def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: int) -> None:

@@ -94,6 +94,17 @@ def test_the_rate_of_a_batch_is_the_schedules_of_the_batch_before(small_recipe, 
     assert rates.of_batch == pytest.approx([1e-3 * share for share in [0, *planned]])
 
 
+@pytest.mark.parametrize("none", ["0ba", "0dur"])
+def test_training_without_a_warm_up_starts_at_the_peak_rate_and_without_a_warning(
+    small_recipe, make_trainer, none, recwarn
+):
+    recipe = small_recipe(f"scheduler.cosine_with_warmup.t_warmup={none}", "train.max_duration=2ba")
+    trainer, _ = make_trainer(recipe)
+    assert trainer.state.optimizers[0].param_groups[0]["lr"] == 1e-3
+    trainer.fit()
+    assert not [each for each in recwarn if "warmup" in str(each.message)]
+
+
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)
 def test_unknown_names_are_refused_and_null_is_left_out(registry):
     with pytest.raises(ValidationError, match="nonesuch"):

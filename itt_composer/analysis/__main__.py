@@ -137,7 +137,7 @@ def _thinking_of(
         watched_norms,
     )
     from itt_composer.data.shards import check_vocabulary
-    from itt_composer.generate import document_ids
+    from itt_composer.tokenizer import document_ids
 
     model, tokenizer = evaluated.model, evaluated.tokenizer()
     config: Any = model.config
@@ -157,7 +157,7 @@ def _thinking_of(
     shown = {document: ids}
     longest = positions_of(config, tokenizer)
     for name, text in texts.items():
-        shown[name] = document_ids(config, tokenizer, text)[:longest]
+        shown[name] = document_ids(tokenizer, text)[:longest]
     return {
         "data": {
             "folder": str(shards),

@@ -191,6 +191,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         points = points.encode(shape=styles["shape"])
     chart = alt.layer(raw, line, hovered, joined, points).add_params(highlighted, zoom())
     spec = chart.to_dict(validate=False)
+    spec["params"].sort(key=lambda param: param["name"] != highlighted.name)  # as elsewhere
     values = (*bounds["all"], False)
     spec["params"] += [
         {"name": name, "value": value} for name, value in zip(PARAMS, values, strict=True)

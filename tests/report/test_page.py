@@ -249,6 +249,11 @@ def test_of_more_models_than_colours_the_usual_ones_stand_out_at_first(open_page
     )
     assert [opacity > 0.5 for opacity in opacities] == [True] * 2 + [False] * 6
     assert "At first the models of usual settings" in page.inner_text("#equal_compute .caption")
+    seen = page.eval_on_selector_all(
+        "#curves .mark-symbol.role-mark path",
+        "path => path.filter(one => Number(one.getAttribute('opacity') ?? 1) > 0.5).length",
+    )
+    assert seen == 2 * 4  # of two models; no point of a training curve is told yet
     legend = page.locator("#equal_compute .role-legend-label text", has_text="rate-2")
     legend.click(force=True)
     page.wait_for_function(
