@@ -164,6 +164,8 @@ def think_as(model: PreTrainedModel, asked: Mapping[str, Any]) -> None:
             raise UserError(f"{name}={value} needs an ITT model, not {type(model).__name__}")
         if value == getattr(model.config, name):
             continue
+        if model.config.thinking == "dense":
+            raise UserError(f"{name}={value} needs an ITT model, not a LLaMA")
         try:
             getattr(model, f"set_{name}")(value)
         except ValueError as error:
