@@ -79,6 +79,7 @@ class PartRecord:
         lines: lines read, rejected ones included.
         rejects: lines left out.
         cut_files: files that could be read to a damaged place only, or not at all.
+        special_tokens: names of special tokens that were met in documents.
         splits: counts by split; `tokens` are all ids, BOS, EOS and tail included.
         tails: ids by split that fill no row, (fewer than seq_len,).
     """
@@ -89,6 +90,7 @@ class PartRecord:
     lines: int = 0
     rejects: list[Reject] = field(default_factory=list)
     cut_files: list[str] = field(default_factory=list)
+    special_tokens: int = 0
     splits: dict[str, SplitCounts] = field(
         default_factory=lambda: {split: SplitCounts() for split in SPLITS}
     )
@@ -193,6 +195,7 @@ class _Conversion:
     def finish(self) -> PartRecord:
         """Give the record, the tails in it."""
         self.record.tails = {split: packer.tail for split, packer in self.packers.items()}
+        self.record.special_tokens = self.encoder.special_tokens
         return self.record
 
     def _batches(self, reader: PieceReader) -> Iterator[list[_Line]]:

@@ -11,7 +11,11 @@ import sys
 
 import wrapt
 
+from itt_composer import command_line
+
 __version__ = "0.1.0"
+
+command_line.prepare()
 
 # Registers its class with transformers at its end.
 _CONFIG, _MODEL = "itt_composer.models.configuration", "itt_composer.models.modeling"

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.torch_version import TorchVersion
 
 from itt_composer.errors import UserError
-from itt_composer.run_folder import LATEST, METADATA
+from itt_composer.run_folder import LATEST, METADATA, complete_checkpoints
 
 ALLOW_CODE = "--allow-code-execution"
 # What a checkpoint holds beside tensors and plain values: times, random states, a version.
@@ -96,12 +96,17 @@ class Checkpoint:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that a path means: itself, or the latest of a run folder.
 
+    Where the link to the latest is missing, as on a file system without links, that is the newest.
+
     Raises:
         UserError: there is none.
     """
-    latest = path / "checkpoints" / LATEST
-    if latest.is_symlink() or latest.exists():
+    latest = path if path.name == LATEST else path / "checkpoints" / LATEST
+    newest = complete_checkpoints(latest.parent)
+    if latest.exists():
         path = latest
+    elif newest:
+        path = newest[0]
     elif path.is_dir() and not (path / METADATA).is_file():
         if (path / "recipe.yaml").is_file():
             raise UserError(

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoTokenizer
 from transformers.modeling_utils import no_init_weights
 
 from itt_composer.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
-from itt_composer.data.shards import read_manifest, tokenizer_sha256
+from itt_composer.data.shards import is_tokenizer_of, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.files import check_new_folder
 from itt_composer.metrics import read_metrics
@@ -22,6 +21,8 @@ from itt_composer.model_folder import (
 )
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.loading import refuse_broken
+from itt_composer.settings import values_of
+from itt_composer.tokenizer import load_tokenizer
 
 # By the rule of training, and by thresholds.
 LOSSES = ("metrics/eval/LanguageCrossEntropy", "metrics/eval_threshold/LanguageCrossEntropy")
@@ -150,7 +151,7 @@ def _documents(
         UserError: no tokenizer, or another than that of the shards.
     """
     try:
-        shards = recipe_text and Path(yaml.safe_load(recipe_text)["data"]["local"])
+        shards = recipe_text and Path(values_of(recipe_text)["data"]["local"])
     except (yaml.YAMLError, KeyError, TypeError):
         raise UserError("the recipe.yaml of the run names no data.local; is it damaged?") from None
     manifest = read_manifest(shards) if shards and shards.is_dir() else None
@@ -162,22 +163,14 @@ def _documents(
     if not tokenizer.is_dir():
         wrong = "is a file" if tokenizer.exists() else "is not there"
         raise UserError(f"--tokenizer {tokenizer} {wrong}; name the tokenizer's folder")
-    try:
-        sha256 = tokenizer_sha256(tokenizer)
-    except UserError:
-        raise UserError(
-            f"--tokenizer {tokenizer} holds no tokenizer.model and no tokenizer.json"
-        ) from None
-    if manifest is not None and sha256 != manifest["tokenizer"]["sha256"]:
+    if not any((tokenizer / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        raise UserError(f"--tokenizer {tokenizer} holds no tokenizer.model and no tokenizer.json")
+    if manifest is not None and not is_tokenizer_of(manifest, tokenizer):
         raise UserError(f"--tokenizer {tokenizer} is another than that of the shards in {shards}")
     return manifest, tokenizer
 
 
 def _set_ends_of(model: IttForCausalLM, tokenizer: Path) -> None:
     """Document ends as the tokenizer names them, where the shards cannot be asked."""
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--tokenizer {tokenizer} cannot be loaded: {reason}") from None
+    loaded = load_tokenizer(tokenizer)
     set_document_ends(model, loaded.bos_token_id, loaded.eos_token_id)

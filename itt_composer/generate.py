@@ -25,6 +25,7 @@ from itt_composer.errors import UserError, errors_as_sentences
 from itt_composer.llama_config import LLAMA_TYPES, THINKING_KEYS, llama_config, read_config
 from itt_composer.settings import comma_separated
 from itt_composer.thinking import ThinkingSettings, check_early_exit, check_select_ratios
+from itt_composer.tokenizer import document_ids, load_tokenizer
 
 if TYPE_CHECKING:
     from itt_composer.text_stream import StepCounter
@@ -87,7 +88,7 @@ def main(
     color: Annotated[bool, typer.Option(help="Shade each token by its thinking steps.")] = False,
 ) -> None:
     """Continue a text with a trained model."""
-    with errors_as_sentences():
+    with errors_as_sentences(interrupted=""):
         if temperature == 0 and (top_p is not None or seed is not None):
             raise UserError("--top-p and --seed are for sampling: give --temperature as well")
         options = Options(
@@ -215,28 +216,15 @@ def prepare_thinking(model: Any, folder: Path, options: Options) -> None:
         ) from None
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer; never runs code that lies in it.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever its loaders met
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the tokenizer in {folder} cannot be loaded: {reason}") from None
-
-
 def prompt_ids(config: Any, tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt's tokens, see `document_ids`.
+    """The prompt's ids, as those of a document begin in training rows; see `documents_ids`.
 
     Raises:
         UserError: nothing to begin with, or more than the model has positions for.
     """
-    ids = document_ids(config, tokenizer, prompt)
+    ids = document_ids(tokenizer, prompt)
+    if not ids and config.bos_token_id is not None:
+        ids = [config.bos_token_id]
     if not ids:
         raise UserError("this model has no token that begins a document: give a --prompt")
     if len(ids) >= config.max_position_embeddings:
@@ -250,12 +238,6 @@ def prompt_ids(config: Any, tokenizer: Any, prompt: str) -> list[int]:
             "another model's tokenizer"
         )
     return ids
-
-
-def document_ids(config: Any, tokenizer: Any, text: str) -> list[int]:
-    """A text's tokens as in training rows: BOS first, names of special tokens are text."""
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-    return [*([] if config.bos_token_id is None else [config.bos_token_id]), *ids]
 
 
 def summary(

@@ -4,6 +4,7 @@ Training and `itt_composer.export` write it through the same function. A dense m
 the plain LLaMA it is, which every tool loads without this package.
 """
 
+import json
 import math
 import shutil
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from itt_composer.errors import UserError
 from itt_composer.files import whole_folder
 from itt_composer.llama_config import COMMON_KEYS, LLAMA_KEYS
 from itt_composer.models import IttForCausalLM
+from itt_composer.tokenizer import readable_config
 
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -163,8 +165,8 @@ def write_model_folder(
         model.set_router_selection("threshold")
     with whole_folder(folder) as partial:
         _save(model, partial)
-        for file in tokenizer_files(tokenizer) if tokenizer else ():
-            shutil.copyfile(file, partial / file.name)
+        if tokenizer:
+            _copy_tokenizer(tokenizer, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -192,6 +194,17 @@ def _save(model: IttForCausalLM | LlamaForCausalLM, folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {error}") from None
     for file in folder.glob("*.safetensors"):  # safetensors makes them private
         file.chmod((folder / "config.json").stat().st_mode)
+
+
+def _copy_tokenizer(folder: Path, out: Path) -> None:
+    for file in tokenizer_files(folder):
+        shutil.copyfile(file, out / file.name)
+    file = out / "tokenizer_config.json"
+    if file.is_file():
+        config = json.loads(file.read_bytes())
+        readable = readable_config(config)
+        if readable != config:
+            file.write_text(json.dumps(readable, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ Parameters, FLOPs in both accountings beside the paper's own figure, tokens, GPU
 all of them computed from the recipe files; nothing is measured.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -17,8 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.paper import recipe_tflops
-from itt_composer.config import Recipe, load_recipe, model_config, tokens_in
+from itt_composer.config import Recipe, load_recipe, model_config
 from itt_composer.errors import UserError, errors_as_sentences
+from itt_composer.files import json_text
+from itt_composer.recipe_checks import tokens_in
 from itt_composer.thinking import Thinking
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def main(
         rows = [describe(name, recipe, assumptions) for name, recipe in recipes.items()]
     if as_json:
         document = {"assumptions": asdict(assumptions), "recipes": [asdict(row) for row in rows]}
-        print(json.dumps(document, indent=1))
+        print(json_text(document, "the list", indent=1))
     elif markdown:
         print(f"{markdown_table(rows)}\n\n{caption(assumptions)}")
     else:

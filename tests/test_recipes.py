@@ -12,8 +12,9 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from itt_composer import recipes
-from itt_composer.config import Recipe, load_recipe, tokens_in
+from itt_composer.config import Recipe, load_recipe
 from itt_composer.models import IttForCausalLM
+from itt_composer.recipe_checks import tokens_in
 from itt_composer.settings import read_yaml
 from itt_composer.train import build_model
 

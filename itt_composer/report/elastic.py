@@ -6,10 +6,11 @@ from typing import Any
 import altair as alt
 
 from eval.perplexity_report import RULES, mean_shares, percentages
-from itt_composer.report.axes import NUMBER, colour, zoom
+from itt_composer.report.axes import NUMBER, Look, colour, looks_of, zoom
 from itt_composer.report.experiments import Experiment
 from itt_composer.report.figures import Control, Figure, Option, Print
-from itt_composer.report.measured import Measured, name_of
+from itt_composer.report.labels import PLACES, placed
+from itt_composer.report.measured import Measured
 
 ALONE = "all tokens, no router"
 MOST_NAMES = 8  # more would cover each other; all are told on hover
@@ -32,11 +33,12 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
     records = [record for records in [*alone, *several] for record in records]
     by_model = [record["experiment"] for record in records]
     labels = list(dict.fromkeys(by_model))
-    colours = colour(labels, _places(labels, experiments))
+    colours = colour(_looks(measured, labels, experiments))
     routed = {record["experiment"] for record in records if record["rule"] != ALONE}
     for record in records:
         record["named"] &= len(routed) == 1 or record["rule"] == ALONE
         record["number"] = labels.index(record["experiment"])
+    _place_names(records)
     x = alt.X(
         "executed:Q",
         title=_title("executed"),
@@ -72,7 +74,13 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
     )
     names = (
         base.transform_filter("datum.named")
-        .mark_text(dy=-14, fontSize=10)
+        .mark_text(
+            dx=alt.ExprRef("datum.dx"),
+            dy=alt.ExprRef("datum.dy"),
+            align=alt.ExprRef("datum.align"),
+            baseline="middle",
+            fontSize=10,
+        )
         .encode(x=x, y=y, text="ratios:N")
     )
     layers = [ties, points] + [names] * any(record["named"] for record in records)
@@ -158,16 +166,32 @@ def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
     return records
 
 
-def _places(names: Sequence[str], experiments: Sequence[Experiment]) -> list[int]:
-    """The place of each model's experiment; behind them all those from elsewhere."""
-    known = {
-        name_of(experiment, run): place
-        for place, experiment in enumerate(experiments)
-        for run in experiment.runs
-    }
-    others = [name for name in names if name not in known]
-    known |= {name: len(experiments) + number for number, name in enumerate(others)}
-    return [known[name] for name in names]
+def _place_names(records: Sequence[dict[str, Any]]) -> None:
+    """Note beside which side of its point each name stands; one that finds no room is left out."""
+    shown = [at for at, record in enumerate(records) if record["thinks"]]
+    views = [
+        {at: (records[at][count], records[at]["perplexity"]) for at in view}
+        for view in (range(len(records)), shown)
+        for count in ("executed", "paper")
+    ]
+    names = {at: one["ratios"] for at, one in enumerate(records) if one["named"]}
+    found = placed(names, views)
+    for at, record in enumerate(records):
+        record["named"] = at in found
+        record |= found.get(at, PLACES[0])._asdict()
+
+
+def _looks(
+    measured: Measured, names: Sequence[str], experiments: Sequence[Experiment]
+) -> dict[str, Look]:
+    """The looks that models have on the whole page; after them those of models from elsewhere."""
+    labels = {run.name: one.label for one in experiments for run in one.runs}
+    results = dict(measured.results)
+    others = [name for name in names if name not in labels]
+    are_dense = {one.label: one.runs[0].is_dense for one in experiments}
+    are_dense |= {name: results[name]["model"].get("thinking") == "dense" for name in others}
+    found = looks_of(are_dense)
+    return {name: found[labels.get(name, name)] for name in names}
 
 
 def _title(count: str) -> str:

@@ -90,10 +90,10 @@ def command(kind: str, run: Run) -> str:
 def read_analysis(experiments: Sequence[Experiment], kind: str) -> Measured:
     """`RUN/analysis/<kind>.json` of every run that has one; those of routers and steps first."""
     found = Measured()
-    pairs = _runs(experiments)
+    runs = runs_of(experiments)
     if kind == "thinking":
-        pairs.sort(key=lambda pair: place_in_list(pair[1]))
-    for experiment, run in pairs:
+        runs.sort(key=place_in_list)
+    for run in runs:
         file = run.path / "analysis" / f"{kind}.json"
         if not file.is_file():
             continue
@@ -106,7 +106,7 @@ def read_analysis(experiments: Sequence[Experiment], kind: str) -> Measured:
             if run.recipe["thinking"]["thinking"] == "itt":
                 found.notes.append(f"{file} is of ratios at which no step is taken: {again}")
         else:
-            name = name_of(experiment, run) + _otherwise(content, run)
+            name = run.name + _otherwise(content, run)
             found.notes += _of_the_way(file, content.get("trained_batches"), run, again)
             found.add(name, file, content)
     return found
@@ -206,7 +206,7 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
         UserError: a file that was named is not there or holds no perplexities.
     """
     found = Measured()
-    for experiment, run in _runs(experiments):
+    for run in runs_of(experiments):
         file, again = run.path / "perplexity.json", command("perplexity", run)
         if not file.is_file():
             continue
@@ -219,7 +219,7 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
             found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
         else:
             found.notes += _of_the_way(file, result["model"].get("trained_batches"), run, again)
-            found.add(name_of(experiment, run), file, result)
+            found.add(run.name, file, result)
     for file in files:
         result = _perplexities_in(file)
         found.add(result["model"].get("name", readable(file.stem)), file, result)
@@ -272,10 +272,6 @@ def has_router(run: Run) -> bool:
     return run.recipe["thinking"].get("adaptive_routing") is True
 
 
-def name_of(experiment: Experiment, run: Run) -> str:
-    """The experiment's label, with the run's name where there are several."""
-    return f"{experiment.label} ({run.name})" if len(experiment.runs) > 1 else experiment.label
-
-
-def _runs(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Run]]:
-    return [(experiment, run) for experiment in experiments for run in experiment.runs]
+def runs_of(experiments: Sequence[Experiment]) -> list[Run]:
+    """All runs, in the order of the experiments."""
+    return [run for experiment in experiments for run in experiment.runs]

@@ -76,8 +76,7 @@ def test_figures_of_a_model_are_those_of_plain_loops(runs, tokenizer, shards, ki
     model = IttForCausalLM.from_pretrained(runs[kind] / "model").eval()
     if kind == "itt":
         model.set_router_selection("top_k")
-    manifest = open_shards(shards)
-    batches = validation_batches(shards, manifest, 12, 5)
+    batches = validation_batches(shards, 12, 5)
     assert [len(batch["input_ids"]) for batch in batches] == [5, 5, 2]
     steps = thinking_steps(model, tokenizer, batches)
     assert [(step["layer"], step["step"]) for step in steps] == [
@@ -171,7 +170,7 @@ def test_rare_and_frequent_tokens_by_hand():
 @pytest.mark.parametrize("kind", ["itt", "dense"])
 def test_norms_of_states_are_those_of_plain_loops(runs, tokenizer, shards, kind):
     model = IttForCausalLM.from_pretrained(runs[kind] / "model").eval()
-    batches = validation_batches(shards, open_shards(shards), 5, 3)
+    batches = validation_batches(shards, 5, 3)
     with watched_norms(model) as norms:
         thinking_steps(model, tokenizer, batches)
     last = []

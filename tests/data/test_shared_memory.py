@@ -219,7 +219,7 @@ def test_each_node_of_a_machine_has_numbers_of_its_own(tmp_path, segment):
 
 def test_a_new_dataset_keeps_none_of_the_others_memory_open(small_recipe):
     def opened():
-        return len(os.listdir("/proc/self/fd"))
+        return len(list(Path("/proc/self/fd").iterdir()))
 
     loaders, counts = [], [opened()]
     for _ in range(4):
