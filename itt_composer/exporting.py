@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from transformers.modeling_utils import no_init_weights
 
-from itt_composer.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
+from itt_composer.checkpoints import Checkpoint, load_checkpoint
 from itt_composer.data.shards import is_tokenizer_of, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.files import check_new_folder
@@ -21,6 +21,7 @@ from itt_composer.model_folder import (
 )
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.loading import refuse_broken
+from itt_composer.run_folder import find_checkpoint
 from itt_composer.settings import values_of
 from itt_composer.tokenizer import load_tokenizer
 

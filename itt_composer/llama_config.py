@@ -136,6 +136,28 @@ def llama_config(config: Mapping[str, Any], named: str) -> dict[str, Any]:
     return config
 
 
+def check_llama_folder(model: str) -> dict[str, Any] | None:
+    """The configuration of a LLaMA in a folder; None where MODEL is a name on the hub.
+
+    Raises:
+        UserError: MODEL is a place without a LLaMA, or one that cannot be made to think.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        if folder.exists() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
+            raise UserError(f"there is no folder {model}; name a transformers folder or a hub name")
+        return None
+    config = read_config(folder, model)
+    kind = config.get("model_type")
+    if kind == "itt" and config.get("thinking") != "dense":
+        raise UserError(f"{model} thinks already; from-llama takes a LLaMA")
+    if kind not in LLAMA_TYPES:
+        raise UserError(f"{model} is a {kind!r}; from-llama takes a LLaMA")
+    if config.get("quantization_config") is not None:
+        raise UserError(f"{model} is quantized; from-llama takes the weights it was made from")
+    return llama_config(config, model)
+
+
 def in_version_4(
     config: Mapping[str, Any],
     named: str,

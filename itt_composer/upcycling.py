@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from itt_composer.errors import UserError
 from itt_composer.files import check_new_folder
+from itt_composer.llama_config import check_llama_folder
 from itt_composer.model_folder import (
     TOKENIZER_FILES,
     model_card,
@@ -95,13 +96,11 @@ def load_llama(source: str, config: IttConfig) -> IttForCausalLM:
 
 
 def _llama_config(source: str) -> PretrainedConfig:
-    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
-        raise UserError(f"there is no folder {source}; name a transformers folder or a hub name")
+    check_llama_folder(source)
     config = load_config(source)
     is_dense = config.model_type == "itt" and config.thinking == "dense"
     if config.model_type != "llama" and not is_dense:
-        kind = "thinks already" if config.model_type == "itt" else f"is a {config.model_type!r}"
-        raise UserError(f"{source} {kind}; from-llama takes a LLaMA")
+        raise UserError(f"{source} is a {config.model_type!r}; from-llama takes a LLaMA")
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"{source} is quantized; from-llama takes the weights it was made from")
     return config
