@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from itt_composer.errors import Mistakes, UserError
+from itt_composer.llama_config import check_heads, check_rope_scaling
 from itt_composer.recipe_checks import check_together
 from itt_composer.registry import (
     ALGORITHMS,
@@ -118,18 +119,10 @@ class ModelRecipe(_Group):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelRecipe":
-        if self.head_dim is None and self.hidden_size % (2 * self.num_attention_heads):
-            raise ValueError(
-                f"hidden_size={self.hidden_size} does not split into "
-                f"{self.num_attention_heads} heads of even size"
-            )
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: positions rotate pairs")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}"
-            )
+        check_heads(
+            self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        )
+        check_rope_scaling(self.rope_scaling)
         return self
 
 
