@@ -23,8 +23,8 @@ quickstart: setup ## train a tiny ITT and the dense model on a CPU and compare t
 # Models of the tests are so small that a second thread costs more than it does.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
-# Three processes, as streaming keeps thousands of files open in each, a file of tests at a time; Spark's tests want to be first.
-WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
+# A process per core, a file of tests at a time; Spark's tests want to be first.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup ## run the tests (ARGS="-k name" goes to pytest; ARGS="-n 0" takes one process)
 	@HF_HUB_OFFLINE=1 $(THREADS) $(RUN) pytest $(WORKERS) $(ARGS)

@@ -9,7 +9,6 @@ forked with model and prompts at hand; what is timed is everything from the firs
 results. Peak memory is above what the process began with.
 """
 
-import json
 import logging
 import multiprocessing
 import os
@@ -41,6 +40,7 @@ from eval.suite import ModelSettings, TaskSettings, TaskSuite  # noqa: E402
 from eval.task_data import OpenTasks, open_tasks  # noqa: E402
 from itt_composer.calibration import calibrate  # noqa: E402
 from itt_composer.config import load_recipe  # noqa: E402
+from itt_composer.files import write_json  # noqa: E402
 from itt_composer.model_folder import write_model_folder  # noqa: E402
 from itt_composer.train import build_model  # noqa: E402
 
@@ -202,7 +202,7 @@ def main(
                 rows.append(compare(evaluated, source, task, chosen[task], rounds))
                 print(line_of(rows[-1]), flush=True)
     if output is not None:
-        output.write_text(json.dumps(rows, indent=1) + "\n")
+        write_json(output, rows)
 
 
 if __name__ == "__main__":

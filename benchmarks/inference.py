@@ -10,7 +10,6 @@ while the same tokens are decoded. Batch 1, float32 on a CPU, bfloat16 on a GPU.
 a process that has this model alone, above what it had before.
 """
 
-import json
 import multiprocessing
 import random
 import statistics
@@ -31,6 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 
 from benchmarks.loader import machine  # noqa: E402
+from itt_composer.files import write_json  # noqa: E402
 from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
 from itt_composer.models.layer import ThinkingStep  # noqa: E402
 from itt_composer.models.thresholds import quantiles_of  # noqa: E402
@@ -211,7 +211,9 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def measure(size: str, ratios: list[float], work: Work, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    size: str, ratios: list[float], work: Work, repeats: int, memory: bool
+) -> list[dict[str, Any]]:
     """A row of results per subject."""
     subjects: list[Subject] = []
     for name in subject_names(ratios):
@@ -227,7 +229,7 @@ def measure(size: str, ratios: list[float], work: Work, repeats: int) -> list[di
     return [
         {
             **_row(size, name, work, times[name], times[DENSE], counts[name], counts[DENSE][0]),
-            "peak_megabytes": in_own_process(subject, size, work),
+            "peak_megabytes": in_own_process(subject, size, work) if memory else None,
         }
         for name, subject in zip(times, subjects, strict=True)
     ]
@@ -286,7 +288,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
             f"{row['decode_ratio']:.2f} ({low:.2f}–{high:.2f})",
             f"{row['flops_ratio']:.2f}",
             f"{row['measured_over_predicted']:.2f}",
-            f"{row['peak_megabytes']:,.0f}",
+            "–" if row["peak_megabytes"] is None else f"{row['peak_megabytes']:,.0f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -299,6 +301,7 @@ def main(
     new_tokens: Annotated[int, typer.Option(help="Tokens decoded one by one.")] = 32,
     repeats: Annotated[int, typer.Option(help="Rounds.")] = 15,
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 1,
+    memory: Annotated[bool, typer.Option(help="Measure memory, a process per model.")] = True,
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
 ) -> None:
     """Measure prefill, decoding and memory."""
@@ -309,12 +312,12 @@ def main(
     command = f"python {' '.join(sys.argv)}"
     rows = []
     for size in sizes.split(","):
-        rows += measure(size, shares, work, repeats)
+        rows += measure(size, shares, work, repeats, memory)
     print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s). Command: {command}\n")
     print(as_markdown(rows))
     if output is not None:
         results = {"device": device, "command": command, "threads": threads, "rows": rows}
-        output.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(output, results)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[0] = str(REPOSITORY)  # instead of this file's folder, where data_prep.py lies
 
 from data_prep.domains import PAPER_SHARES  # noqa: E402
+from data_prep.manifest import FORMAT_VERSION  # noqa: E402
 from itt_composer.config import DataRecipe  # noqa: E402
 from itt_composer.data.integrity import sha256_of  # noqa: E402
 from itt_composer.data.prepare import prepare_shards  # noqa: E402
@@ -46,6 +47,8 @@ def make_shards(out: Path, megabytes: int, seq_len: int, vocab_size: int = VOCAB
     splits["validation"]["cc"] = {"rows": 16}
     write_rows(out / "validation/cc", 16, seq_len, rng, vocab_size)
     manifest = {
+        "format_version": FORMAT_VERSION,
+        "command": "convert",
         "seq_len": seq_len,
         "dtype": "uint16",
         "vocab_size": vocab_size,

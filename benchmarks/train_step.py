@@ -20,7 +20,6 @@ allocated, on a CPU as PyTorch's memory tracker adds it up, without computing an
 
 import contextlib
 import itertools
-import json
 import random
 import statistics
 import sys
@@ -45,6 +44,7 @@ sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 
 from benchmarks.loader import machine, make_shards  # noqa: E402
 from itt_composer import estimates  # noqa: E402
+from itt_composer.files import write_json  # noqa: E402
 from itt_composer.flops import executed_flops  # noqa: E402
 from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
 from itt_composer.models import modeling as itt_modeling  # noqa: E402
@@ -282,7 +282,8 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         shards = Path(folder, "shards")
         tokens = work.rows * work.seq_len * (rounds + 4)
-        make_shards(shards, max(1, tokens * 4 // 10**6), work.seq_len)
+        vocab_size = geometry(size)["vocab_size"]
+        make_shards(shards, max(1, tokens * 4 // 10**6), work.seq_len, vocab_size)
         recipe = load_recipe(
             REPOSITORY / f"yamls/pretrain/{'llama' if thinking == 'dense' else thinking}_162m.yaml",
             [
@@ -377,7 +378,7 @@ def main(
     print("\n".join([as_markdown(rows), "", *shares]))
     if output is not None:
         results = {"device": device, "command": command, "rows": rows, "trainer": shares}
-        output.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(output, results)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ its six. On a CPU float32 on one thread, and its time is that of the process, so
 machine count little; on a GPU bfloat16 and the clock.
 """
 
-import json
 import statistics
 import sys
 import tempfile
@@ -30,6 +29,7 @@ sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 from benchmarks.loader import machine, make_shards  # noqa: E402
 from itt_composer.config import Recipe, load_recipe  # noqa: E402
 from itt_composer.data.streams import build_dataloader  # noqa: E402
+from itt_composer.files import write_json  # noqa: E402
 from itt_composer.models.composer_model import ComposerItt  # noqa: E402
 from itt_composer.models.wrapping import compile_layers  # noqa: E402
 from itt_composer.registry import CALLBACKS  # noqa: E402
@@ -116,9 +116,10 @@ def overheads(seconds: list[float], places: tuple[int, ...]) -> list[float]:
     ]
 
 
-def measure(size: str, device: str, cycles: int, compile_layer: bool) -> list[dict[str, Any]]:
+def measure(
+    size: str, device: str, rows: int, seq_len: int, cycles: int, compile_layer: bool
+) -> list[dict[str, Any]]:
     """A row of results for each thing that is watched; the first cycle warms up."""
-    rows, seq_len = WORK[device][size]
     with tempfile.TemporaryDirectory() as temporary:
         recipe = load(size, device, rows, seq_len, Path(temporary))
         megabytes = 1 + 2 * rows * seq_len * CYCLE * (cycles + 1) // 1_000_000
@@ -173,7 +174,9 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 def main(
     sizes: Annotated[str, typer.Option(help="Files of yamls/models.")] = "",
-    cycles: Annotated[int, typer.Option(help="Six batches each.")] = 10,
+    cycles: Annotated[int, typer.Option(min=2, help="Six batches each.")] = 10,
+    batch_rows: Annotated[int | None, typer.Option("--rows", help="Of a batch.")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens of a row.")] = None,
     compile_layer: Annotated[
         bool, typer.Option("--compile", help="Compile each layer; watched batches are not.")
     ] = False,
@@ -187,12 +190,14 @@ def main(
     command = f"python {' '.join(sys.argv)}"
     rows = []
     for size in sizes.split(",") if sizes else WORK[device]:
-        rows += measure(size, device, cycles, compile_layer)
+        of_batch, tokens = WORK[device][size]
+        shape = (batch_rows or of_batch, seq_len or tokens)
+        rows += measure(size, device, *shape, cycles, compile_layer)
     print(f"Device: {name}; torch {torch.__version__}. Command: {command}\n")
     print(as_markdown(rows))
     if output is not None:
         results = {"device": name, "command": command, "rows": rows}
-        output.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(output, results)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,13 @@ class Encoder(str, Enum):
     reference = "reference"
 
 
+class SpecialTokens(str, Enum):
+    """What the name of a special token in a document is."""
+
+    text = "text"
+    token = "token"
+
+
 class Engine(str, Enum):
     """Where the work is done."""
 
@@ -166,7 +173,10 @@ def convert(
         typer.Option(help="YAML of domain shares that divide both.", show_default="the paper's"),
     ] = None,
     encoder: Annotated[
-        Encoder, typer.Option(help="gigatoken held to the reference, or the reference alone.")
+        Encoder,
+        typer.Option(
+            help="gigatoken where it is proven, held to the reference; or the reference alone."
+        ),
     ] = Encoder.fast,
     on_bad_line: Annotated[
         OnBadLine, typer.Option(help="Stop, or list it in rejects.jsonl and go on.")
@@ -181,6 +191,10 @@ def convert(
     eos_token: Annotated[
         str | None, typer.Option(help="Token after a document.", show_default="the tokenizer's")
     ] = None,
+    special_tokens: Annotated[
+        SpecialTokens,
+        typer.Option(help="What the name of a special token, such as </s>, in a document is."),
+    ] = SpecialTokens.text,
     part_size: Annotated[
         int, typer.Option(parser=_bytes, metavar="SIZE", help="Text that a worker takes at a time.")
     ] = "64mb",  # type: ignore[assignment]
@@ -233,6 +247,7 @@ def convert(
             max_reject_share=max_reject_share,
             bos_token=bos_token,
             eos_token=eos_token,
+            special_tokens=special_tokens.value,
             part_size=part_size,
             shard_size=shard_size,
             compression=compression,
@@ -296,11 +311,11 @@ def stats(out: Folder, as_json: Json = False) -> None:
 
 
 def _print_stats(found: "Stats") -> None:
-    from data_prep.stats import rejects_line, tables
+    from data_prep.stats import notes, tables
 
     for table in tables(found):
         Console().print(table)
-    if line := rejects_line(found):
+    for line in notes(found):
         typer.echo(line)
 
 

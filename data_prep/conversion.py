@@ -85,6 +85,7 @@ class PartRecord:
         lines: lines read, rejected ones included.
         rejects: lines left out.
         cut_files: files that could be read to a damaged place only, or not at all.
+        special_tokens: names of special tokens that were met in documents.
         domains: counts by domain and split; `tokens` are all ids, BOS, EOS and tail included.
         tails: ids by domain and split that fill no row, (fewer than seq_len,).
     """
@@ -95,6 +96,7 @@ class PartRecord:
     lines: int = 0
     rejects: list[Reject] = field(default_factory=list)
     cut_files: list[str] = field(default_factory=list)
+    special_tokens: int = 0
     domains: dict[str, dict[str, SplitCounts]] = field(default_factory=dict)
     tails: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
@@ -215,6 +217,7 @@ class _Conversion:
             domain: {split: packer.tail for split, packer in packers.items()}
             for domain, packers in self.packers.items()
         }
+        self.record.special_tokens = self.encoder.special_tokens
         return self.record
 
     def _add_domain(self, domain: str) -> None:

@@ -6,6 +6,7 @@ inputs → parts → rows and shards, part by part, on every worker
 
 import errno
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from data_prep.output import LocalOutput, RemoteOutput, open_output
 from data_prep.part_store import DonePart, write_synced
 from data_prep.parts import Part, pieces_of, plan_parts
 from data_prep.progress import conversion_progress
+from data_prep.proven import encoder_for
 from data_prep.rejects import RejectLimit, rejects_as_jsonl
 from data_prep.rows import ShardOptions, check_storage, row_dtype, sync
 from data_prep.split import SPLITS
@@ -34,6 +36,7 @@ from itt_composer.errors import UserError
 
 REJECTS = "rejects.jsonl"
 TOKENIZER = "tokenizer"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,11 @@ class Options:
         validation_tokens, train_tokens: budgets over all domains, or None for everything.
         shares: YAML file that divides the budgets; None for the paper's shares.
         workers: processes; None for one per core, fewer for little text.
-        encoder: "fast" or "reference".
+        encoder: "fast" where it is proven for the tokenizer, or "reference".
         skip_bad_lines: reject bad lines; else stop at the first.
         max_reject_share: most lines that may be rejected.
         bos_token, eos_token: tokens around a document; None for the tokenizer's own.
+        special_tokens: "text" or "token", what the name of a special token in a document is.
         part_size, shard_size: bytes.
         compression: of shards, or None.
         hashes: in the index of a stream.
@@ -80,6 +84,7 @@ class Options:
     max_reject_share: float = 0.01
     bos_token: str | None = None
     eos_token: str | None = None
+    special_tokens: str = "text"
     part_size: int = 1 << 26
     shard_size: int = 1 << 26
     compression: str | None = None
@@ -104,7 +109,9 @@ def convert(options: Options) -> dict[str, Any] | None:
         raise UserError(
             f"--out {options.out} lies inside the input {options.root}: choose a folder outside it"
         )
-    tokenizer = load_tokenizer(options.tokenizer, options.bos_token, options.eos_token)
+    tokenizer = load_tokenizer(
+        options.tokenizer, options.bos_token, options.eos_token, options.special_tokens
+    )
     check_storage(_shard_options(options, tokenizer))
     corpus = find_corpus(options.root, mixed=options.domain_field is not None)
     budgets, recipe = _recipe(options, tokenizer, corpus)
@@ -158,6 +165,7 @@ def _recipe(
             f"--train-tokens {options.train_tokens} is less than one row of {options.seq_len} "
             "tokens for any domain: raise it or lower --seq-len"
         )
+    encoder, reason = encoder_for(tokenizer, options.encoder)
     return budgets, {
         "command": "convert",
         "seq_len": options.seq_len,
@@ -165,14 +173,20 @@ def _recipe(
         "vocab_size": tokenizer.vocab_size,
         "bos_id": tokenizer.bos_id,
         "eos_id": tokenizer.eos_id,
-        "tokenizer": {"file": f"{TOKENIZER}/{tokenizer.file}", "sha256": tokenizer.sha256},
+        "tokenizer": {
+            "file": f"{TOKENIZER}/{tokenizer.file}",
+            "sha256": tokenizer.sha256,
+            "source_sha256": tokenizer.source_sha256,
+        },
+        "special_tokens": options.special_tokens,
         "text_field": options.text_field,
         "domain_field": options.domain_field,
         "validation_share": options.validation_share,
         "validation_tokens": options.validation_tokens,
         "train_tokens": options.train_tokens,
         "shares": shares,
-        "encoder": options.encoder,
+        "encoder": encoder,
+        "why_reference": reason,
         "part_size": options.part_size,
         "shard_size": options.shard_size,
         "compression": options.compression,
@@ -203,14 +217,15 @@ def _threshold(
 
 
 def _settings(options: Options, fields: Fields, tokenizer: Tokenizer, threshold: float) -> Settings:
-    if options.encoder == "fast":
-        _ = tokenizer.fast  # told here, not by a worker, if gigatoken cannot read it
+    encoder, reason = encoder_for(tokenizer, options.encoder)
+    if reason is not None:
+        logger.info("gigatoken is not proven for %s: the reference encodes, more slowly", reason)
     return Settings(
         root=options.root,
         fields=fields,
         validation_share=threshold,
         tokenizer=tokenizer,
-        encoder=options.encoder,
+        encoder=encoder,
         skip_bad_lines=options.skip_bad_lines,
         shards=_shard_options(options, tokenizer),
     )
@@ -287,6 +302,10 @@ def _report(
         },
         "rejects": {
             source: sum(len(part.record.rejects) for part in done) for source, done in parts.items()
+        },
+        "special_token_names": {
+            domain: sum(part.record.special_tokens for part in done)
+            for domain, done in parts.items()
         },
         "cut_files": sorted(name for part in used for name in part.record.cut_files),
         "files": files,

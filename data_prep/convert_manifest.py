@@ -53,6 +53,8 @@ class ConvertManifest(ManifestPart):
     splits: dict[str, dict[str, StreamCounts]]
     totals: dict[str, StreamCounts]
     rejects: dict[str, NonNegativeInt]
+    special_tokens: Literal["text", "token"] = "text"
+    special_token_names: dict[str, NonNegativeInt] = {}
     files: dict[str, FileFingerprint]
 
 

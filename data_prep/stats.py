@@ -29,13 +29,19 @@ class StreamStats(ManifestPart):
 
 
 class Stats(ManifestPart):
-    """What a converted folder holds; `rejects` counts by domain the lines that were skipped."""
+    """What a converted folder holds.
+
+    `rejects` counts by domain the lines that were skipped, `special_token_names` the names of
+    special tokens in documents, which are what `special_tokens` says: "text" or "token".
+    """
 
     seq_len: int
     vocab_size: int
     splits: dict[str, dict[str, StreamStats]]
     totals: dict[str, StreamStats]
     rejects: dict[str, int]
+    special_tokens: str
+    special_token_names: dict[str, int]
 
 
 def stats(out: str | Path) -> Stats:
@@ -59,6 +65,8 @@ def stats_of(manifest: ConvertManifest) -> Stats:
         },
         totals={split: _stats(total, total) for split, total in totals.items()},
         rejects=manifest.rejects,
+        special_tokens=manifest.special_tokens,
+        special_token_names=manifest.special_token_names,
     )
 
 
@@ -67,10 +75,21 @@ def tables(stats: Stats) -> list[Table]:
     return [_table(stats, split) for split in stats.splits]
 
 
-def rejects_line(stats: Stats) -> str | None:
-    """Name the domains with lines that held no document, None when no domain had any."""
-    rejects = [f"{domain} {count:,}" for domain, count in stats.rejects.items() if count]
-    return f"rejected lines: {', '.join(rejects)}" if rejects else None
+def notes(stats: Stats) -> list[str]:
+    """Lines on rejected lines and on names of special tokens, where there are any."""
+    became = {
+        "text": "kept as text, as in prompts (--special-tokens token makes them tokens)",
+        "token": "taken as tokens, as in prompts",
+    }[stats.special_tokens]
+    lines = [
+        ("rejected lines", stats.rejects, ""),
+        ("names of special tokens in documents", stats.special_token_names, f"; {became}"),
+    ]
+    return [
+        f"{what}: {', '.join(f'{domain} {n:,}' for domain, n in counts.items() if n)}{end}"
+        for what, counts, end in lines
+        if any(counts.values())
+    ]
 
 
 def _sum(counts: list[StreamCounts]) -> StreamCounts:

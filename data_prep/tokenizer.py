@@ -13,6 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.transformers_files import (
+    json_of_sentencepiece,
+    token_of,
+    tokenizer_config,
+    why_transformers_cannot,
+    with_document_ends,
+)
 from itt_composer.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,7 +28,6 @@ if TYPE_CHECKING:
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-COMPANIONS = (CONFIG_FILE, "special_tokens_map.json", JSON_FILE)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*|[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.model"]
 
@@ -32,19 +38,23 @@ class Tokenizer:
 
     Attributes:
         kind: "sentencepiece" or "tokenizers", the reference implementation.
-        content: of the model file.
+        content: of the model file that is written beside the rows.
+        source_sha256: SHA-256 of the file that was given.
         vocab_size: number of ids; all ids are below it.
         bos_id: id that begins a document, or None.
         eos_id: id that ends a document.
-        companions: further files of the tokenizer's folder, by name.
+        config: the `tokenizer_config.json` that is written.
+        special_tokens: "text" or "token", what the name of a special token in a text is.
     """
 
     kind: str
     content: bytes = field(repr=False)
+    source_sha256: str
     vocab_size: int
     bos_id: int | None
     eos_id: int
-    companions: dict[str, bytes] = field(repr=False, default_factory=dict)
+    config: dict[str, Any] = field(repr=False)
+    special_tokens: str = "text"
 
     @property
     def file(self) -> str:
@@ -61,46 +71,43 @@ class Tokenizer:
         """The reference: text → ids, without BOS and EOS."""
         if self.kind == "sentencepiece":
             return _sentencepiece(self.content).encode
-        tokenizer = _tokenizers(self.content)
+        tokenizer = _tokenizers(self.content, self.special_tokens == "text")
         return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def fast(self) -> "gigatoken.Tokenizer":
-        """The same by gigatoken.
-
-        Raises:
-            UserError: gigatoken does not read this kind of tokenizer.
-        """
-        try:
-            return _gigatoken(self.kind, self.content)
-        except Exception as error:  # a Rust library: its errors have no common class
-            raise UserError(
-                f"gigatoken cannot read this tokenizer ({_first_line(error)}): "
-                "add --encoder reference"
-            ) from error
+        """The same by gigatoken, which takes the name of a special token for the token."""
+        return _gigatoken(self.kind, self.content)
 
     @cached_property
-    def control_ids(self) -> list[int]:
-        """Ids that SentencePiece gives to no text, and gigatoken to a text that spells them out."""
-        if self.kind != "sentencepiece":
-            return []
-        processor = _sentencepiece(self.content)
-        return [number for number in range(processor.vocab_size()) if processor.is_control(number)]
+    def special(self) -> dict[str, int]:
+        """The special tokens, or SentencePiece's control pieces, and their ids."""
+        if self.kind == "sentencepiece":
+            model = _sentencepiece(self.content)
+            ids = [number for number in range(model.vocab_size()) if model.is_control(number)]
+            return {model.id_to_piece(number): number for number in ids}
+        added = json.loads(self.content)["added_tokens"]
+        return {token["content"]: token["id"] for token in added if token["special"]}
 
     def __getstate__(self) -> dict[str, Any]:
         """Fields only: the objects that encode are made anew in each process."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def save(self, folder: Path) -> None:
-        """Write a folder that transformers loads."""
+        """Write a folder that transformers loads, see `transformers_files`."""
         folder.mkdir(exist_ok=True)
-        for name, content in self.companions.items():
-            (folder / name).write_bytes(content)
+        if self.kind == "sentencepiece":
+            made = json_of_sentencepiece(self.content)
+            (folder / JSON_FILE).write_bytes(with_document_ends(made, self.config["bos_token"], []))
         (folder / self.file).write_bytes(self.content)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=1) + "\n", "utf-8")
 
 
 def load_tokenizer(
-    source: str, bos_token: str | None = None, eos_token: str | None = None
+    source: str,
+    bos_token: str | None = None,
+    eos_token: str | None = None,
+    special_tokens: str = "text",
 ) -> Tokenizer:
     """Load a tokenizer.
 
@@ -109,9 +116,11 @@ def load_tokenizer(
             `.model` wins), or a name on the Hugging Face hub.
         bos_token: token that begins a document, "none" for none; None takes the tokenizer's own.
         eos_token: token that ends a document; None takes the tokenizer's own.
+        special_tokens: "text" or "token", what the name of a special token in a text is.
 
     Raises:
-        UserError: nothing there, not a tokenizer, or no such BOS or EOS token.
+        UserError: nothing there, not a tokenizer, one whose ids are random or that transformers
+            has no equal of, or no such BOS or EOS token.
     """
     path = Path(source)
     if (
@@ -122,10 +131,16 @@ def load_tokenizer(
         path = _download(source)
     file = _model_file(path)
     content = file.read_bytes()
-    folder = path if path.is_dir() else None
+    config = _read_config((path if path.is_dir() else file.parent) / CONFIG_FILE)
     if file.name.endswith(".json"):
-        return _from_json(file, content, folder, bos_token, eos_token)
-    return _from_sentencepiece(file, content, folder, bos_token, eos_token)
+        return _from_json(file, content, config, bos_token, eos_token, special_tokens)
+    if special_tokens == "token":
+        raise UserError(
+            f"SentencePiece reads the names of special tokens as text: for --special-tokens token "
+            f"give a tokenizer.json instead of {file}"
+        )
+    own = config if path.is_dir() else {}
+    return _from_sentencepiece(file, content, own, bos_token, eos_token)
 
 
 def _model_file(path: Path) -> Path:
@@ -176,7 +191,11 @@ def _converted(folder: Path) -> Path:
 
 
 def _from_sentencepiece(
-    file: Path, content: bytes, folder: Path | None, bos_token: str | None, eos_token: str | None
+    file: Path,
+    content: bytes,
+    config: dict[str, Any],
+    bos_token: str | None,
+    eos_token: str | None,
 ) -> Tokenizer:
     try:
         processor = _sentencepiece(content)
@@ -184,6 +203,8 @@ def _from_sentencepiece(
         raise UserError(
             f"{file} is neither a SentencePiece model nor a tokenizer.json: give one of these"
         ) from error
+    if reason := why_transformers_cannot(content):
+        raise UserError(f"{file} is a SentencePiece model {reason}, which transformers cannot read")
 
     def piece_id(token: str, option: str) -> int:
         if token == "none":
@@ -202,99 +223,79 @@ def _from_sentencepiece(
             f"{file} has no {'EOS' if eos < 0 else 'BOS'} piece, so documents cannot be told "
             f"apart: name one with {'--eos-token' if eos < 0 else '--bos-token (or none)'}"
         )
-    if folder is not None:
-        _named_tokens(folder / CONFIG_FILE)  # readable: it goes into the output
-    companions = {CONFIG_FILE: llama_config(processor)} | _companions(folder)
-    named = {"bos_token": bos_token, "eos_token": eos_token}
-    _name_tokens(companions, {key: name for key, name in named.items() if name is not None})
-    return Tokenizer("sentencepiece", content, processor.vocab_size(), bos, eos, companions)
+    pieces = [processor.id_to_piece(number) for number in range(processor.vocab_size())]
+    begin = None if bos is None else pieces[bos]
+    written = tokenizer_config(config, pieces, begin, pieces[eos], pieces[processor.unk_id()], True)
+    digest = sha256(content).hexdigest()
+    return Tokenizer("sentencepiece", content, digest, len(pieces), bos, eos, written)
 
 
 def _from_json(
-    file: Path, content: bytes, folder: Path | None, bos_token: str | None, eos_token: str | None
+    file: Path,
+    content: bytes,
+    config: dict[str, Any],
+    bos_token: str | None,
+    eos_token: str | None,
+    special_tokens: str,
 ) -> Tokenizer:
     try:
-        tokenizer = _tokenizers(content)
+        tokenizer = _tokenizers(content, True)
     except Exception as error:  # tokenizers raises plain Exception
         raise UserError(f"{file} is not a tokenizer.json ({_first_line(error)})") from error
+    if getattr(tokenizer.model, "dropout", None):
+        raise UserError(f"{file} has a dropout, so its ids are random: set model.dropout to null")
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    config = _named_tokens(file.parent / CONFIG_FILE if folder is None else folder / CONFIG_FILE)
 
-    def token_id(token: str | None, own: str, option: str) -> int | None:
-        name = token if token is not None else config.get(own)
+    def token(given: str | None, own: str, option: str) -> str | None:
+        name = given if given is not None else token_of(config.get(own))
         if name is None or name == "none":
             return None
         if name not in vocabulary:
             raise UserError(f"{file} has no token {name!r}, which {option} names")
-        return int(vocabulary[name])
+        return str(name)
 
-    bos = token_id(bos_token, "bos_token", "--bos-token")
-    eos = token_id(eos_token, "eos_token", "--eos-token")
+    bos = token(bos_token, "bos_token", "--bos-token")
+    eos = token(eos_token, "eos_token", "--eos-token")
     if bos is None and bos_token is None and "bos_token" not in config:
         raise UserError(f"{file} does not say which token begins a document: give --bos-token")
     if eos is None:
         raise UserError(f"{file} does not say which token ends a document: give --eos-token")
-    companions = _companions(folder)
-    companions.pop(JSON_FILE, None)
-    if CONFIG_FILE not in companions or bos_token is not None or eos_token is not None:
-        ids = {"bos_token": bos, "eos_token": eos}
-        by_id = {number: token for token, number in vocabulary.items()}
-        named = {key: "none" if number is None else by_id[number] for key, number in ids.items()}
-        _name_tokens(companions, named)
-    return Tokenizer("tokenizers", content, max(vocabulary.values()) + 1, bos, eos, companions)
+    written = tokenizer_config(config, vocabulary, bos, eos, None, special_tokens == "text")
+    named = {value for key, value in written.items() if key.endswith("_token")} - {None}
+    made = Tokenizer(
+        "tokenizers",
+        with_document_ends(content, bos, sorted(named)),
+        sha256(content).hexdigest(),
+        max(vocabulary.values()) + 1,
+        None if bos is None else vocabulary[bos],
+        vocabulary[eos],
+        written,
+        special_tokens,
+    )
+    for name, number in made.special.items() if special_tokens == "text" else ():
+        if number in made.encode(f"{name} a {name}"):
+            raise UserError(
+                f"{file} has {name!r} among its words, so that it cannot be text: give "
+                "--special-tokens token"
+            )
+    return made
 
 
-def _name_tokens(companions: dict[str, bytes], named: dict[str, str]) -> None:
-    """Have transformers know the tokens that stand around documents; "none" is none."""
-    if not named:
-        return
-    config = json.loads(companions.get(CONFIG_FILE, b"{}"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | config
-    config |= {key: None if name == "none" else name for key, name in named.items()}
-    if named.get("bos_token") == "none":
-        config["add_bos_token"] = False  # true without one, a LLaMA tokenizer cannot be loaded
-    companions[CONFIG_FILE] = (json.dumps(config, indent=1) + "\n").encode()
-    companions.pop("special_tokens_map.json", None)  # it would overrule them
-
-
-def _named_tokens(config_file: Path) -> dict[str, str | None]:
-    """`bos_token` and `eos_token` of a `tokenizer_config.json`, None where it says null."""
+def _read_config(file: Path) -> dict[str, Any]:
+    """A `tokenizer_config.json`, empty where there is none."""
     try:
-        config = json.loads(config_file.read_bytes())
+        config = json.loads(file.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise UserError(f"{config_file} is not JSON ({error})") from error
+        raise UserError(f"{file} is not JSON ({error})") from error
     if not isinstance(config, dict):
-        raise UserError(f"{config_file} is not a JSON object")
-    tokens = {name: config[name] for name in ("bos_token", "eos_token") if name in config}
-    named = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items()}
-    for name, token in named.items():
-        if not isinstance(token, str) and (token is not None or tokens[name] is not None):
-            raise UserError(f"{config_file}: {name} is no token: name one with --{name[:3]}-token")
-    return named
-
-
-def _companions(folder: Path | None) -> dict[str, bytes]:
-    if folder is None:
-        return {}
-    return {n: (folder / n).read_bytes() for n in COMPANIONS if (folder / n).is_file()}
-
-
-def llama_config(processor: Any) -> bytes:
-    """What transformers needs to load a SentencePiece model as a LLaMA tokenizer."""
-    config = {
-        "tokenizer_class": "LlamaTokenizer",
-        "bos_token": processor.id_to_piece(processor.bos_id()) if processor.bos_id() >= 0 else None,
-        "eos_token": processor.id_to_piece(processor.eos_id()) if processor.eos_id() >= 0 else None,
-        "unk_token": processor.id_to_piece(processor.unk_id()),
-        "add_bos_token": processor.bos_id() >= 0,
-        "add_eos_token": False,
-        "clean_up_tokenization_spaces": False,
-        # Ids as SentencePiece gives them; the other setting differs for text that starts blank.
-        "legacy": True,
-    }
-    return (json.dumps(config, indent=1) + "\n").encode()
+        raise UserError(f"{file} is not a JSON object")
+    for name in ("bos_token", "eos_token"):
+        token = token_of(config.get(name))
+        if not isinstance(token, str) and (token is not None or config.get(name) is not None):
+            raise UserError(f"{file}: {name} is no token: name one with --{name[:3]}-token")
+    return config
 
 
 # Made once in a process: a worker gets the tokenizer anew with every part, and gigatoken takes a
@@ -315,11 +316,12 @@ def _sentencepiece(content: bytes) -> Any:
     return sentencepiece.SentencePieceProcessor(model_proto=content)
 
 
-@lru_cache(maxsize=1)
-def _tokenizers(content: bytes) -> Any:
+@lru_cache(maxsize=2)
+def _tokenizers(content: bytes, text_stays_text: bool) -> Any:
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+    tokenizer.encode_special_tokens = text_stays_text
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -1,17 +1,21 @@
 """The paper's Table 1 from results of task suites: accuracies in percent, ours beside the paper's.
 
 Runs of the same model (few-shot seeds, checkpoints, training seeds, several files) are one row:
-their mean and the standard error over them. A run that stands in two files counts once.
+their mean and the standard error over them. A run, told by its weights and its few-shot seed,
+counts once. All figures of a column are of the same questions, with the same shots and metric.
 """
 
+import functools
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval import paper
+from eval.measurements import of_other_batches, precision_label
 from eval.perplexity_report import RULES, percentages
 from eval.rendering import Section, Table
 from eval.task_report import SHARES
@@ -58,6 +62,18 @@ class Cell:
         return None if self.ours is None or self.paper is None else self.ours - self.paper
 
 
+class Way(NamedTuple):
+    """How a task was asked; figures of different ways are in no column together."""
+
+    shots: int | None
+    metric: str
+    documents: int
+    questions_sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.shots} shots by {self.metric} on {self.documents:,} questions"
+
+
 @dataclass
 class Model:
     """Our runs of one model.
@@ -67,18 +83,26 @@ class Model:
         row: of the paper's Table 1 that it is compared with, or None.
         reproduces: whether it is that row's model.
         tflops: by the paper's count, of a forward pass over 4,096 tokens; None if not counted.
-        runs: by task and run (weights and few-shot seed), in percent.
-        limited: whether a suite took the first questions of a task only.
-        ways: (shots, metric, questions) by task; more than one is no repetition.
+        asked: by task, way and run (weights and few-shot seed), in percent.
+        ways: of each task the one that the table shows.
+        limited: (task, way) of which a suite took the first questions only.
+        trained: after how many batches each run's weights were taken.
+        told: (task, way, sentence) of what each figure is of.
     """
 
     label: str
     row: str | None
     reproduces: bool
     tflops: float | None
-    runs: dict[str, dict[tuple, float]] = field(default_factory=dict)
-    limited: bool = False
-    ways: dict[str, set[tuple]] = field(default_factory=dict)
+    asked: dict[str, dict[Way, dict[tuple, float]]] = field(default_factory=dict)
+    ways: Mapping[str, Way] = field(default_factory=dict)
+    limited: set[tuple[str, Way]] = field(default_factory=set)
+    trained: set[int | None] = field(default_factory=set)
+    told: dict[tuple[str, Way, str], None] = field(default_factory=dict)
+
+    def runs(self, task: str) -> tuple[float, ...]:
+        """In percent, in the way that the table shows."""
+        return tuple(self.asked.get(task, {}).get(self.ways[task], {}).values())
 
     def cell(self, task: str) -> Cell:
         """Of a task, or the average of the ten where all are there."""
@@ -91,14 +115,12 @@ class Model:
         reported = None
         if self.row and self.is_as_reported(task):
             reported = paper.accuracy(self.row, task)
-        return Cell(reported, tuple(self.runs.get(task, {}).values()))
+        return Cell(reported, self.runs(task) if task in self.ways else ())
 
     def is_as_reported(self, task: str) -> bool:
-        """Whether no run of a task had other shots or another metric than the paper."""
-        return all(
-            paper.is_as_reported(task, shots, metric)
-            for shots, metric, _ in self.ways.get(task, ())
-        )
+        """Whether the table shows a task with the paper's shots and by its metric."""
+        way = self.ways.get(task)
+        return way is None or paper.is_as_reported(task, way.shots, way.metric)
 
 
 def section(results: Sequence[dict[str, Any]], compare_with: str | None) -> Section:
@@ -113,7 +135,7 @@ def section(results: Sequence[dict[str, Any]], compare_with: str | None) -> Sect
     """
     models = models_of(results, compare_with)
     own = {model.row for model in models if model.reproduces}
-    extra = sorted({task for model in models for task in model.runs} - set(paper.tasks()))
+    extra = sorted({task for model in models for task in model.asked} - set(paper.tasks()))
     tasks = [*paper.tasks(), AVERAGE, *extra]
     table = Table(
         "Table 1: accuracy in %",
@@ -146,20 +168,44 @@ def models_of(results: Sequence[dict[str, Any]], compare_with: str | None) -> li
         compare_with = paper.row(compare_with).name
     models: dict[str, Model] = {}
     for result in results:
-        limited = bool(result["suite"].get("limit")) or any(
-            task and task.get("limit") for task in result["suite"]["tasks"].values()
-        )
+        suite = result["suite"]
         by_path = {model["path"]: model for model in result["models"]}
         for task, figures in result["tasks"].items():
             scale = 100 if figures["metric"] in SHARES else 1
+            way = Way(*(figures[name] for name in Way._fields))
+            is_limited = suite.get("limit") or (suite["tasks"].get(task) or {}).get("limit")
             for run in figures["runs"]:
-                model = _model(models, by_path[run["model"]], result, compare_with)
-                model.limited |= limited
-                key = by_path[run["model"]]["sha256"], run["fewshot_seed"]
-                model.runs.setdefault(task, {})[key] = scale * run["value"]
-                way = figures["shots"], figures["metric"], figures["documents"]
-                model.ways.setdefault(task, set()).add(way)
+                described = by_path[run["model"]]
+                model = _model(models, described, result, compare_with)
+                key = described["weights_sha256"], run["fewshot_seed"]
+                runs = model.asked.setdefault(task, {}).setdefault(way, {})
+                runs.setdefault(key, scale * run["value"])
+                model.trained.add(described.get("trained_batches"))
+                model.limited |= {(task, way)} if is_limited else set()
+                model.told |= {(task, way, note): None for note in figures["notes"]}
+    ways = ways_shown(list(models.values()))
+    for model in models.values():
+        model.ways = ways
     return list(models.values())
+
+
+def ways_shown(models: Sequence[Model]) -> dict[str, Way]:
+    """Of each task one way: the paper's, on the most questions, that most models have."""
+    counts: dict[str, Counter[Way]] = {}
+    for model in models:
+        for task, ways in model.asked.items():
+            counts.setdefault(task, Counter()).update(ways.keys())
+
+    def preference(task: str, way: Way) -> tuple:
+        return (
+            paper.is_as_reported(task, way.shots, way.metric),
+            way.documents,
+            counts[task][way],
+        )
+
+    return {
+        task: max(ways, key=functools.partial(preference, task)) for task, ways in counts.items()
+    }
 
 
 def _model(
@@ -173,7 +219,7 @@ def _model(
     kind = {name: value for name, value in description.items() if name not in paper.OF_ONE_RUN}
     key = json.dumps(kind, sort_keys=True)
     if key not in models:
-        label = row or label_of(description)
+        label = (row or label_of(description)) + precision_label(description)
         if description.get("router_selection") in ("top_k", "top_p"):
             label += f", {RULES[description['router_selection']]}"
         compared = row or compare_with or result["suite"].get("compare_with")
@@ -198,7 +244,7 @@ def tflops(description: Mapping[str, Any]) -> float | None:
     from itt_composer.models.configuration import IttConfig
 
     fields = {"thinking": "dense"} | dict(description)
-    for name in (*paper.OF_ONE_RUN, "parameters", "model_type"):
+    for name in (*paper.OF_ONE_RUN, "parameters", "model_type", "dtype"):
         fields.pop(name, None)
     for tied in (False, True):  # which the description does not say
         config = IttConfig(**fields, tie_word_embeddings=tied)
@@ -231,29 +277,41 @@ def _lines(model: Model, tasks: Sequence[str]) -> list[list[str]]:
 def _notes(models: Sequence[Model]) -> list[str]:
     notes = []
     for model in models:
-        missing = [HEADERS[task] for task in paper.tasks() if task not in model.runs]
+        missing = [HEADERS[task] for task in paper.tasks() if not model.cell(task).runs]
         if missing:
             notes.append(f"{model.label}: no result for {', '.join(missing)}")
-        for task, ways in model.ways.items():
-            if len(ways) > 1:
-                told = " and ".join(
-                    f"{shots} shots by {metric} on {documents} questions"
-                    for shots, metric, documents in sorted(ways, key=str)
-                )
-                notes.append(f"warning: {model.label}: {task} is the mean of runs at {told}")
-        others = [task for task in paper.tasks() if not model.is_as_reported(task)]
+        notes += _left_out(model)
+        others = [HEADERS[task] for task in paper.tasks() if not model.is_as_reported(task)]
         if others:
             notes.append(
-                f"{model.label}: {', '.join(HEADERS[task] for task in others)} by other shots or "
-                "another metric than the paper's, so not beside its figure"
+                f"{model.label}: {', '.join(others)} by other shots or another metric than the "
+                "paper's, so not beside its figure"
             )
-        if model.limited:
+        if any((task, way) in model.limited for task, way in model.ways.items()):
             notes.append(f"{model.label}: first questions of a task only, by the suite's limit")
+        notes += [
+            f"{model.label}: {HEADERS.get(task, task)}: {note}"
+            for task, way, note in model.told
+            if way == model.ways[task]
+        ]
+        notes += of_other_batches(model.label, model.trained)
     own = {model.row for model in models if model.reproduces}
     missing_rows = [name for name in paper.rows() if name not in own]
     if missing_rows:
         notes.append(f"{len(missing_rows)} of {len(paper.rows())} rows have no result")
     return notes
+
+
+def _left_out(model: Model) -> list[str]:
+    """What was asked in another way than the table shows, with its figures."""
+    return [
+        f"{model.label}: {HEADERS.get(task, task)} is left out at {way}, where it is "
+        f"{statistics.fmean(runs.values()):.1f}: the column is of {model.ways[task]}"
+        + ("" if way[:3] != model.ways[task][:3] else ", which are others")
+        for task, ways in model.asked.items()
+        for way, runs in ways.items()
+        if way != model.ways[task]
+    ]
 
 
 def _records(model: Model, tasks: Sequence[str]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ Read from the loss logs of runs that differ in nothing but how they think. The p
 the final loss of LLaMA-162M with 56.8 % of the training tokens.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -64,7 +65,13 @@ def section(runs: Sequence[LossLog]) -> Section:
         UserError: as `data_efficiency`.
     """
     table = Table("Data efficiency: tokens to the dense run's final loss", COLUMNS, text_columns=2)
-    found = data_efficiency(runs)
+    counted: list[LossLog] = []
+    for run in runs:
+        if not math.isfinite(run.losses[-1][1]):
+            table.notes.append(f"{run.label} diverged: its last loss is no number; it is left out")
+        elif all((run.recipe, run.losses) != (other.recipe, other.losses) for other in counted):
+            counted.append(run)  # a copy of a run counts once
+    found = data_efficiency(counted)
     for line in found:
         share = "not reached" if line.share is None else f"{100 * line.share:.1f} %"
         table.rows.append(
@@ -103,7 +110,7 @@ def data_efficiency(runs: Sequence[LossLog]) -> list[Efficiency]:
     """Every thinking run beside the dense run of its geometry that is most like it.
 
     Raises:
-        UserError: no dense run, or none of a run's geometry, or no other.
+        UserError: no dense run, or none of a run's geometry and text, or no other.
     """
     dense = [run for run in runs if run.recipe["thinking"]["thinking"] == "dense"]
     if not dense:
@@ -123,10 +130,16 @@ def _geometry(run: LossLog) -> tuple:
 
 
 def _reference(run: LossLog, dense: Sequence[LossLog]) -> LossLog:
-    same = [other for other in dense if _geometry(other) == _geometry(run)]
-    if not same:
+    alike = [other for other in dense if _geometry(other) == _geometry(run)]
+    if not alike:
         raise UserError(
             f"no dense run among the run folders has the geometry of {run.path}; name one that has"
+        )
+    same = [other for other in alike if not (run.text and other.text) or run.text == other.text]
+    if not same:
+        raise UserError(
+            f"no dense run of the geometry of {run.path} was validated on the same rows with the "
+            "same tokenizer; name one that was"
         )
     return min(same, key=lambda other: len(_differences(run, other)))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from eval import paper
 from eval.accuracy_table import GAP, flops_text, label_of
+from eval.measurements import text_label
 from eval.perplexity_report import RULES, percentages
 from eval.rendering import Section, Table
 
@@ -24,7 +25,7 @@ class Line:
 
     label: str
     reported: paper.ElasticRow | None
-    measured: dict[str, dict[str, Any]]
+    measured: dict[str | None, dict[str, Any]]
 
 
 def is_sweep(result: Mapping[str, Any]) -> bool:
@@ -47,23 +48,28 @@ def section(
     """
     model = result["model"]
     asked = _without_exit(result)
-    rules = list(dict.fromkeys(setting["router_selection"] for setting in asked))
+    measured = {setting["router_selection"] for setting in asked}
+    rules: list[str | None] = [rule for rule in RULES if rule in measured]
+    rules = rules or [None]  # without a router
     compared = compared or paper.is_elastic(model)
     columns = ["ratios, %", "TFLOPs,\npaper", "TFLOPs,\nours", "TFLOPs,\nexecuted"]
     columns.append("perplexity,\npaper")
     for rule in rules:
-        columns.append(f"perplexity,\nours, {RULES[rule]}")
-        columns += [f"difference,\n{RULES[rule]}"] if compared else []
-    table = Table(f"Table 2, elastic thinking: {label_of(model)}", columns)
+        by = f", {RULES[rule]}" if rule else ""
+        columns.append(f"perplexity,\nours{by}")
+        columns += [f"difference{by.replace(' ', chr(10))}"] if compared else []
+    title = f"Table 2, elastic thinking: {label_of(model)} on {text_label(result)}"
+    table = Table(title, columns)
     records = []
-    lines = [*settings_of(asked), *beside(result, others, rules[0])]
+    compared_lines, notes = beside(result, others, rules[0])
+    lines = [*settings_of(asked), *compared_lines]
     for line in lines:
         reported, first = line.reported, next(iter(line.measured.values()), None)
         cells = [
             line.label,
             flops_text(reported.tflops if reported else None),
             flops_text(in_tflops(first, "paper")),
-            flops_text(in_tflops(first, "executed")),
+            flops_text(in_tflops(line.measured.get(rules[0]), "executed")),
             f"{reported.perplexity:.2f}" if reported else GAP,
         ]
         for rule in rules:
@@ -86,7 +92,7 @@ def section(
                 }
             )
         table.rows.append(cells)
-    table.notes = _notes(lines, compared)
+    table.notes = [*_notes(lines, compared), *notes]
     return Section(name, table, records)
 
 
@@ -97,7 +103,7 @@ def _without_exit(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 def settings_of(asked: Sequence[dict[str, Any]]) -> list[Line]:
     """The paper's sixteen settings in its order, then what was measured besides."""
     reported = {row.select_ratios: row for row in paper.elastic() if row.select_ratios}
-    measured: dict[tuple[float, ...], dict[str, dict[str, Any]]] = {}
+    measured: dict[tuple[float, ...], dict[str | None, dict[str, Any]]] = {}
     for setting in asked:
         ratios = tuple(setting["select_ratios"])
         measured.setdefault(ratios, {})[setting["router_selection"]] = setting
@@ -111,28 +117,38 @@ def settings_of(asked: Sequence[dict[str, Any]]) -> list[Line]:
     ]
 
 
-def beside(result: Mapping[str, Any], others: Sequence[Mapping[str, Any]], rule: str) -> list[Line]:
+def beside(
+    result: Mapping[str, Any], others: Sequence[Mapping[str, Any]], rule: str | None
+) -> tuple[list[Line], list[str]]:
     """The models that the paper puts beside its own, of this one's geometry and on its text.
 
-    They have no rule of their own, and stand under the first.
+    They have no rule of their own, and stand under the first. Of several runs the first is taken,
+    and notes name the others.
     """
-    lines = []
+    lines, notes = [], []
     for row in paper.elastic():
         if row.select_ratios:
             continue
         line = Line(row.model.split("-")[0], row, {})
-        for other in others:
-            is_it = paper.kind_label(other["model"]) == line.label
-            if is_it and _is_like(other, result):
-                line.measured = {rule: other["settings"][0]}
+        like = [
+            other
+            for other in others
+            if paper.kind_label(other["model"]) == line.label and _is_like(other, result)
+        ]
+        if like:
+            line.measured = {rule: like[0]["settings"][0]}
+        notes += [
+            f"{line.label} is {like[0]['model']['path']}, not {other['model']['path']}"
+            for other in like[1:]
+        ]
         lines.append(line)
-    return lines
+    return lines, notes
 
 
 def _is_like(other: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
-    same_text = other["settings"][0]["tokens"] == result["settings"][0]["tokens"]
-    return same_text and all(
-        other["model"].get(name) == result["model"].get(name) for name in paper.GEOMETRY_FIELDS
+    own, model = result["model"], other["model"]
+    return other["text_sha256"] == result["text_sha256"] and all(
+        model.get(name) == own.get(name) for name in (*paper.GEOMETRY_FIELDS, "dtype")
     )
 
 

@@ -11,9 +11,10 @@ import hashlib
 import io
 import json
 import logging
+import math
+import operator
 import os
 import random
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,13 +37,16 @@ from eval.models import EvaluatedModel, load_evaluated, think_causally
 from eval.paper import OF_ONE_RUN
 from eval.suite import TaskSettings, TaskSuite
 from eval.task_data import OpenTasks, open_tasks
+from eval.task_figures import figure_of, summary_of
+from eval.task_notes import Asked, harness_warnings, questions_sha256
 from eval.task_progress import TaskProgress
+from eval.whole_shots import most_whole_shots
 from itt_composer.errors import UserError
-from itt_composer.files import write_whole
+from itt_composer.files import json_text, numbers_only, write_json, write_whole
 from itt_composer.launched import is_first_rank
 
-FORMAT = 1
-logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of how it is used here
+FORMAT = 2
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # of tasks, see `harness_warnings`
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,11 @@ def run(suite: TaskSuite, progress: TaskProgress) -> dict[str, Any]:
 
     Returns:
         `{"kind": "tasks", "suite", "models", "tasks"}`. Each model is described as by
-        `EvaluatedModel.description`, with its `sha256`. Each task has `shots`, `metric`,
-        `documents`, `value` (mean over the runs), `stderr` (the harness's, mean over the runs),
-        `standard_error` (over the runs, None for one) and `runs`; all fractions of 1 where the
-        metric is.
+        `EvaluatedModel.description`, with its `sha256` and `weights_sha256`. Each task has
+        `shots`, `metric`, `documents`, `questions_sha256`, `value` (mean over the runs), `stderr`
+        (the harness's, mean over the runs), `standard_error` (over the runs, None for one), `runs`,
+        `notes` (sentences on what the figure is of) and `warnings` (the harness's); all fractions
+        of 1 where the metric is.
 
     Raises:
         UserError: no such task, data that is missing or malformed, a model that cannot be loaded.
@@ -91,8 +96,10 @@ def run(suite: TaskSuite, progress: TaskProgress) -> dict[str, Any]:
             evaluated = load_evaluated(suite.model, path, ranks.device())
             if suite.model.router_selection is None:
                 think_causally(evaluated.model)
-            sha256 = _of_first_rank(evaluated.sha256)
-            models.append({**evaluated.description(), "sha256": sha256})
+            sha256 = ranks.of_first(evaluated.sha256)
+            weights = ranks.of_first(operator.attrgetter("weights_sha256"), evaluated)
+            digests = {"sha256": sha256, "weights_sha256": weights}
+            models.append({**evaluated.description(), **digests})
             _check_repeat(models[0], models[-1], models[:-1])
             finished += _measure_all(suite, tasks, source, evaluated, models[-1], progress)
     return {
@@ -100,7 +107,7 @@ def run(suite: TaskSuite, progress: TaskProgress) -> dict[str, Any]:
         "format": FORMAT,
         "suite": suite.model_dump(),
         "models": models,
-        "tasks": {name: _summary(name, tasks[name], finished) for name in tasks},
+        "tasks": {name: summary_of(name, tasks[name], finished) for name in tasks},
     }
 
 
@@ -113,9 +120,9 @@ def _check_repeat(
         UserError: it is the same again, or another model.
     """
     for other in before:
-        if other["sha256"] == model["sha256"]:
+        if other["weights_sha256"] == model["weights_sha256"]:
             raise UserError(
-                f"model={model['path']} is the same model as {other['path']}; a repeat of a run "
+                f"model={model['path']} has the same weights as {other['path']}; a repeat of a run "
                 "tells nothing"
             )
     differing = [
@@ -145,11 +152,11 @@ def _measure_all(
     finished = []
     for number, measurement in enumerate(wanted, start=1):
         progress.start(measurement, number, len(wanted))
-        started = time.monotonic()
-        result = _of_first_rank(lambda of=measurement: _read(of, suite.log_samples))
+        result = ranks.of_first(_read, measurement, suite.log_samples)
         how = "found finished"
         if result is None:
             lm = lm or EvaluatedLM(evaluated.model, evaluated.tokenizer(), progress.go_on)
+            started = time.monotonic()
             result = measure(
                 suite, measurement.task, measurement.settings, source, lm, measurement.fewshot_seed
             )
@@ -159,7 +166,7 @@ def _measure_all(
                 _write(measurement, result, samples)
             how = f"in {result['seconds']:,.0f} s"
         _, value = figure_of(result["harness"], measurement.task, measurement.settings.metric)
-        progress.end(measurement, several, f"{value:.4f} {how}")
+        progress.end(measurement, several, f"{value:.4f} {how}", result)
         finished.append((measurement, result))
     return finished
 
@@ -179,6 +186,7 @@ def _measurements(
                 "task": source.fingerprint(name),
                 "shots": settings.shots,
                 "fewshot_seed": seed,
+                "shots_that_fit": suite.shots_that_fit and _has_shots(source, name, settings),
                 "limit": settings.limit or suite.limit,
                 "bootstrap_iters": suite.bootstrap_iters,
             }
@@ -195,13 +203,80 @@ def measure(
     lm: EvaluatedLM,
     fewshot_seed: int | None = None,
 ) -> dict[str, Any]:
-    """One task through lm-eval: `{"format", "harness": what lm-eval returns}`."""
+    """One task through lm-eval.
+
+    Returns:
+        `{"format", "harness", "questions_sha256", "requests", "requests_cut", "notes",
+        "warnings"}`: `harness` is what lm-eval returns, the rest as in `run`.
+
+    Raises:
+        UserError: data that cannot be loaded; a model that computes NaN. Names the task.
+    """
     size = settings.batch_size or suite.batch_size
     lm.requests_per_batch = None if size == "auto" else size
+    lm.task, lm.asked = task, Asked()
     # As `lm_eval` does by default.
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
     torch.manual_seed(DEFAULT_OTHER_SEED)
+    seed = DEFAULT_OTHER_SEED if fewshot_seed is None else fewshot_seed
+    quiet = functools.partial(tqdm, disable=True)
+    with (
+        harness_warnings() as warnings,
+        contextlib.redirect_stdout(io.StringIO()),
+        mock.patch.object(harness_task, "tqdm", quiet),
+        # No pool for bootstraps. It is ended by SIGTERM, for which its processes have inherited
+        # Composer's handler: one that has not begun yet loses the signal, and is waited for.
+        mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}),
+    ):
+        loaded = _load(source, task, settings.shots, seed)
+        leaves = list(loaded["tasks"].values())
+        asked_for = max(leaf.get_config("num_fewshot") for leaf in leaves)
+        limit = settings.limit or suite.limit
+        shots = asked_for
+        if suite.shots_that_fit and shots:
+            shots = most_whole_shots(leaves, shots, seed, limit, lm)
+        results: Any = evaluate(
+            lm,
+            loaded,
+            limit=limit,  # type: ignore[arg-type]  # a share is taken as well
+            bootstrap_iters=suite.bootstrap_iters if is_first_rank() else 0,
+            log_samples=suite.log_samples,
+        )
+    results["configs"] = {
+        name: {key: value for key, value in config.items() if key != "dataset_kwargs"}
+        for name, config in results["configs"].items()
+    }
+    metric, value = figure_of(results, task, settings.metric)
+    if not math.isfinite(value):
+        raise UserError(f"{task}: {metric} is {value}, which is no score; see the model's loss")
+    notes = lm.asked.notes(lm.max_length, shots)
+    if shots < asked_for:
+        notes.insert(
+            0,
+            f"{shots} of {asked_for} shots, the most that {lm.max_length:,} tokens hold whole "
+            "before every question",
+        )
+    return {
+        "format": FORMAT,
+        "harness": numbers_only(results),
+        "questions_sha256": questions_sha256(leaves),
+        "requests": lm.asked.requests,
+        "requests_cut": lm.asked.cut,
+        "notes": notes,
+        "warnings": warnings,
+    }
+
+
+def _load(source: OpenTasks, task: str, shots: int | None, seed: int) -> Any:
+    """A task (or group) of lm-eval with its data, ready to be evaluated.
+
+    Args:
+        source: of it.
+        task: its name.
+        shots: None takes the task's own.
+        seed: of the examples that are drawn.
+    """
     try:
         loaded = source.manager.load(task)
     except Exception as error:  # whatever the hub's libraries raise
@@ -210,31 +285,12 @@ def measure(
             "to a folder that `python -m eval fetch` filled where there is one"
         ) from None
     for leaf in loaded["tasks"].values():
-        if settings.shots is not None:
-            leaf.set_config("num_fewshot", settings.shots)
+        if shots is not None:
+            leaf.set_config("num_fewshot", shots)
         elif leaf.get_config("num_fewshot") is None:
             leaf.set_config("num_fewshot", 0)
-        leaf.set_fewshot_seed(DEFAULT_OTHER_SEED if fewshot_seed is None else fewshot_seed)
-    quiet = functools.partial(tqdm, disable=True)
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        mock.patch.object(harness_task, "tqdm", quiet),
-        # No pool for bootstraps. It is ended by SIGTERM, for which its processes have inherited
-        # Composer's handler: one that has not begun yet loses the signal, and is waited for.
-        mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}),
-    ):
-        results: Any = evaluate(
-            lm,
-            loaded,
-            limit=settings.limit or suite.limit,
-            bootstrap_iters=suite.bootstrap_iters if is_first_rank() else 0,
-            log_samples=suite.log_samples,
-        )
-    results["configs"] = {
-        name: {key: value for key, value in config.items() if key != "dataset_kwargs"}
-        for name, config in results["configs"].items()
-    }
-    return {"format": FORMAT, "harness": results}
+        leaf.set_fewshot_seed(seed)
+    return loaded
 
 
 def _read(measurement: Measurement, with_samples: bool) -> dict[str, Any] | None:
@@ -259,13 +315,16 @@ def _write(
 ) -> None:
     if samples:
         lines = [
-            json.dumps({"task": task, **_as_logged(sample)}, default=handle_non_serializable)
+            json_text(
+                numbers_only({"task": task, **_as_logged(sample)}),
+                str(measurement.samples),
+                default=handle_non_serializable,
+            )
             for task, logged in samples.items()
             for sample in logged
         ]
         write_whole(measurement.samples, "\n".join(lines) + "\n")
-    text = json.dumps(result, indent=1, default=handle_non_serializable, ensure_ascii=False)
-    write_whole(measurement.file, text + "\n")
+    write_json(measurement.file, result, default=handle_non_serializable)
 
 
 def _as_logged(sample: dict[str, Any]) -> dict[str, Any]:
@@ -280,63 +339,6 @@ def _as_logged(sample: dict[str, Any]) -> dict[str, Any]:
         },
         "target": str(sample["target"]),
     }
-
-
-def _summary(
-    name: str,
-    settings: TaskSettings,
-    finished: Sequence[tuple[Measurement, dict[str, Any]]],
-) -> dict[str, Any]:
-    """A task over all runs."""
-    runs = []
-    for measurement, result in finished:
-        if measurement.task != name:
-            continue
-        metric, value = figure_of(result["harness"], name, settings.metric)
-        runs.append(
-            {
-                "model": measurement.model,
-                "fewshot_seed": measurement.fewshot_seed,
-                "value": value,
-                "stderr": _error_of(result["harness"], name, metric),
-                "seconds": result["seconds"],
-                "file": measurement.file.name,
-            }
-        )
-        harness = result["harness"]
-    values = [run["value"] for run in runs]
-    errors = [run["stderr"] for run in runs if run["stderr"] is not None]
-    return {
-        "shots": max(shots for shots in harness["n-shot"].values() if shots is not None),
-        "metric": metric,
-        "documents": sum(counts["effective"] for counts in harness["n-samples"].values()),
-        "value": statistics.fmean(values),
-        "stderr": statistics.fmean(errors) if errors else None,
-        "standard_error": (
-            statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-        ),
-        "runs": runs,
-    }
-
-
-def figure_of(harness: dict[str, Any], name: str, metric: str | None) -> tuple[str, float]:
-    """A task's metric (None: its first) and the value of it."""
-    key = _metric_key(harness, name, metric)
-    return key.partition(",")[0], harness["results"][name][key]
-
-
-def _error_of(harness: dict[str, Any], name: str, metric: str) -> float | None:
-    """lm-eval's standard error of a metric; None where it gives none."""
-    key = _metric_key(harness, name, metric).replace(",", "_stderr,", 1)
-    error = harness["results"][name].get(key)
-    return error if isinstance(error, float) else None
-
-
-def _metric_key(harness: dict[str, Any], name: str, metric: str | None) -> str:
-    """Where the results have a metric, like `acc,none`; the first one where none is named."""
-    figures = harness["results"][name]
-    keys = [key for key in figures if "," in key and "_stderr," not in key]
-    return next(key for key in keys if metric is None or key.partition(",")[0] == metric)
 
 
 def _reported(suite: TaskSuite, source: OpenTasks) -> Iterator[tuple[str, TaskSettings]]:
@@ -373,6 +375,10 @@ def _check(tasks: dict[str, TaskSettings], source: OpenTasks) -> None:
             )
 
 
+def _has_shots(source: OpenTasks, name: str, settings: TaskSettings) -> bool:
+    return any(leaf.shots(settings) for leaf in source.leaf_tasks(name))
+
+
 def _draws_examples(source: OpenTasks, name: str, settings: TaskSettings) -> bool:
     """Whether the seed decides which examples stand before the questions."""
     return any(
@@ -380,8 +386,3 @@ def _draws_examples(source: OpenTasks, name: str, settings: TaskSettings) -> boo
         and (leaf.config.get("fewshot_config") or {}).get("sampler", "default") == "default"
         for leaf in source.leaf_tasks(name)
     )
-
-
-def _of_first_rank(ask: Any) -> Any:
-    """What rank 0 answers, on every rank."""
-    return ranks.gather(ask() if is_first_rank() else None)[0]

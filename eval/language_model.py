@@ -1,29 +1,47 @@
 """lm-eval's view of a model: its own `HFLM`, with likelihoods that share what requests share.
 
-Prompts, tokens and truncation are the harness's. Every rank is given all requests, computes its
-share of the batches and learns the results of the others, so that few-shot examples, and with
-them the results, are the same on any number of ranks.
+Prompts and truncation are the harness's, tokens those of training documents. Every rank is given
+all requests, computes its share of the batches and learns the results of the others, so that
+few-shot examples, and with them the results, are the same on any number of ranks.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+import torch
+from accelerate.utils.memory import clear_device_cache
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import has_bos_prefix
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from eval import ranks
-from eval.likelihoods import TOKENS_PER_BATCH, Likelihood, Scorer, plan, share_out
+from eval.document_tokens import DocumentTokens
+from eval.likelihoods import (
+    TOKENS_PER_BATCH,
+    Likelihood,
+    Scorer,
+    is_too_large,
+    plan,
+    share_out,
+)
+from eval.models import why_no_numbers
+from eval.task_notes import Asked
+from itt_composer.errors import UserError
+from itt_composer.tokenizer import documents_ids
 
 # Work done and in all, in any unit.
 OnProgress = Callable[[int, int], None]
 
 
-class EvaluatedLM(HFLM):
+class EvaluatedLM(DocumentTokens):
     """A model and its tokenizer, as lm-eval asks them.
 
     Args:
@@ -33,6 +51,11 @@ class EvaluatedLM(HFLM):
 
     Attributes:
         requests_per_batch: None goes by the number of tokens and the memory.
+        task: that is being asked, for messages.
+        asked: counts over what was asked; whoever reads them sets them back.
+
+    Raises:
+        UserError: by every method that asks the model: it computes NaN.
     """
 
     def __init__(
@@ -44,6 +67,8 @@ class EvaluatedLM(HFLM):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)  # type: ignore[arg-type]
         self.on_progress = on_progress
         self.requests_per_batch: int | None = None
+        self.task = "a task"
+        self.asked = Asked()
         self._scorer = Scorer(model)
         self._can_share = all(ranks.gather(self._scorer.can_share()))  # plans are of all ranks
         self._tokens_per_batch = TOKENS_PER_BATCH.get(model.device.type, TOKENS_PER_BATCH["cpu"])
@@ -57,20 +82,40 @@ class EvaluatedLM(HFLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[Likelihood]:
         """Likelihoods of (context, continuation) texts."""
+        tokenized = self._tokenized(requests)
+        self.asked.requests += len(requests)
+        self.asked.cut += self._too_long(tokenized)
+        return self._loglikelihood_tokens([(("", ""), *pair) for pair in tokenized])
+
+    def _tokenized(self, requests: Sequence[Instance]) -> list[tuple[list[int], list[int]]]:
+        """The tokens of contexts and continuations."""
         pairs = [_with_spaces_behind(*request.args) for request in requests]
         texts = {text for context, rest in pairs if context for text in (context, context + rest)}
         ids = self._encode_all(texts)
-        tokenized: list[Any] = []
+        tokenized = []
         for context, rest in pairs:
             if context:
                 own = ids[context]
-                tokenized.append((("", ""), own, ids[context + rest][len(own) :]))
+                tokenized.append((own, ids[context + rest][len(own) :]))
             else:
                 own = self.tok_encode(rest, add_special_tokens=False)
                 start = [] if own[0] == self.prefix_token_id else [self.prefix_token_id]
                 tokens = [*start, *own]
-                tokenized.append((("", ""), tokens[:1], tokens[1:]))
-        return self._loglikelihood_tokens(tokenized)
+                tokenized.append((tokens[:1], tokens[1:]))
+        return tokenized
+
+    def _too_long(self, tokenized: Iterable[tuple[list[int], list[int]]]) -> int:
+        """How many contexts `plan` cuts."""
+        return sum(len(context) + len(rest) > self.max_length + 1 for context, rest in tokenized)
+
+    def cut(self, requests: Sequence[Instance]) -> int:
+        """How many requests would lose their first tokens, as the model takes too few."""
+        scored = [one for one in requests if one.request_type == "loglikelihood"]
+        generated = [one for one in requests if one.request_type == "generate_until"]
+        return self._too_long(self._tokenized(scored)) + sum(
+            length > self._room(request)
+            for length, request in zip(self._lengths(generated), generated, strict=True)
+        )
 
     def _loglikelihood_tokens(
         self,
@@ -89,30 +134,80 @@ class EvaluatedLM(HFLM):
         own = share_out([batch.cost for batch in batches], ranks.world_size())[ranks.rank()]
         likelihoods: dict[int, Likelihood] = {}
         for place in self._told(own, [batches[place].cost for place in own]):
-            likelihoods.update(self._scorer.score(batches[place]))
+            found = self._scorer.score(batches[place])
+            likelihoods.update(found)
+            if any(math.isnan(value) for value, _ in found.values()):
+                break  # of no use, on all ranks alike
         known = _joined(likelihoods)
+        self._refuse_nan(any(math.isnan(value) for value, _ in known.values()))
         return [known[index] for index in range(len(requests))]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihoods of whole texts, window by window."""
+        """Log-likelihoods of whole texts, window by window.
+
+        A tokenizer that begins with BOS has it predicted after another one, as the harness does.
+        """
+        bos = self.prefix_token_id
+        starts = [self.tok_encode(request.args[0][:1])[:1] for request in requests]
+        self.asked.requests += len(requests)
+        self.asked.begin_with_bos += starts.count([bos])
+        if [bos] in starts:
+            ((value, _),) = self._loglikelihood_tokens([(("", ""), [bos], [bos])])
+            self.asked.bos_nats = -value
         self.batch_size_per_gpu = self.requests_per_batch or len(requests)
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Greedy continuations of prompts (or as the task samples them)."""
-        ids = self._encode_all({request.args[0] for request in requests})
-        longest_prompt = self.max_length - self.max_gen_toks
-        lengths = [min(len(ids[request.args[0]]), longest_prompt) for request in requests]
+        rooms = [self._room(request) for request in requests]
+        if min(rooms) <= 0:
+            raise UserError(
+                f"{self.task}: {self.max_length - min(rooms):,} tokens are to be generated, but "
+                f"the model takes {self.max_length:,}: leave the task out (tasks.NAME=null) or "
+                "evaluate a model that takes more"
+            )
+        whole = self._lengths(requests)
+        self.asked.requests += len(requests)
+        self.asked.cut += sum(length > room for length, room in zip(whole, rooms, strict=True))
+        if (
+            self.max_gen_toks < super().max_gen_toks
+            and self.max_length - self.max_gen_toks in rooms
+        ):
+            self.asked.most_generated = self.max_gen_toks
+        lengths = list(map(min, whole, rooms))
         batches = list(self._batches_to_generate(lengths))
         costs = [len(batch) * lengths[batch[0]] for batch in batches]
         own = share_out(costs, ranks.world_size())[ranks.rank()]
-        texts: dict[int, str] = {}
+        texts: dict[int, str | None] = {}
         for place in self._told(own, [costs[place] for place in own]):
-            texts.update(self._generate(batches[place], requests))
+            try:
+                texts.update(self._generate(batches[place], requests))
+            except NotANumberError:
+                texts.update(dict.fromkeys(batches[place]))
+                break
         known = _joined(texts)
+        self._refuse_nan(None in known.values())
         return [known[index] for index in range(len(requests))]
+
+    def _lengths(self, requests: Sequence[Instance]) -> list[int]:
+        """Tokens of each prompt."""
+        ids = self._encode_all({request.args[0] for request in requests})
+        return [len(ids[request.args[0]]) for request in requests]
+
+    def _room(self, request: Instance) -> int:
+        """Tokens of a prompt that the harness leaves, beside those to be generated."""
+        generated = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
+        return self.max_length - int(generated)
+
+    def _refuse_nan(self, is_there: bool) -> None:
+        """Ends the task on every rank alike, though one of them may have met it."""
+        if is_there:
+            raise UserError(
+                f"{self.task}: the model computes NaN, so there is no score; "
+                f"{why_no_numbers(self.model)}"
+            )
 
     def _batches_to_generate(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Requests by their places, the longest first."""
@@ -133,8 +228,8 @@ class EvaluatedLM(HFLM):
         try:
             texts = super().generate_until([requests[place] for place in places], disable_tqdm=True)
             return dict(zip(places, texts, strict=True))
-        except RuntimeError as error:
-            if len(places) == 1 or not should_reduce_batch_size(error):
+        except (RuntimeError, MemoryError) as error:
+            if len(places) == 1 or not is_too_large(error):
                 raise
         clear_device_cache(garbage_collection=True)
         middle = len(places) // 2
@@ -144,7 +239,8 @@ class EvaluatedLM(HFLM):
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> Tensor:
-        """As the harness's, but without a cache where the model looks ahead."""
+        """As the harness's, but NaN ends it, and no cache is used where the model looks ahead."""
+        generation_kwargs["logits_processor"] = LogitsProcessorList([RefuseNaN()])
         if not self._scorer.looks_ahead:
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
         criteria = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0])
@@ -162,15 +258,10 @@ class EvaluatedLM(HFLM):
 
     def _encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """The ids of each text, as `tok_encode` gives them; many at once take several cores."""
-        bos = self.tokenizer.decode(self.prefix_token_id)
-        own = {text: self.tok_encode(text) for text in texts if has_bos_prefix(text, bos)}
-        others = [text for text in texts if text not in own]
-        if others:
-            options = (
-                {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-            )
-            own.update(zip(others, self.tokenizer(others, **options)["input_ids"], strict=True))
-        return own
+        texts = list(texts)
+        if self.add_bos_token is not None:
+            return {text: self.tok_encode(text) for text in texts}
+        return dict(zip(texts, documents_ids(self.tokenizer, texts), strict=True))
 
     def _told(self, places: Sequence[int], costs: Sequence[int]) -> Iterator[int]:
         """Each place in turn, progress told after it."""
@@ -179,6 +270,19 @@ class EvaluatedLM(HFLM):
             yield place
             done += cost
             self.on_progress(done, total)
+
+
+class NotANumberError(ArithmeticError):
+    """A model's logits hold NaN: the first of them would be taken for the most likely token."""
+
+
+class RefuseNaN(LogitsProcessor):
+    """Ends a generation at the first NaN."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if torch.isnan(scores).any():
+            raise NotANumberError
+        return scores
 
 
 def _with_spaces_behind(context: str, continuation: str) -> tuple[str, str]:

@@ -155,6 +155,11 @@ def tolerance(model: PreTrainedModel) -> float:
     return TOLERANCE.get(mixed, TOLERANCE_IN_HALF_PRECISION)
 
 
+def is_too_large(error: Exception) -> bool:
+    """Whether what was asked for does not fit the memory of the device or of the machine."""
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
 class Scorer:
     """Computes the likelihoods of batches on one model.
 
@@ -184,7 +189,7 @@ class Scorer:
         try:
             return self._score(batch)
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            if not is_too_large(error):
                 raise
         self._prefix = ((), None)
         clear_device_cache(garbage_collection=True)

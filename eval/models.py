@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -17,7 +17,7 @@ from transformers import (
 
 from eval.paper import GEOMETRY_FIELDS
 from eval.suite import HUB_NAME, NO_MODEL, ModelSettings, model_name
-from itt_composer.checkpoints import ALLOW_CODE, find_checkpoint
+from itt_composer.checkpoints import ALLOW_CODE
 from itt_composer.errors import UserError
 from itt_composer.exporting import load_model_of
 from itt_composer.flops import dense_parameters, thinking_parameters
@@ -25,7 +25,9 @@ from itt_composer.model_folder import tokenizer_files
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.models.loading import load_model
+from itt_composer.run_folder import find_checkpoint
 from itt_composer.thinking import ELASTIC_FIELDS
+from itt_composer.tokenizer import load_tokenizer as load
 
 # Of a configuration: what is no part of the model itself.
 INCIDENTAL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "dtype")
@@ -72,8 +74,20 @@ class EvaluatedModel:
             parameters = sum(parameter.numel() for parameter in self.model.parameters())
         fields = (*GEOMETRY_FIELDS, *THINKING_FIELDS)
         values = {name: getattr(config, name) for name in fields if hasattr(config, name)}
-        trained = {"trained_batches": self.trained_batches}
-        return {**described, "parameters": parameters, **trained, **values}
+        measured = {
+            "parameters": parameters,
+            "trained_batches": self.trained_batches,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+        return {**described, **measured, **values}
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Of the parameters alone: equal for a checkpoint and what was exported of it."""
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            _add_tensor(digest, name, parameter)
+        return digest.hexdigest()
 
     def sha256(self) -> str:
         """Of weights, configuration (thinking settings included) and tokenizer: a few seconds."""
@@ -83,10 +97,9 @@ class EvaluatedModel:
         config = self.model.config.to_dict()
         known = {name: value for name, value in config.items() if name not in INCIDENTAL}
         digest.update(json.dumps(known, sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
+        digest.update(self.weights_sha256.encode())
+        for name, buffer in sorted(self.model.named_buffers()):
+            _add_tensor(digest, name, buffer)
         return digest.hexdigest()
 
 
@@ -130,16 +143,18 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none.
     """
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # broken files raise all kinds
-        reason = " ".join(str(error).split())[:200]
-        if Path(source).is_dir() and not tokenizer_files(Path(source)):
-            reason = "it has no tokenizer's files"
+    advice = "; name the folder of one with model.tokenizer"
+    if Path(source).is_dir() and not tokenizer_files(Path(source)):
         raise UserError(
-            f"the tokenizer in {source} cannot be loaded ({reason}); name the folder of one with "
-            "model.tokenizer"
-        ) from None
+            f"the tokenizer in {source} cannot be loaded (it has no tokenizer's files){advice}"
+        )
+    return load(source, advice)
+
+
+def _add_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -148,7 +163,19 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
         rules = tokenizer.backend_tokenizer.to_str()
     else:
         rules = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
-    return rules + json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    settings = [tokenizer.special_tokens_map, tokenizer.split_special_tokens]
+    return rules + json.dumps(settings, sort_keys=True, default=str)
+
+
+def why_no_numbers(model: PreTrainedModel) -> str:
+    """What to do about a model that computes NaN: names the first weight that is none."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return (
+                f"its weight {name} holds NaN or infinity: evaluate a checkpoint from before that"
+            )
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"its weights are numbers, so {dtype} overflows: set model.dtype=float32"
 
 
 def think_as(model: PreTrainedModel, asked: Mapping[str, Any]) -> None:
@@ -164,6 +191,8 @@ def think_as(model: PreTrainedModel, asked: Mapping[str, Any]) -> None:
             raise UserError(f"{name}={value} needs an ITT model, not {type(model).__name__}")
         if value == getattr(model.config, name):
             continue
+        if model.config.thinking == "dense":
+            raise UserError(f"{name}={value} needs an ITT model, not a LLaMA")
         try:
             getattr(model, f"set_{name}")(value)
         except ValueError as error:

@@ -25,7 +25,7 @@ GEOMETRY_FIELDS = (
     "vocab_size",
 )
 # Of a description: what repetitions of a model do not share.
-OF_ONE_RUN = ("path", "name", "sha256", "trained_batches")
+OF_ONE_RUN = ("path", "name", "sha256", "weights_sha256", "trained_batches")
 # Table 5.
 GEOMETRIES: dict[tuple[Any, ...], str] = {
     (1024, 2560, 8, 32, 32, 32_000): "162M",

@@ -8,7 +8,7 @@ Shapes: B batch, S sequence, V vocabulary.
 
 import itertools
 import math
-import time
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +16,30 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from eval import ranks
-from eval.models import load_evaluated, think_as
+from eval.likelihoods import is_too_large
+from eval.models import load_evaluated, think_as, why_no_numbers
 from eval.suite import PerplexitySuite
 from eval.token_bytes import TokenBytes, read_token_bytes
 from itt_composer.calibration import RealisedShares
 from itt_composer.data.prepare import check_files
-from itt_composer.data.shards import check_vocabulary, domains_with_rows, read_manifest
+from itt_composer.data.shards import (
+    check_vocabulary,
+    domains_with_rows,
+    read_manifest,
+    split_sha256,
+)
 from itt_composer.data.stored_rows import StoredRows, batches_of
 from itt_composer.errors import UserError
 from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
 from itt_composer.thinking import ELASTIC_FIELDS
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Measured(NamedTuple):
@@ -69,23 +75,26 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
         on_progress: called after each batch with this rank's rows done and in all.
 
     Returns:
-        On every rank `{"kind", "format", "suite", "seq_len", "model", "settings": [...]}`. Each
+        On every rank `{"kind", "format", "suite", "seq_len", "text_sha256", "model", "settings":
+        [...]}`: the digests of the rows and of the weights tell what is the same measurement. Each
         setting has `select_ratios`, `router_selection`, `early_exit`, `tokens` (predicted),
         `bytes` (of their text; None where the tokenizer does not tell them), `loss` (nats per
         token), `perplexity`, `bits_per_byte`, `domains` (the same five per domain),
-        `tokens_per_second`, and for our models `realised_shares` (of the tokens that took each
+        and for our models `realised_shares` (of the tokens that took each
         step, a list over the thinking layers), `paper_flops_per_token` (at the ratios asked for)
         and `executed_flops_per_token` (at the realised shares), of one forward pass.
 
     Raises:
-        UserError: shards that are missing or damaged; the model cannot be loaded, or cannot think
-            that way.
+        UserError: shards that are missing or damaged; the model cannot be loaded, cannot think
+            that way, or computes NaN.
     """
     data, manifest = Path(suite.data), read_manifest(suite.data)
     domains = domains_with_rows(manifest, suite.split)
     check_files(data, [(suite.split, domain) for domain in domains], suite.validate_hash)
     evaluated = load_evaluated(suite.model, suite.model.path[0], ranks.device())
-    model, description = evaluated.model, evaluated.description()
+    model = evaluated.model
+    weights = ranks.of_first(operator.attrgetter("weights_sha256"), evaluated)
+    description = {**evaluated.description(), "weights_sha256": weights}
     source = evaluated.tokenizer_source
     check_vocabulary(data, manifest, evaluated.path, model.config.vocab_size, source)
     asked = list(itertools.product(suite.select_ratios, suite.router_selection, suite.early_exit))
@@ -118,6 +127,7 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
         "format": FORMAT,
         "suite": suite.model_dump(),
         "seq_len": manifest["seq_len"],
+        "text_sha256": split_sha256(manifest, suite.split),
         "model": description,
         "settings": settings,
     }
@@ -151,22 +161,38 @@ class Measurement:
     most_rows: int
 
     def setting(self, seq_len: int, on_batch: Callable[[], None]) -> dict[str, Any]:
-        """Measure the model as it thinks now; every rank must ask, and gets the same figures."""
-        started = time.monotonic()
-        own, shares = {}, RealisedShares()
+        """Measure the model as it thinks now; every rank must ask, and gets the same figures.
+
+        Raises:
+            UserError: on every rank: the loss is no number.
+        """
+        own: dict[int, Measured] = {}
+        shares = RealisedShares()
         for number in range(ranks.rank(), len(self.batches), ranks.world_size()):
             own[number] = self._in_memory(self.batches[number], shares)
+            if not math.isfinite(own[number].loss_sum):
+                break  # all ranks refuse it, below
             on_batch()
         by_number: dict[int, Measured] = {}
         all_shares = RealisedShares()
         for measured, counted in ranks.gather((own, shares)):
             by_number |= measured
             all_shares.add(counted)
+        self._refuse_nan(by_number)
         by_domain: dict[str, list[Measured]] = {name: [] for name in self.rows}
         for number, batch in enumerate(self.batches):
             by_domain[batch.domain].append(by_number[number])
         totals = {domain: Measured.total(parts) for domain, parts in by_domain.items()}
-        return _setting(self.model, seq_len, totals, time.monotonic() - started, all_shares)
+        return _setting(self.model, seq_len, totals, all_shares)
+
+    def _refuse_nan(self, measured: Mapping[int, Measured]) -> None:
+        for number, batch in enumerate(self.batches):
+            if number in measured and not math.isfinite(measured[number].loss_sum):
+                raise UserError(
+                    f"the loss on rows {batch.rows.start:,} to {batch.rows.stop - 1:,} of the "
+                    f"domain {batch.domain} is {measured[number].loss_sum}, so there is no "
+                    f"perplexity; {why_no_numbers(self.model)}"
+                )
 
     def _in_memory(self, batch: Batch, shares: RealisedShares) -> Measured:
         """Measure a batch, in as many parts as the device's memory asks for."""
@@ -177,7 +203,7 @@ class Measurement:
             try:
                 parts.append(self._batch(part, counted))
             except (RuntimeError, MemoryError) as error:
-                if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+                if not is_too_large(error):
                     raise
                 if len(part.rows) == 1:
                     raise UserError(
@@ -223,7 +249,6 @@ def _setting(
     model: PreTrainedModel,
     seq_len: int,
     measured: Mapping[str, Measured],
-    seconds: float,
     shares: RealisedShares,
 ) -> dict[str, Any]:
     overall = Measured.total(list(measured.values()))
@@ -233,7 +258,6 @@ def _setting(
         "early_exit": getattr(model.config, "early_exit", 0.0),
         **_summary(overall),
         "domains": {domain: _summary(part) for domain, part in measured.items()},
-        "tokens_per_second": overall.tokens / seconds,
     }
     if isinstance(model, IttForCausalLM):
         by_step = shares.by_step(model.config.thinking_steps)

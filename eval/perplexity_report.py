@@ -1,6 +1,5 @@
 """What a perplexity suite has measured, as tables: in the terminal, as Markdown and as CSV."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from eval.rendering import Table, as_csv
-from itt_composer.files import write_whole
+from itt_composer.files import write_json, write_whole
 
 FIGURES = ("tokens", "bytes", "loss", "perplexity", "bits_per_byte")
 RULES = {"top_k": "top-k", "threshold": "threshold", "top_p": "top-p"}
@@ -26,7 +25,7 @@ def write_results(results: dict[str, Any], output: Path) -> None:
     pages = [table.markdown() for table in tables(results)]
     write_whole(output.with_suffix(".md"), "\n".join(pages))
     write_whole(output.with_suffix(".csv"), flat(results))
-    write_whole(output, json.dumps(results, indent=1) + "\n")
+    write_json(output, results)
 
 
 def tables(results: dict[str, Any]) -> list[Table]:

@@ -6,6 +6,7 @@ Only small results travel, on the CPU, so the processes talk over gloo whatever 
 import datetime
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -65,3 +66,9 @@ def gather(result: Result) -> list[Result]:
     gathered: list[Any] = [None] * world_size()
     distributed.all_gather_object(gathered, result)
     return gathered
+
+
+def of_first(ask: Callable[..., Result], *arguments: Any) -> Result:
+    """What rank 0 answers, on every rank; the others are not asked."""
+    answers: list[Any] = gather(ask(*arguments) if rank() == 0 else None)
+    return answers[0]

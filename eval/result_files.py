@@ -11,10 +11,15 @@ import yaml
 from eval import paper
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
+from itt_composer.settings import values_of
 
-FORMATS = {"tasks": 1, "perplexity": 1}
-NEEDED = {"tasks": ("suite", "models", "tasks"), "perplexity": ("suite", "model", "settings")}
-TASKS_FILE, METRICS_FILE, RECIPE_FILE = "results.json", "metrics.jsonl", "recipe.yaml"
+FORMATS = {"tasks": 2, "perplexity": 2}
+NEEDED = {
+    "tasks": ("suite", "models", "tasks"),
+    "perplexity": ("suite", "text_sha256", "model", "settings"),
+}
+TASKS_FILE, METRICS_FILE = "results.json", "metrics.jsonl"
+RECIPE_FILE, SHARDS_FILE = "recipe.yaml", "shards.json"
 VALIDATION_LOSS = "metrics/eval/LanguageCrossEntropy"
 KINDS = (
     "give results of a task suite (its folder or results.json), of a perplexity suite (a JSON "
@@ -30,11 +35,13 @@ class LossLog:
         path: of the run folder.
         recipe: as resolved.
         losses: (tokens gone through, nats per token), ascending.
+        text: SHA-256 of each stream that was validated on, and of the tokenizer; empty if unknown.
     """
 
     path: Path
     recipe: dict[str, Any]
     losses: list[tuple[int, float]]
+    text: dict[str, str] = field(default_factory=dict)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -109,13 +116,13 @@ def read_loss_log(folder: Path) -> LossLog:
         UserError: no recipe, or no validation loss.
     """
     try:
-        recipe = yaml.safe_load((folder / RECIPE_FILE).read_bytes())
+        recipe = values_of((folder / RECIPE_FILE).read_text(encoding="utf-8"))
         _ = (recipe["model"].items(), recipe["thinking"]["thinking"], recipe["run_name"])
     except OSError as error:
         raise UserError(
             f"{folder / RECIPE_FILE} cannot be read ({error.strerror}); name the folder of a run"
         ) from None
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError):
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(f"{folder / RECIPE_FILE} is no recipe of a run") from None
     losses = [
         (line["tokens"], line[VALIDATION_LOSS])
@@ -127,4 +134,12 @@ def read_loss_log(folder: Path) -> LossLog:
             f"{folder / METRICS_FILE} has no {VALIDATION_LOSS}: the run has not come to its first "
             "validation (train.eval_interval)"
         )
-    return LossLog(folder, recipe, losses)
+    return LossLog(folder, recipe, losses, _validation_text(folder / SHARDS_FILE))
+
+
+def _validation_text(file: Path) -> dict[str, str]:
+    try:
+        digests = json.loads(file.read_bytes())
+        return {name: value for name, value in digests.items() if not name.startswith("train/")}
+    except (OSError, ValueError, AttributeError):
+        return {}  # a run of an earlier version has none

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.errors import UserError
-from itt_composer.settings import COMMAND_LINE, parse_overrides, read_yaml, validate
+from itt_composer.settings import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
 from itt_composer.thinking import RouterSelection
 
 Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -112,13 +112,13 @@ class TaskSettings(_Group):
         metric: the one that is reported, or null for the task's first.
         batch_size: requests that go through the model at once; "auto" fits it to their length and
             the memory; null takes the suite's.
-        limit: documents of the task, its first ones; null takes the suite's.
+        limit: documents of the task, its first ones, or their share (0.1); null takes the suite's.
     """
 
     shots: Annotated[int, Field(ge=0)] | None = None
     metric: str | None = None
     batch_size: BatchSize | None = None
-    limit: Positive | None = None
+    limit: Limit | None = None
 
 
 class TaskSuite(_Group):
@@ -131,7 +131,9 @@ class TaskSuite(_Group):
         only: names of those that are run, or null for all of them.
         data_dir: folder that `python -m eval fetch` filled; null loads from the hub.
         fewshot_seeds: each draws other examples; tasks that draw none run once.
-        limit: documents of each task, or null for all.
+        limit: documents of each task, or the share of them (0.1); null for all.
+        shots_that_fit: ask with fewer shots where the model has no room for all: as many whole
+            ones as fit before every question. Without it the harness cuts what does not fit.
         batch_size: see `TaskSettings`.
         bootstrap_iters: resamples for the error of metrics that are no means.
         log_samples: keep every prompt and answer, in lm-eval's format.
@@ -148,7 +150,8 @@ class TaskSuite(_Group):
     fewshot_seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_without_repeats)] = [
         1234
     ]
-    limit: Positive | None = None
+    limit: Limit | None = None
+    shots_that_fit: bool = False
     batch_size: BatchSize = "auto"
     bootstrap_iters: Annotated[int, Field(ge=0)] = 1000
     log_samples: bool = False

@@ -4,7 +4,7 @@ Table 1 comes from results of task suites, Tables 2 and 3 from perplexity result
 from the loss logs of runs. What no result covers is marked.
 """
 
-import json
+import re
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -18,13 +18,15 @@ from eval import (
     paper,
     perplexity_table,
 )
+from eval.measurements import by_text, merged
 from eval.rendering import Section, wide_console
 from eval.result_files import Results, read_results
 from itt_composer.errors import UserError, errors_as_sentences
-from itt_composer.files import write_whole
+from itt_composer.files import write_json, write_whole
 
 Item = TypeVar("Item")
-FORMAT = 1
+FORMAT = 2
+OWN_FILE = re.compile(r"(table_\d+|perplexity|data_efficiency)(_\d+)?\.csv")
 
 
 def command(
@@ -73,13 +75,16 @@ def build(results: Results, compare_with: str | None) -> list[Section]:
     if results.tasks:
         sections.append(accuracy_table.section(results.tasks, compare_with))
     compared = compare_with is not None
-    sweeps = [result for result in results.perplexities if elastic_table.is_sweep(result)]
+    perplexities, notes = merged(results.perplexities)
+    sweeps = [result for result in perplexities if elastic_table.is_sweep(result)]
     for name, sweep in _numbered("table_2", sweeps):
-        sections.append(elastic_table.section(sweep, results.perplexities, name, compared))
-    for name, group in _numbered("table_3", ablation_table.groups_of(results.perplexities)):
+        sections.append(elastic_table.section(sweep, perplexities, name, compared))
+    for name, group in _numbered("table_3", ablation_table.groups_of(perplexities)):
         sections.append(ablation_table.section(group, name, compared))
-    if results.perplexities:
-        sections.append(perplexity_table.section(results.perplexities))
+    for name, on_text in _numbered("perplexity", by_text(perplexities)):
+        sections.append(perplexity_table.section(on_text, name))
+    if notes:
+        sections[-1].table.notes += notes
     if results.runs:
         try:
             sections.append(data_efficiency.section(results.runs))
@@ -99,13 +104,12 @@ def _numbered(name: str, items: list[Item]) -> list[tuple[str, Item]]:
 def write(sections: list[Section], out: Path) -> None:
     """`tables.md`, `tables.json`, and a CSV file for each table; older ones go."""
     kept = {f"{section.name}.csv" for section in sections}
-    others = [out / f"{name}.csv" for name in ("perplexity", "data_efficiency")]
-    for old in [*out.glob("table_*.csv"), *(file for file in others if file.is_file())]:
-        if old.name not in kept:
+    for old in out.glob("*.csv"):
+        if OWN_FILE.fullmatch(old.name) and old.name not in kept:
             old.unlink()
     write_whole(out / "tables.md", "\n".join(section.table.markdown() for section in sections))
     for section in sections:
         write_whole(out / f"{section.name}.csv", section.csv())
     content = {section.name: section.records for section in sections}
     document = {"kind": "tables", "format": FORMAT, **content}
-    write_whole(out / "tables.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_json(out / "tables.json", document)

@@ -1,5 +1,6 @@
 """How far a suite of tasks is: a line for each finished task and, on a terminal, a bar."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -25,6 +26,7 @@ class TaskProgress:
             disable=not self._console.is_terminal,
         )
         self._number = self._total = 0
+        self._warned: set[str] = set()
 
     def __enter__(self) -> "TaskProgress":
         self._bar.start()
@@ -45,10 +47,18 @@ class TaskProgress:
         if self._bar.task_ids:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
-    def end(self, measurement: "Measurement", model: str, text: str) -> None:
-        """It is measured, or was found so."""
+    def end(
+        self, measurement: "Measurement", model: str, text: str, result: Mapping[str, Any]
+    ) -> None:
+        """It is measured, or was found so; what there is to know of it, each warning once."""
         seed = measurement.fewshot_seed
         name = measurement.task + (f" (seed {seed})" if seed is not None else "")
         self._console.print(
             f"{self._number} of {self._total}: {name}{model}: {text}", highlight=False
         )
+        for note in result["notes"]:
+            self._console.print(f"  {note}", highlight=False, markup=False)
+        for warning in result["warnings"]:
+            if warning not in self._warned:
+                self._console.print(f"  lm-eval warns: {warning}", highlight=False, markup=False)
+                self._warned.add(warning)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from eval import paper
 from eval.rendering import Table, as_csv
-from itt_composer.files import whole_folder, write_whole
+from itt_composer.files import whole_folder, write_json, write_whole
 
 AVERAGE = "average of ten"
 # Metrics that are shares of 1, and shown in percent.
@@ -28,6 +28,8 @@ class Line:
         value: mean over the runs.
         harness_error: lm-eval's standard error of one run, mean over the runs.
         runs: how many.
+        requests: of all runs; None for the average.
+        requests_cut: of these, whose first tokens the model had no room for.
         run_error: standard error over the runs; None for a single one.
         paper: what the paper reports for the row it is compared with, at these shots and by this
             metric.
@@ -40,6 +42,8 @@ class Line:
     value: float
     harness_error: float | None
     runs: int
+    requests: int | None
+    requests_cut: int | None
     run_error: float | None
     paper: float | None
 
@@ -70,6 +74,8 @@ def lines_of(results: dict[str, Any], row: str | None) -> list[Line]:
                 value=scale * figures["value"],
                 harness_error=None if error is None else scale * error,
                 runs=len(figures["runs"]),
+                requests=sum(run["requests"] for run in figures["runs"]),
+                requests_cut=sum(run["requests_cut"] for run in figures["runs"]),
                 run_error=None if run_error is None else scale * run_error,
                 paper=paper.accuracy(row, name) if row and is_as_reported else None,
             )
@@ -82,7 +88,7 @@ def lines_of(results: dict[str, Any], row: str | None) -> list[Line]:
     if by_task.keys() >= set(paper.tasks()):
         mean = sum(by_task[task].value for task in paper.tasks()) / len(paper.tasks())
         reported = paper.row(row).average if row else None
-        lines.append(Line(AVERAGE, None, "", None, mean, None, 1, None, reported))
+        lines.append(Line(AVERAGE, None, "", None, mean, None, 1, None, None, None, reported))
     return lines
 
 
@@ -102,16 +108,22 @@ def compared_row(results: dict[str, Any]) -> str | None:
 def table_of(results: dict[str, Any], lines: list[Line], row: str | None) -> Table:
     """For people; columns that would be empty are left out."""
     several = any(line.run_error is not None for line in lines)
+    are_cut = any(line.requests_cut for line in lines)
     columns = ["\ntask", "\nmetric", "\nshots", "\nasked", "\nvalue", "±\n(lm-eval)"]
     columns += ["±\n(runs)", "\nruns"] if several else []
+    columns += ["requests\ncut"] if are_cut else []
     columns += [f"paper,\n{row}", "\ndiff."] if row else []
     table = Table(title_of(results), columns, text_columns=2)
     for line in lines:
         cells = [line.task, line.metric, _number(line.shots, 0), _number(line.documents, 0)]
         cells += [_number(line.value, 1), _number(line.harness_error, 1)]
         cells += [_number(line.run_error, 1), str(line.runs)] if several else []
+        cells += [_of_all(line.requests_cut, line.requests)] if are_cut else []
         cells += [_number(line.paper, 1), _number(line.difference, 1, "+")] if row else []
         table.rows.append(cells)
+    table.notes = [
+        f"{name}: {note}" for name, figures in results["tasks"].items() for note in figures["notes"]
+    ]
     return table
 
 
@@ -129,7 +141,7 @@ def write_results(results: dict[str, Any], folder: Path) -> None:
     fields = [*Line.__dataclass_fields__, "difference"]
     records = [[getattr(line, name) for name in fields] for line in lines]
     write_whole(folder / "results.csv", as_csv(fields, records))
-    write_whole(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / "results.json", results)
 
 
 def write_harness_results(results: dict[str, Any], folder: Path) -> None:
@@ -155,8 +167,7 @@ def write_harness_results(results: dict[str, Any], folder: Path) -> None:
                 for line in logged.read_text(encoding="utf-8").splitlines():
                     samples.setdefault(json.loads(line)["task"], []).append(line)
         with whole_folder(folder / "lm_eval" / name) as place:
-            text = json.dumps(merged, indent=1, ensure_ascii=False)
-            (place / "results.json").write_text(text + "\n", encoding="utf-8")
+            write_json(place / "results.json", merged)
             for task, lines in samples.items():
                 file = place / f"samples_{task}.jsonl"
                 file.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -193,6 +204,10 @@ def title_of(results: dict[str, Any]) -> str:
         ratios = "/".join(f"{100 * ratio:.0f}" for ratio in model["select_ratios"])
         kind += f", {ratios} by {model['router_selection']}"
     return f"{names} ({kind})"
+
+
+def _of_all(part: int | None, whole: int | None) -> str:
+    return "" if part is None else f"{part:,} of {whole:,}" if part else "0"
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:

@@ -1,7 +1,7 @@
 """Inner Thinking Transformer: pretraining recipes for MosaicML Composer.
 
-Importing this package makes `AutoConfig`, `AutoModelForCausalLM` and `AutoTokenizer` know the model
-type "itt"; its tokenizers are LLaMA's where a folder does not name another.
+Importing this package makes `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and `AutoTokenizer`
+know the model type "itt"; its tokenizers are LLaMA's where a folder does not name another.
 The registration waits until transformers loads its own, so that command lines which only check
 their input start without torch.
 """
@@ -11,7 +11,11 @@ import sys
 
 import wrapt
 
+from itt_composer import command_line
+
 __version__ = "0.1.0"
+
+command_line.prepare()
 
 # Registers its class with transformers at its end.
 _CONFIG, _MODEL = "itt_composer.models.configuration", "itt_composer.models.modeling"

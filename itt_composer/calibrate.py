@@ -41,22 +41,24 @@ def main(
                 "training run has one in its folder model/"
             )
         manifest = read_manifest(data)
-        domains = list(domains_with_rows(manifest, split))
-        if not domains:
+        if not domains_with_rows(manifest, split):
             raise UserError(f"--data {data} has no rows in its split {split!r}")
         from itt_composer.calibration import calibrate
         from itt_composer.model_folder import replace_model
 
         model = _load(model_folder, data, manifest)
-        measure, check = _batches(data / split, domains, rows, batch_size, model.device)
+        measure, check = _batches(data / split, rows, batch_size, model.device)
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("calibrating")
-            calibrate(
-                model,
-                measure,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
+            try:
+                calibrate(
+                    model,
+                    measure,
+                    on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+            except ValueError as error:
+                raise UserError(f"{model_folder} gives scores that are NaN: {error}") from None
         if model.config.router_selection == "top_p":
             print(
                 "note: under top-p ratios were shares of the weight; from now on they are shares "
@@ -72,9 +74,10 @@ def _load(folder: Path, shards: Path, manifest: dict[str, Any]) -> "IttForCausal
     import torch
 
     from itt_composer.models import IttForCausalLM
-    from itt_composer.models.loading import load_model
+    from itt_composer.models.loading import load_model, refuse_broken
 
     model = load_model(folder)
+    refuse_broken(model, str(folder))
     if not isinstance(model, IttForCausalLM) or not model.config.adaptive_routing:
         raise UserError(f"{folder} holds a model without routers: there is nothing to calibrate")
     check_vocabulary(shards, manifest, str(folder), model.config.vocab_size, str(folder))
@@ -83,22 +86,19 @@ def _load(folder: Path, shards: Path, manifest: dict[str, Any]) -> "IttForCausal
 
 
 def _batches(
-    folder: Path, domains: list[str], count: int, batch_size: int, device: "torch.device"
+    folder: Path, count: int, batch_size: int, device: "torch.device"
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Batches to measure on, and batches of other rows to check the result on."""
-    from torch.utils.data import ConcatDataset
+    from itt_composer.data.stored_rows import batches_of, sample_of_split
 
-    from itt_composer.data.stored_rows import StoredRows, batches_of, spread_indices
-
-    rows: ConcatDataset = ConcatDataset([StoredRows(folder / domain) for domain in domains])
-    indices = spread_indices(len(rows), 2 * count)
-    middle = (len(indices) + 1) // 2
+    rows, sample = sample_of_split(folder, 2 * count)
+    middle = (len(sample) + 1) // 2
     measure, check = (
         [
             {name: tensor.to(device) for name, tensor in batch.items()}
             for batch in batches_of(rows, half, batch_size)
         ]
-        for half in (indices[:middle], indices[middle:])
+        for half in (sample[:middle], sample[middle:])
     )
     return measure, check
 

@@ -15,34 +15,32 @@ Every key is checked against the classes below, and nothing here imports torch.
 """
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from itt_composer.errors import UserError
+from itt_composer.errors import Mistakes, UserError
+from itt_composer.llama_config import check_heads, check_rope_scaling
+from itt_composer.recipe_checks import check_together
 from itt_composer.registry import (
     ALGORITHMS,
     CALLBACKS,
     LOGGERS,
     OPTIMIZERS,
     SCHEDULERS,
-    CapacityAnnealing,
     Duration,
     LmEval,
     Section,
-    amount_and_unit,
 )
-from itt_composer.schedules import check_ratios
 from itt_composer.settings import (
     COMMAND_LINE,
     Layer,
     Sources,
+    as_yaml,
     parse_overrides,
     read_yaml,
     validate,
@@ -51,8 +49,6 @@ from itt_composer.thinking import ThinkingSettings
 
 PART_NAMES = ("model", "thinking", "data", "train")
 DEFAULT_RUN_FOLDER = "runs/${run_name}"
-# Of the variants of a layer that are kept (models/wrapping.py); batches of another size are more.
-MOST_COMPILED_LEVELS = 32
 FORMS = {
     "run_name": "may hold letters, digits, '.', '_' and '-' only",
     "microbatch_size": 'should be a positive integer or "auto"',
@@ -69,12 +65,6 @@ Share = Annotated[float, Field(gt=0)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _is_text(name: Any) -> Any:
-    if isinstance(name, (int, float)):
-        raise ValueError(f"{name} is no text to YAML; put it in quotes, in a shell '\"{name}\"'")
-    return name
 
 
 def _is_local(folder: str) -> str:
@@ -129,18 +119,10 @@ class ModelRecipe(_Group):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelRecipe":
-        if self.head_dim is None and self.hidden_size % (2 * self.num_attention_heads):
-            raise ValueError(
-                f"hidden_size={self.hidden_size} does not split into "
-                f"{self.num_attention_heads} heads of even size"
-            )
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: positions rotate pairs")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}"
-            )
+        check_heads(
+            self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        )
+        check_rope_scaling(self.rope_scaling)
         return self
 
 
@@ -164,7 +146,7 @@ class DataRecipe(_Group):
         shuffle_block_size: rows of the stretch in which a shard's rows are spread, over all
             domains.
         num_canonical_nodes: parts of an epoch that are read side by side; with `remote`, the
-            number of nodes, so that each downloads a part only. Fixed for a run.
+            number of nodes, so that each downloads a part only. Part of the rows' order.
         num_workers: loader processes per rank.
         predownload: rows that a worker downloads ahead, or null for eight batches.
         cache_limit: most bytes of the cache, of each split ("200gb"), or null.
@@ -209,10 +191,11 @@ class TrainRecipe(_Group):
             largest that fits the GPU's memory.
         precision: "fp32", or "amp_bf16" for mixed precision.
         eval_interval: how often validation perplexity is measured.
-        eval_batches: validation batches per evaluation, the same ones each time and of all
-            domains in proportion to their rows; -1 takes all.
+        eval_batches: validation batches per evaluation, the same random sample of every domain
+            each time, in proportion to its rows; -1 takes all.
         eval_batch_size: validation sequences per batch, over all ranks.
-        calibration_rows: validation sequences that the final thresholds are measured on.
+        calibration_rows: validation sequences, a random sample of every domain, that the final
+            thresholds are measured on.
         save_interval: how often a checkpoint is written; the last batch always is.
         keep_checkpoints: how many are kept; -1 keeps all.
         autoresume: go on from the run's latest checkpoint, if there is one; false refuses to.
@@ -287,9 +270,7 @@ class Recipe(_Group):
     """
 
     parts: Parts = Parts()
-    run_name: Annotated[str, BeforeValidator(_is_text)] = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-    )
+    run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     run_folder: Annotated[str, AfterValidator(_is_local)]
     seed: int = Field(17, ge=0, lt=2**31)
     init_from: str | None = None
@@ -328,13 +309,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     layers = list(_layers(Path(path), overrides))
     recipe = validate(Recipe, layers, FORMS)
-    _check_together(recipe, Sources(layers))
+    check_together(recipe, Sources(layers))
     return recipe
 
 
 def recipe_as_yaml(recipe: Recipe) -> str:
     """The resolved recipe as one YAML document."""
-    return yaml.safe_dump(recipe_values(recipe), sort_keys=False)
+    return as_yaml(recipe_values(recipe))
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
@@ -357,127 +338,41 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[Layer]:
             raise UserError(
                 f"{source}: parts must be a mapping of {', '.join(PART_NAMES)} to files"
             )
+    mistakes = Mistakes()
     for name in PART_NAMES:
-        for source, folder, content in (
-            (COMMAND_LINE, Path(), from_command_line),
-            (str(path), path.parent, own),
-        ):
-            try:
-                part = OmegaConf.select(content, f"parts.{name}")
-            except OmegaConfBaseException as error:
-                reason = str(error.msg or error).splitlines()[0]
-                raise UserError(f"{source}: parts.{name}: {reason}") from None
-            if part is None and "parts" in content and name in content.parts:
-                break  # set to null: no such part
-            if isinstance(part, str):
-                file = Path(os.path.normpath(folder / part))
-                if not file.is_file():
-                    raise UserError(f"{source}: parts.{name} names {file}, which is not there")
-                yield str(file), read_yaml(file)
-                break
+        with mistakes:
+            yield from _part(
+                name, (COMMAND_LINE, Path(), from_command_line), (str(path), path.parent, own)
+            )
+    mistakes.tell()
     yield str(path), own
     yield COMMAND_LINE, from_command_line
 
 
-def _check_together(recipe: Recipe, sources: Sources) -> None:
-    """What only several settings together tell.
+def _part(name: str, *named_in: tuple[str, Path, DictConfig]) -> Iterator[Layer]:
+    """The part that the first of some sources names: none if it is set to null there.
+
+    Args:
+        name: of the part.
+        named_in: (source, folder that paths are relative to, content).
 
     Raises:
-        UserError: naming the key and its source.
+        UserError: it is not there, or cannot be read.
     """
-    try:
-        thinking = recipe.resolved_thinking()
-    except ValueError as error:
-        named = [word for word in re.findall(r"\w+", str(error)) if word in vars(recipe.thinking)]
-        field = named[0] if named else "thinking"
-        key = f"thinking.{field}"
-        raise UserError(f"{sources.of(key)}: {key}: {error}") from None
-    if 0 in (thinking.select_ratios or []):
-        raise UserError(
-            f"{sources.of('thinking.select_ratios')}: thinking.select_ratios: a step of ratio 0 "
-            "would never be trained; lower thinking.thinking_steps instead"
-        )
-    for name in ("optimizer", "scheduler"):
-        count = len(getattr(recipe, name).named())
-        if count != 1:
-            raise UserError(f"{sources.of(name)}: {name} must name one component, not {count}")
-    if recipe.train.max_duration.endswith("dur"):
-        raise UserError(
-            f"{sources.of('train.max_duration')}: train.max_duration={recipe.train.max_duration}: "
-            "is itself what shares of training refer to; give batches (ba), tokens (tok) or "
-            "epochs (ep)"
-        )
-    if thinking.router_selection == "threshold":
-        raise UserError(
-            f"{sources.of('thinking.router_selection')}: thinking.router_selection=threshold is "
-            "for inference; train with top_k, the thresholds are estimated on the way"
-        )
-    annealing = recipe.algorithms.named().get("capacity_annealing")
-    if annealing is not None and not thinking.adaptive_routing:
-        raise UserError(
-            f"{sources.of('algorithms.capacity_annealing')}: algorithms.capacity_annealing needs a "
-            "router, but thinking.thinking or thinking.adaptive_routing leaves none; set "
-            "algorithms.capacity_annealing=null"
-        )
-    assert annealing is None or isinstance(annealing, CapacityAnnealing)
-    if annealing is not None and _outlasts(annealing.duration, recipe):
-        raise UserError(
-            f"{sources.of('algorithms.capacity_annealing.duration')}: "
-            f"algorithms.capacity_annealing.duration={annealing.duration} is longer than training, "
-            "so the ratios would never reach their targets; shorten it"
-        )
-    if annealing is not None:
+    for source, folder, content in named_in:
         try:
-            check_ratios(
-                annealing.start_ratio, annealing.target_ratio, thinking.select_ratios or []
-            )
-        except ValueError as error:
-            key = f"algorithms.capacity_annealing.{str(error).split()[0]}"
-            raise UserError(f"{sources.of(key)}: {key}: {error}") from None
-        levels = annealing.levels
-        if recipe.train.compile and (levels == "continuous" or levels > MOST_COMPILED_LEVELS):
-            key = "algorithms.capacity_annealing.levels"
-            raise UserError(
-                f"{sources.of(key)}: {key}={levels}: with train.compile every level is a "
-                f"compilation; give a number up to {MOST_COMPILED_LEVELS}, such as 8"
-            )
-    tasks = recipe.callbacks.named().get("lm_eval")
-    if isinstance(tasks, LmEval) and not _is_multiple(
-        tasks.eval_interval, recipe.train.eval_interval
-    ):
-        key = "callbacks.lm_eval.eval_interval"
-        raise UserError(
-            f"{sources.of(key)}: {key}={tasks.eval_interval} is no multiple of "
-            f"train.eval_interval={recipe.train.eval_interval}, and tasks follow an evaluation of "
-            "the run; give both in batches, the one a multiple of the other"
-        )
-    warmup = getattr(recipe.scheduler.named().get("cosine_with_warmup"), "t_warmup", "0.03dur")
-    key = "scheduler.cosine_with_warmup.t_warmup"
-    unit, whole_unit = (
-        amount_and_unit(time)[1].replace("ep", "ba") for time in (warmup, recipe.train.max_duration)
-    )
-    if unit not in ("dur", whole_unit):
-        raise UserError(
-            f"{sources.of(key)}: {key}={warmup} is of another unit than train.max_duration="
-            f"{recipe.train.max_duration}, and the schedule compares them; give a share of "
-            "training, such as 0.03dur, or the same unit"
-        )
-    if _outlasts(warmup, recipe):
-        raise UserError(
-            f"{sources.of(key)}: {key}={warmup} is longer than training, so the learning rate "
-            "would never reach its peak; shorten it"
-        )
-    if recipe.data.seq_len > recipe.model.max_position_embeddings:
-        raise UserError(
-            f"{sources.of('data.seq_len')}: data.seq_len={recipe.data.seq_len} is longer than "
-            f"model.max_position_embeddings={recipe.model.max_position_embeddings}"
-        )
-
-
-def _is_multiple(interval: str, of: str) -> bool:
-    """Whether a time string is so many times another of the same unit."""
-    (amount, unit), (base, base_unit) = amount_and_unit(interval), amount_and_unit(of)
-    return unit == base_unit and amount % base == 0
+            part = OmegaConf.select(content, f"parts.{name}")
+        except OmegaConfBaseException as error:
+            reason = str(error.msg or error).splitlines()[0]
+            raise UserError(f"{source}: parts.{name}: {reason}") from None
+        if isinstance(part, str):
+            file = Path(os.path.normpath(folder / part))
+            if not file.is_file():
+                raise UserError(f"{source}: parts.{name} names {file}, which is not there")
+            yield str(file), read_yaml(file)
+            return
+        if part is None and "parts" in content and name in content.parts:
+            return
 
 
 def model_config(recipe: Recipe) -> "IttConfig":
@@ -485,22 +380,3 @@ def model_config(recipe: Recipe) -> "IttConfig":
     from itt_composer.models import IttConfig
 
     return IttConfig(**recipe.model.model_dump(), **vars(recipe.resolved_thinking()))
-
-
-def tokens_in(time: str, recipe: Recipe) -> int | None:
-    """Tokens that the recipe trains on in a time; None for epochs and shares of training."""
-    amount, unit = amount_and_unit(time)
-    seq_len = recipe.data.seq_len
-    sizes = {"ba": recipe.train.global_batch_size * seq_len, "sp": seq_len, "tok": 1}
-    return int(amount * sizes[unit]) if unit in sizes else None
-
-
-def _outlasts(span: str, recipe: Recipe) -> bool:
-    """Whether a time is longer than training; False where that depends on the size of the data."""
-    (amount, unit), (whole, whole_unit) = map(amount_and_unit, (span, recipe.train.max_duration))
-    if unit == "dur":
-        return amount > 1
-    if unit == whole_unit:
-        return amount > whole
-    tokens, all_tokens = tokens_in(span, recipe), tokens_in(recipe.train.max_duration, recipe)
-    return tokens is not None and all_tokens is not None and tokens > all_tokens

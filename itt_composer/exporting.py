@@ -6,16 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import AutoTokenizer
 from transformers.modeling_utils import no_init_weights
 
-from itt_composer.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
-from itt_composer.data.shards import read_manifest, tokenizer_sha256
+from itt_composer.checkpoints import Checkpoint, load_checkpoint
+from itt_composer.data.shards import is_tokenizer_of, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.files import check_new_folder
 from itt_composer.metrics import read_metrics
-from itt_composer.model_folder import Training, set_document_ends, write_model_folder
+from itt_composer.model_folder import (
+    Training,
+    as_published,
+    set_document_ends,
+    write_model_folder,
+)
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.loading import refuse_broken
+from itt_composer.run_folder import find_checkpoint
+from itt_composer.settings import values_of
+from itt_composer.tokenizer import load_tokenizer
 
 # By the rule of training, and by thresholds.
 LOSSES = ("metrics/eval/LanguageCrossEntropy", "metrics/eval_threshold/LanguageCrossEntropy")
@@ -23,7 +31,11 @@ CONFIG_FIELDS = IttConfig().to_dict().keys() | {"torch_dtype"}
 
 
 def export_checkpoint(
-    path: Path, out: Path, tokenizer: Path | None = None, allow_code: bool = False
+    path: Path,
+    out: Path,
+    tokenizer: Path | None = None,
+    allow_code: bool = False,
+    model_type: str | None = None,
 ) -> None:
     """Write the model of a checkpoint as a transformers folder.
 
@@ -32,13 +44,16 @@ def export_checkpoint(
         out: folder to make.
         tokenizer: folder of the tokenizer; None takes that of the shards the recipe names.
         allow_code: run code that the checkpoint may hold.
+        model_type: see `as_published`.
 
     Raises:
-        UserError: `out` is not empty; no checkpoint, a damaged one, or one that would run code;
-            no tokenizer.
+        UserError: `out` is not empty; no checkpoint, a damaged one, one that would run code or
+            holds NaN; no tokenizer; a model that is none of `model_type`.
     """
     check_new_folder(out)
-    model, checkpoint, tokenizer = load_model_of(find_checkpoint(path), tokenizer, allow_code)
+    trained, checkpoint, tokenizer = load_model_of(find_checkpoint(path), tokenizer, allow_code)
+    refuse_broken(trained, str(checkpoint.path))
+    model = as_published(trained, model_type)
     losses = validation_losses(checkpoint.run_folder, checkpoint.batches)
     training = Training(
         run_name=checkpoint.run_name,
@@ -137,7 +152,7 @@ def _documents(
         UserError: no tokenizer, or another than that of the shards.
     """
     try:
-        shards = recipe_text and Path(yaml.safe_load(recipe_text)["data"]["local"])
+        shards = recipe_text and Path(values_of(recipe_text)["data"]["local"])
     except (yaml.YAMLError, KeyError, TypeError):
         raise UserError("the recipe.yaml of the run names no data.local; is it damaged?") from None
     manifest = read_manifest(shards) if shards and shards.is_dir() else None
@@ -149,22 +164,14 @@ def _documents(
     if not tokenizer.is_dir():
         wrong = "is a file" if tokenizer.exists() else "is not there"
         raise UserError(f"--tokenizer {tokenizer} {wrong}; name the tokenizer's folder")
-    try:
-        sha256 = tokenizer_sha256(tokenizer)
-    except UserError:
-        raise UserError(
-            f"--tokenizer {tokenizer} holds no tokenizer.model and no tokenizer.json"
-        ) from None
-    if manifest is not None and sha256 != manifest["tokenizer"]["sha256"]:
+    if not any((tokenizer / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        raise UserError(f"--tokenizer {tokenizer} holds no tokenizer.model and no tokenizer.json")
+    if manifest is not None and not is_tokenizer_of(manifest, tokenizer):
         raise UserError(f"--tokenizer {tokenizer} is another than that of the shards in {shards}")
     return manifest, tokenizer
 
 
 def _set_ends_of(model: IttForCausalLM, tokenizer: Path) -> None:
     """Document ends as the tokenizer names them, where the shards cannot be asked."""
-    try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--tokenizer {tokenizer} cannot be loaded: {reason}") from None
+    loaded = load_tokenizer(tokenizer)
     set_document_ends(model, loaded.bos_token_id, loaded.eos_token_id)

@@ -1,9 +1,12 @@
 """Files and folders that are either whole or not there."""
 
+import json
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from itt_composer.errors import UserError
@@ -13,6 +16,54 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file by way of a partial one beside it; makes missing folders."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, **options: Any) -> None:
+    """Write a JSON file by way of a partial one beside it, indented, as `json_text` has it."""
+    write_whole(path, json_text(content, str(path), indent=1, **options) + "\n")
+
+
+def json_text(content: Any, place: str, **options: Any) -> str:
+    """JSON, in which there is no bare NaN or Infinity: other programs refuse a file with one.
+
+    Args:
+        content: of plain types.
+        place: that the text is for, for the message.
+        options: of `json.dumps`.
+
+    Raises:
+        UserError: a number is none; names the key.
+    """
+    try:
+        return json.dumps(content, allow_nan=False, ensure_ascii=False, **options)
+    except ValueError:
+        key = _not_a_number(content)
+        if key is None:
+            raise
+        raise UserError(
+            f"{place} was not written: {key} is no number (NaN or infinity), which JSON cannot hold"
+        ) from None
+
+
+def numbers_only(value: Any) -> Any:
+    """The same content with None for NaN and infinities, for which JSON has no number."""
+    if isinstance(value, dict):
+        return {key: numbers_only(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [numbers_only(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _not_a_number(content: Any, key: str = "") -> str | None:
+    """Where the first NaN or infinity stands, keys joined by dots."""
+    if isinstance(content, float):
+        return None if math.isfinite(content) else key
+    if isinstance(content, dict):
+        parts: Iterable[tuple[Any, Any]] = content.items()
+    else:
+        parts = enumerate(content) if isinstance(content, list | tuple) else ()
+    found = (_not_a_number(part, f"{key}.{name}".lstrip(".")) for name, part in parts)
+    return next((place for place in found if place is not None), None)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`metrics.jsonl` of a run, read back: what the weights at its end have gone through."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ def read_metrics(
 
     Where a run was interrupted and repeated batches, the later lines count; batches after the
     point it went back to are left out until they are repeated. A line that was cut is skipped.
+    What was no number, null in the file, is NaN.
 
     Args:
         path: the file, or the folder of the run.
@@ -31,7 +33,11 @@ def read_metrics(
         batch = line["batch"]
         while by_batch and next(reversed(by_batch)) > batch:
             by_batch.popitem()
-        kept = line if wanted is None else {name: line[name] for name in line if wanted(name)}
+        kept = {
+            name: math.nan if value is None else value
+            for name, value in line.items()
+            if wanted is None or wanted(name)
+        }
         by_batch.setdefault(batch, {}).update(kept)
     return list(by_batch.values())
 

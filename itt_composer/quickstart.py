@@ -7,13 +7,16 @@ by the commands, not here.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -30,15 +33,26 @@ DENSE_RECIPE = Path("yamls/pretrain/quickstart_dense.yaml")
 ITT_RECIPE = Path("yamls/pretrain/quickstart.yaml")
 # Two threads that wait for each other crawl when anything else runs; two ranks do not.
 RANKS = 2
+# Keeps Ctrl-C from the launcher, which would print a traceback and leave 30 seconds to save.
+LAUNCH = [Path(__file__).parents[1] / "scripts" / "forward_sigterm.sh"]
 THREADS_PER_RANK = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // RANKS))}
 THINKING = "analysis/thinking.json"
 ELASTIC_SETTINGS = ("[0.9,0.9,0.9]", "[0.3,0.3,0.3]", "[0.9,0.9,0]", "[0,0,0]")
 
+GOES_ON = "what is finished is kept, and `make quickstart` goes on from here"
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def main() -> None:
-    """Run every stage that is not done yet, then print the comparison."""
+    """Train a tiny ITT and the dense model on text of this Python, and compare them.
+
+    Takes about twenty minutes on two cores and writes into runs/quickstart; stages that are done
+    are left as they are.
+    """
     started = time.monotonic()
-    with errors_as_sentences():
+    with errors_as_sentences(GOES_ON):
         prepare_data()
         runs = [train(DENSE_RECIPE), train(ITT_RECIPE)]
         results = [
@@ -52,6 +66,25 @@ def main() -> None:
     print(
         f"Done in {time.monotonic() - started:.0f} s; everything is in {FOLDER}, on a page: {page}"
     )
+    print_next(runs[1])
+
+
+def print_next(run: RunFolder) -> None:
+    """Print commands that go on from here."""
+    print("\nWhat comes next:")
+    for arguments, what in (
+        (["generate", run.model, "--prompt", "'class Path'", "--color"], "go on with a text"),
+        (["analysis", "tokens", run.path, "--data", SHARDS], "which tokens think"),
+        (["recipes"], "the paper's models, to train on your own text: docs/data.md"),
+    ):
+        module, *rest = map(str, arguments)
+        print(f"\n# {what}\n{typed(sys.executable)} -m itt_composer.{' '.join([module, *rest])}")
+
+
+def typed(word: str) -> str:
+    """A word of a command as a user would type it here."""
+    path = Path(word)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else word)
 
 
 def prepare_data() -> None:
@@ -71,8 +104,8 @@ def train(recipe_file: Path) -> RunFolder:
     if run.is_finished():
         print(f"{run.path} holds the finished run of {recipe_file}: nothing to do", flush=True)
     else:
-        launcher = Path(sys.executable).with_name("composer")
-        call([launcher, "-n", RANKS, "-m", "itt_composer.train", recipe_file], THREADS_PER_RANK)
+        launcher = [*LAUNCH, Path(sys.executable).with_name("composer"), "-n", RANKS]
+        call([*launcher, "-m", "itt_composer.train", recipe_file], THREADS_PER_RANK)
     return run
 
 
@@ -130,20 +163,30 @@ def call(command: list[Any], environment: dict[str, str] | None = None) -> None:
 
     Raises:
         SystemExit: the command failed; with its exit code.
+        KeyboardInterrupt: Ctrl-C was pressed, and the command has ended.
     """
     words = [str(word) for word in command]
     settings = [f"{name}={value}" for name, value in (environment or {}).items()]
-    print(f"\n$ {' '.join([*settings, Path(words[0]).name, *words[1:]])}", flush=True)
+    print(f"\n$ {' '.join([*settings, *map(typed, words)])}", flush=True)
     # Threads that wait asleep: spinning, two of them crawl as soon as anything else runs.
     variables = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(environment or {})}
-    code = subprocess.run(words, check=False, env=variables).returncode
+    is_interrupted = False
+
+    def wait_for_its_end(number: int, frame: FrameType | None) -> None:
+        """The terminal has interrupted the command as well, which saves and says so."""
+        nonlocal is_interrupted
+        is_interrupted = True
+
+    former = signal.signal(signal.SIGINT, wait_for_its_end)
+    try:
+        code = subprocess.run(words, check=False, env=variables).returncode
+    finally:
+        signal.signal(signal.SIGINT, former)
+    if is_interrupted:
+        raise KeyboardInterrupt
     if code:
-        print(
-            "quickstart: stopped at the command above; what is finished is kept, so "
-            "`make quickstart` goes on from here",
-            file=sys.stderr,
-        )
-        raise SystemExit(code)
+        print(f"quickstart: stopped at the command above; {GOES_ON}", file=sys.stderr)
+        raise SystemExit(code if code > 0 else 128 - code)
 
 
 def by_both_rules(settings: list[dict[str, Any]]) -> Iterator[tuple[dict, dict]]:
@@ -177,14 +220,12 @@ def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, An
         "\nparams",
         "MFLOPs\npaper",
         "MFLOPs\nexecuted",
-        "trained,\ntokens/s",
         "perplexity\ntop-k",
         "\ncausal",
     ):
         table.add_column(header, justify="right", no_wrap=True)
     for summary, result in zip(summaries, results, strict=True):
         name = "LLaMA" if summary["thinking"] == "dense" else f"ITT×{summary['thinking_steps']}"
-        speed = f"{summary['tokens_per_second']:,.0f}"
         parameters = f"{summary['parameters'] / 1e6:.3f} M"
         for setting, causal in by_both_rules(result["settings"]):
             table.add_row(
@@ -193,14 +234,13 @@ def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, An
                 parameters,
                 f"{setting['paper_flops_per_token'] / 1e6:.2f}",
                 f"{setting['executed_flops_per_token'] / 1e6:.2f}",
-                speed,
                 f"{setting['perplexity']:.2f}",
                 f"{causal['perplexity']:.2f}",
             )
-            name, parameters, speed = "  elastic", "same", ""
+            name, parameters = "  elastic", "same"
     print()
     Console().print(table)
 
 
 if __name__ == "__main__":
-    main()
+    app(prog_name="python -m itt_composer.quickstart")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from pydantic_core import PydanticCustomError
 
 from itt_composer.schedules import Shape
+from itt_composer.settings import Limit
 
 DURATION = re.compile(r"(\d+(?:e\d+)?(?=[bste])|\d+(?:\.\d+)?(?=d))(ba|sp|tok|ep|dur)", re.ASCII)
 
@@ -29,6 +30,15 @@ def _check_duration(value: Any) -> Any:
     raise PydanticCustomError(
         "duration",
         "should be a positive time such as 500ba, 2e9tok, 1ep, or a share of training: 0.03dur",
+    )
+
+
+def _check_span(value: Any) -> Any:
+    if isinstance(value, str) and DURATION.fullmatch(value):
+        return value
+    raise PydanticCustomError(
+        "span",
+        "should be a time such as 500ba or 2e9tok, or a share of training: 0.03dur; 0dur is none",
     )
 
 
@@ -67,6 +77,8 @@ def _check_ratio(value: Any) -> Any:
 
 # A Composer time string.
 Duration = Annotated[str, BeforeValidator(_check_duration)]
+# The same, or none of it: "0ba", "0dur".
+Span = Annotated[str, BeforeValidator(_check_span)]
 # One that is asked for within epochs.
 WithinEpochs = Annotated[str, BeforeValidator(_check_within_epochs)]
 # A Composer time string in batches.
@@ -138,7 +150,12 @@ LOGGERS = Registry("loggers")
 
 @OPTIMIZERS.register("decoupled_adamw", "composer.optim:DecoupledAdamW")
 class DecoupledAdamW(Settings):
-    """AdamW whose weight decay does not scale with the learning rate."""
+    """AdamW with Composer's decoupled weight decay.
+
+    A step multiplies every weight by 1 - `weight_decay` · rate / `lr`, whatever `lr` is: at the
+    peak rate 0.1 takes 10 % of a weight per step. torch's AdamW takes `lr` · `weight_decay`, so
+    its 0.1 at a peak of 3e-4 is 3e-5 here.
+    """
 
     lr: float = Field(gt=0)
     betas: list[float] = Field([0.9, 0.95], min_length=2, max_length=2)
@@ -148,9 +165,13 @@ class DecoupledAdamW(Settings):
 
 @SCHEDULERS.register("cosine_with_warmup", "composer.optim:CosineAnnealingWithWarmupScheduler")
 class CosineWithWarmup(Settings):
-    """Linear warm-up, then cosine decay to `alpha_f` of the peak."""
+    """Linear warm-up, none at 0ba or 0dur, then cosine decay to `alpha_f` of the peak.
 
-    t_warmup: Duration = "0.03dur"
+    Composer steps a schedule before it counts the batch: the batch after n batches has the rate
+    that the schedule has after n - 1, and the first two have that of its start.
+    """
+
+    t_warmup: Span = "0.03dur"
     alpha_f: float = Field(0.1, ge=0, le=1)
 
 
@@ -231,7 +252,7 @@ class LmEval(Settings):
     suite: str | None = None
     eval_interval: Batches = "5000ba"
     only: list[str] | None = None
-    limit: Annotated[int, Field(ge=1)] | None = 200
+    limit: Limit | None = 200
     data_dir: str | None = None
     tokenizer: str = ""
 

@@ -1,6 +1,8 @@
 """Where a run starts: at its newest checkpoint that is whole, or from the beginning."""
 
+import functools
 import shutil
+import sys
 import warnings
 import zipfile
 import zlib
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
+from torch.optim.lr_scheduler import LambdaLR
 
 from itt_composer.checkpoints import stored_sizes
 from itt_composer.errors import UserError
@@ -128,12 +131,32 @@ def _damage_of_folder(folder: Path) -> str | None:
 
 
 def point_latest_to(checkpoint: Path) -> None:
-    """Let `latest-rank0.pt` name a checkpoint, without a moment in which it names none."""
+    """Let `latest-rank0.pt` name a checkpoint, without a moment in which it names none.
+
+    Where there can be no link (SMB, some FUSE) there is none, and a note says so once.
+    """
     link = checkpoint.with_name(LATEST)
     partial = checkpoint.with_name(f"{LATEST}.partial")
-    partial.unlink(missing_ok=True)
-    partial.symlink_to(checkpoint.name)
-    partial.replace(link)
+    remove(partial)
+    if link.is_dir() and not link.is_symlink():
+        remove(link)  # a copy through a store has followed the link
+    try:
+        partial.symlink_to(checkpoint.name)
+    except OSError as error:
+        remove(link)
+        _note_missing_link(link, error.strerror)
+    else:
+        partial.replace(link)
+
+
+@functools.cache
+def _note_missing_link(link: Path, reason: str) -> None:
+    print(
+        f"note: {link} cannot be made ({reason}), and is done without: the newest checkpoint is "
+        "the one with the highest batch in its name",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def remove(path: Path) -> None:
@@ -142,6 +165,33 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def use_own_settings(state: State) -> None:
+    """Have a loaded state go on with the settings that its optimizer and schedules were built with.
+
+    torch loads the settings of the checkpoint (learning rate, betas, weight decay, …) with the
+    moments. The rate in force is that of the last batch: Composer steps a schedule before it counts
+    the batch. With unchanged settings all of it is what the checkpoint holds, to the last bit.
+    """
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group.update(optimizer.defaults)
+            group["initial_lr"] = optimizer.defaults["lr"]
+    now = state.timestamp
+    done = now.batch.value
+    state.timestamp = now.copy(
+        batch=done - 1,
+        sample=now.sample.value * (done - 1) // done,
+        token=now.token.value * (done - 1) // done,
+    )
+    for schedule in state.schedulers:
+        assert isinstance(schedule, LambdaLR)
+        groups = schedule.optimizer.param_groups
+        schedule.base_lrs = [group["initial_lr"] for group in groups]
+        for group, base, factor in zip(groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+            group["lr"] = base * factor(schedule.last_epoch)
+    state.timestamp = now
 
 
 class ExactRandomState(Callback):

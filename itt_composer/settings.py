@@ -6,16 +6,18 @@ to do. Nothing here imports torch.
 
 import dataclasses
 import difflib
+import io
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from itt_composer.errors import UserError
 
@@ -26,8 +28,56 @@ YAML_TERMS = {
     "a valid array": "a list",
     "a valid dictionary": "a mapping",
 }
+# What OmegaConf takes for a number and PyYAML does not: 12e03, 1.5e3.
+EXPONENT = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
+INTERPOLATION = re.compile(r"(\\*)\$\{")
 Layer = tuple[str, DictConfig]
+
+
+def _documents_or_share(value: float) -> float:
+    if value < 1:
+        return value
+    if value != int(value):
+        raise ValueError(f"{value} is neither a number of documents nor a share of them below 1")
+    return int(value)
+
+
+# Of a task, as lm-eval takes it: its first documents, or the share of them.
+Limit = Annotated[float, Field(gt=0), AfterValidator(_documents_or_share)]
 Validated = TypeVar("Validated", bound=BaseModel)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the numbers of OmegaConf, too, where they are text."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+
+
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """A YAML document from which `read_yaml` and `values_of` give back the same values."""
+    return yaml.dump(_literal(values), Dumper=_Dumper, sort_keys=False)
+
+
+def _literal(value: Any) -> Any:
+    """The value with backslashes before every `${`, which OmegaConf takes off again."""
+    if isinstance(value, str):
+        return INTERPOLATION.sub(r"\1\1\\${", value)
+    if isinstance(value, Mapping):
+        return {key: _literal(inner) for key, inner in value.items()}
+    return [_literal(inner) for inner in value] if isinstance(value, list) else value
+
+
+def values_of(text: str) -> Any:
+    """The plain values in a YAML document such as `as_yaml` writes.
+
+    Raises:
+        yaml.YAMLError: it is broken.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+    except (OSError, OmegaConfBaseException) as error:
+        raise yaml.YAMLError(str(error).splitlines()[0]) from None
 
 
 def validate(
@@ -55,7 +105,11 @@ def validate(
         raise UserError(f"{sources.of(key)}: {key}: {reason}") from None
     try:
         # As JSON: strict about types, yet lists and mappings may fill any container.
-        return cls.model_validate_json(json.dumps(values))
+        return cls.model_validate_json(json.dumps(values, ensure_ascii=False).encode())
+    except (TypeError, UnicodeEncodeError) as error:  # !!binary, a lone surrogate
+        raise UserError(
+            f"{sources.last_file}: a value is neither text nor number: {error}"
+        ) from None
     except ValidationError as error:
         sentences = [_sentence(cls, details, sources, forms or {}) for details in error.errors()]
         raise UserError("\n".join(dict.fromkeys(sentences))) from None
@@ -94,10 +148,13 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: a text is of another form.
     """
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"{COMMAND_LINE}: {override!r} is not of the form key=value")
+    malformed = [text for text in overrides if not re.match(r"[^=]+=", text)]
+    if malformed:
+        raise UserError(
+            "\n".join(
+                f"{COMMAND_LINE}: {text!r} is not of the form key=value" for text in malformed
+            )
+        )
     try:
         return OmegaConf.from_dotlist(list(overrides))
     except yaml.MarkedYAMLError as error:
@@ -173,9 +230,9 @@ def _sentence(
     source = sources.of(path)
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _keys_in(cls, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        near = _nearest(location[-1], known)
         prefix = "".join(f"{step}." for step in location[:-1])
-        hint = f"did you mean {prefix}{near[0]}?" if near else f"known are: {', '.join(known)}"
+        hint = f"did you mean {prefix}{near}?" if near else f"known are: {', '.join(known)}"
         return f"{source}: unknown key {path}; {hint}"
     if details["type"] == "missing":
         return f"{source}: {path} is missing"
@@ -185,12 +242,28 @@ def _sentence(
             return f"{source}: {path}: {error}"
         named = error.split()[0]  # of several keys together, the first word is one
         return f"{sources.of(named) if sources.has([named]) else source}: {error}"
+    if details["input"] is None:
+        return f"{source}: {path} is empty (null); give it a value, or leave it out"
+    if details["type"] == "string_type" and isinstance(details["input"], (int, float)):
+        value = json.dumps(details["input"])
+        return (
+            f"{source}: {path}: {value} is no text to YAML; put it in quotes, in a shell "
+            f"'\"{value}\"'"
+        )
     message = forms.get(location[-1])
     if message is None:
         message = details["msg"][0].lower() + details["msg"][1:]
         for term, yaml_term in YAML_TERMS.items():
             message = message.replace(term, yaml_term)
     return f"{source}: {path}={json.dumps(details['input'])}: {message}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that was meant: nearly the same letters, or the same and further words."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    words = set(name.split("_"))
+    longer = [each for each in known if words <= set(each.split("_"))]
+    return next(iter([*near, *longer]), None)
 
 
 def _is_key(step: Any) -> bool:

@@ -7,18 +7,24 @@ Writes into the recipe's `run_folder`: `recipe.yaml` (resolved), `checkpoints/`,
 files and, at the end, `model/` (a transformers folder) and `summary.json`. The same command
 goes on where an interrupted run was, and does nothing where one has finished.
 
-Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 preempted by SIGTERM and saved.
+Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 ended by SIGTERM and 130 by
+Ctrl-C, each saved after the batch under way.
 """
 
 import logging
 import os
-import signal
-import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from itt_composer.before_start import (
+    check_before_start,
+    check_same_shards,
+    device_of,
+    digests_of,
+)
 from itt_composer.config import (
     Recipe,
     load_recipe,
@@ -26,15 +32,20 @@ from itt_composer.config import (
     recipe_as_yaml,
     recipe_values,
 )
-from itt_composer.data.shards import check_shards, read_manifest
+from itt_composer.data.shards import read_manifest
 from itt_composer.errors import UserError
-from itt_composer.initial_weights import check_initial_weights, load_initial_weights
-from itt_composer.launched import end_with_launcher, failures_told_once, is_first_rank
+from itt_composer.initial_weights import load_initial_weights
+from itt_composer.launched import (
+    StopSignals,
+    end_with_launcher,
+    exit_code,
+    failures_told_once,
+    is_first_rank,
+)
 from itt_composer.recipe_changes import describe
 from itt_composer.registry import amount_and_unit
 from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
 from itt_composer.sharding import (
-    check_sharding,
     extend_timeouts,
     gather_for_loss,
     name_units,
@@ -71,7 +82,7 @@ def main(
 ) -> None:
     """Train a model from a recipe."""
     end_with_launcher()
-    with failures_told_once():
+    with failures_told_once(), StopSignals() as signals:
         recipe = load_recipe(recipe_file, overrides or ())
         if print_config:
             print(recipe_as_yaml(recipe), end="")
@@ -80,23 +91,33 @@ def main(
         if run.is_finished():
             _say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
             return
-        _check_before_start(recipe, run)
+        check_before_start(recipe, run)
         changed = run.check_resumable(allow_changes)
         run.check_writable()
         if is_first_rank():
             run.lock()
         if changed:
             _say(f"{run.path} goes on with changed settings: {describe(changed)}")
-        train(recipe, run, has_new_end="train.max_duration" in changed)
+        if recipe.data.remote is None:
+            check_same_shards(recipe, run, allow_changes)
+        train(recipe, run, signals, "train.max_duration" in changed, allow_changes)
 
 
-def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
+def train(
+    recipe: Recipe,
+    run: RunFolder,
+    signals: StopSignals,
+    has_new_end: bool = False,
+    allow_changes: bool = False,
+) -> None:
     """Run a recipe to its end.
 
     Args:
         recipe: what to do.
         run: where.
+        signals: by which the run may be asked to end.
         has_new_end: whether the run so far had another `train.max_duration`.
+        allow_changes: go on with other shards than the run so far.
 
     Raises:
         UserError: the device the recipe asks for is not there, or cannot do what it asks; shards
@@ -104,26 +125,28 @@ def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
     """
     from composer.utils import dist, reproducibility
 
-    from itt_composer.callbacks.preemption import EXIT_CODE, Preempted
+    from itt_composer.callbacks.preemption import Preempted, going_on_after
     from itt_composer.data.prepare import prepare_shards
     from itt_composer.resume import find_start
 
     # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
-    device = _device(recipe)
+    device = device_of(recipe)
     # Composer asks for the node by this name, torchrun gives it by the other.
     os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    # Until there is something to save, at once: Composer's handler waits for Python's turn.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signals.take()
     dist.initialize_dist(device, timeout=recipe.train.rank_timeout + COLLECTIVE_MARGIN)
     start = find_start(run)
+    signals.at_once = going_on_after(start.batch)
     _tell_start(start)
     prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
+    if recipe.data.remote is not None:  # known by now
+        check_same_shards(recipe, run, allow_changes)
     reproducibility.seed_all(recipe.seed)
     model = build_model(recipe)
     if recipe.init_from is not None and start.checkpoint is None:
         load_initial_weights(model, Path(recipe.init_from))
-    trainer = build_trainer(recipe, run, model, device, start)
+    trainer = build_trainer(recipe, run, model, device, start, signals)
     elapsed = trainer.state.get_elapsed_duration()
     if has_new_end and elapsed is not None and elapsed > 1:
         raise UserError(
@@ -132,6 +155,7 @@ def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
         )
     if dist.get_global_rank() == 0:
         run.write_recipe(start.batch)
+        run.write_shards(digests_of(recipe))
         _announce(recipe, run, model, dist.get_world_size())
     if start.checkpoint is not None:
         _say(
@@ -146,8 +170,8 @@ def train(recipe: Recipe, run: RunFolder, has_new_end: bool = False) -> None:
         except Preempted as end:
             trainer.close()
             dist.barrier()  # a launcher kills the ranks that are left when the first one ends
-            _say(f"ended by SIGTERM: {end}; the same command goes on from there")
-            raise SystemExit(EXIT_CODE) from None
+            _say(str(end))
+            raise SystemExit(exit_code(end.by)) from None
     losses = validation_losses(trainer)
     trained = whole_model(trainer.state.model)
     if trained is not None:
@@ -168,6 +192,7 @@ def build_trainer(
     model: "IttForCausalLM",
     device: str,
     start: "Start | None" = None,
+    signals: StopSignals | None = None,
 ) -> "Trainer":
     """Everything the recipe names, put together, at the place where the run starts."""
     import torch
@@ -177,13 +202,22 @@ def build_trainer(
     from itt_composer.algorithms.threshold_estimate import ThresholdEstimate
     from itt_composer.callbacks.heartbeat import Heartbeat, Progress
     from itt_composer.callbacks.preemption import Preemption
+    from itt_composer.callbacks.progress_bar import ProgressBar
     from itt_composer.callbacks.run_checkpoints import RunCheckpoints
     from itt_composer.callbacks.wandb_metrics import go_on_in_wandb
     from itt_composer.data.streams import build_dataloader
     from itt_composer.models.composer_model import ComposerItt
     from itt_composer.models.wrapping import checkpoint_activations, compile_layers
-    from itt_composer.resume import ExactRandomState, find_start, fitting_checkpoint
+    from itt_composer.resume import (
+        ExactRandomState,
+        find_start,
+        fitting_checkpoint,
+        use_own_settings,
+    )
 
+    # No warm-up, and a component that the checkpoint does not know: both as the recipe wants it.
+    warnings.filterwarnings("ignore", r"The warmup duration is 0", UserWarning)
+    warnings.filterwarnings("ignore", r".* is not in the state_dict\. Its state", UserWarning)
     settings = recipe.train
     rows_per_rank = settings.global_batch_size // dist.get_world_size()
     microbatch_size = settings.microbatch_size
@@ -200,11 +234,12 @@ def build_trainer(
         algorithms.append(ThresholdEstimate(calibration_rows=settings.calibration_rows))
     start = start or find_start(run)
     checkpoint = fitting_checkpoint(start, is_sharded=sharding is not None)
-    preemption, progress = Preemption(), Progress()
+    preemption, progress = Preemption(signals or StopSignals()), Progress()
     checkpoints = RunCheckpoints(
         run, settings.save_interval, settings.keep_checkpoints, start, preemption, progress
     )
     heartbeat = Heartbeat(settings.rank_timeout, progress)
+    bars = [ProgressBar()] if settings.progress_bar else []
     if "wandb" in recipe.loggers.named() and dist.get_global_rank() == 0:
         go_on_in_wandb(run.path)
     loader = build_dataloader(recipe.data, "train", settings.global_batch_size)
@@ -215,7 +250,7 @@ def build_trainer(
         optimizers=recipe.optimizer.build(composer_model.parameters())[0],
         schedulers=recipe.scheduler.build()[0],
         algorithms=algorithms,
-        callbacks=[*recipe.callbacks.build(), heartbeat, preemption, checkpoints],
+        callbacks=[*bars, *recipe.callbacks.build(), heartbeat, preemption, checkpoints],
         loggers=recipe.loggers.build(),
         run_name=recipe.run_name,
         seed=recipe.seed,
@@ -226,9 +261,11 @@ def build_trainer(
         eval_interval=settings.eval_interval,
         eval_subset_num_batches=settings.eval_batches,
         load_path=str(checkpoint) if checkpoint else None,
-        progress_bar=settings.progress_bar and sys.stderr.isatty(),
+        progress_bar=False,  # Composer's dumps its configuration, and tears lines
         parallelism_config=sharding,
     )
+    if checkpoint is not None:
+        use_own_settings(trainer.state)
     gather_for_loss(model)
     extend_timeouts(trainer.state.device_mesh, settings.rank_timeout + COLLECTIVE_MARGIN)
     # Composer allows it: the routers' scores, and "fp32", would be rounded to ten bits.
@@ -279,10 +316,14 @@ def save_results(
     """Write `model/` and, as the mark of a finished run, `summary.json`."""
     from itt_composer.algorithms.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD
     from itt_composer.flops import dense_parameters, thinking_parameters
-    from itt_composer.model_folder import Training, set_document_ends, write_model_folder
+    from itt_composer.model_folder import (
+        Training,
+        as_published,
+        set_document_ends,
+        write_model_folder,
+    )
 
     timestamp = trainer.state.timestamp
-    seconds = timestamp.total_wct.total_seconds()
     tokenizer = Path(recipe.data.local) / "tokenizer"
     manifest = read_manifest(recipe.data.local)
     set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
@@ -294,8 +335,9 @@ def save_results(
         loss_by_threshold=losses.get(BY_THRESHOLD),
         recipe=recipe_as_yaml(recipe),
     )
-    card = training.card(model)
-    write_model_folder(run.model, model, card, tokenizer if tokenizer.is_dir() else None)
+    published = as_published(model)
+    card = training.card(published)
+    write_model_folder(run.model, published, card, tokenizer if tokenizer.is_dir() else None)
     summary = {
         "run_name": recipe.run_name,
         "thinking": model.config.thinking,
@@ -304,67 +346,12 @@ def save_results(
         "thinking_parameters": thinking_parameters(model.config),
         "batches": training.batches,
         "tokens": training.tokens,
-        "train_seconds": seconds,
-        "tokens_per_second": timestamp.token.value / seconds,
+        "train_seconds": timestamp.total_wct.total_seconds(),
         "validation_loss": training.validation_loss,
         "validation_loss_by_threshold": training.loss_by_threshold,
     }
     run.write_summary(summary)
     _say(f"finished: model in {run.model}, summary in {run.summary}")
-
-
-def _check_before_start(recipe: Recipe, run: RunFolder) -> None:
-    """What can be told without torch: local files, and batches that split over the ranks."""
-    if recipe.init_from is not None and not run.has_checkpoint():
-        check_initial_weights(recipe)
-    if recipe.data.remote is None:
-        try:
-            check_shards(
-                recipe.data.local,
-                seq_len=recipe.data.seq_len,
-                vocab_size=recipe.model.vocab_size,
-                domains=recipe.data.domains,
-                batch_size=recipe.train.global_batch_size,
-                tokenizer=recipe.data.tokenizer,
-            )
-        except UserError as error:
-            raise UserError(f"data.local={recipe.data.local}: {error}") from None
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    check_sharding(recipe.train, ranks, ranks_per_node)
-    nodes = ranks // ranks_per_node
-    parts, size = recipe.data.num_canonical_nodes, recipe.train.global_batch_size
-    if size % parts or (parts % nodes and nodes % parts):
-        raise UserError(
-            f"data.num_canonical_nodes={parts} does not fit train.global_batch_size={size} on "
-            f"{nodes} nodes; it must divide the first, and divide or be divided by the second"
-        )
-    for key in ("global_batch_size", "eval_batch_size"):
-        size = getattr(recipe.train, key)
-        if size % ranks:
-            raise UserError(
-                f"train.{key}={size} does not split over {ranks} ranks; change one (of a run that "
-                f"has begun, with {ALLOW_CHANGES})"
-            )
-
-
-def _device(recipe: Recipe) -> str:
-    import torch
-
-    if recipe.train.device == "gpu" and not torch.cuda.is_available():
-        raise UserError(
-            "train.device=gpu, but torch finds no GPU here; use train.device=cpu "
-            "train.precision=fp32 for a trial on a CPU"
-        )
-    device = recipe.train.device or ("gpu" if torch.cuda.is_available() else "cpu")
-    if device == "cpu":
-        for key, value in (("precision", "amp_bf16"), ("microbatch_size", "auto")):
-            if getattr(recipe.train, key) == value:
-                raise UserError(
-                    f"train.{key}={value} needs a GPU; on a CPU set train.precision=fp32 and "
-                    "train.microbatch_size to a number"
-                )
-    return device
 
 
 def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: int) -> None:

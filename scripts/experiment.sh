@@ -91,8 +91,8 @@ list | train | measure | analyse | report)
     case ${2:-} in 2m | 6m) ;; *) fail "$1 takes a size, 2m or 6m, not '${2:-}'" ;; esac
     ;;
 *)
-    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
-    exit 1
+    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
+    case ${1:-} in -h | --help) exit ;; *) exit 1 ;; esac
     ;;
 esac
 most=2

@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
-# Runs a launcher, passes a SIGTERM on to the ranks it started, and ends with its exit code.
+# Runs a launcher, passes SIGTERM and Ctrl-C on to the ranks it started, and ends with its exit code.
 #
 #     scripts/forward_sigterm.sh composer -n 8 -m itt_composer.train RECIPE [KEY=VALUE …]
+#     scripts/forward_sigterm.sh torchrun --nproc-per-node 8 -m itt_composer.train RECIPE [KEY=VALUE …]
 #
-# Composer's launcher passes it on as well, but kills ranks that take more than 30 seconds to save.
-# Ranks that the SIGTERM ends before there is anything to save end this with 75 as well.
+# The launchers pass them on as well, but with a traceback, and kill ranks that take more than 30
+# seconds to save. Ranks that a SIGTERM ends before they can hear it end this with 75 as well.
 set -uo pipefail
+case ${1:---help} in -h | --help) sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0"; exit $(($# == 0)) ;; esac
+export ITT_SIGNALS_ARE_FORWARDED=1 # ranks end with 0 after a Ctrl-C: launchers print a traceback of others
+set -m # a process group of its own for the launcher, so that a terminal's Ctrl-C comes here alone
 "$@" &
 launcher=$!
 is_asked=0
-trap 'is_asked=1; kill -TERM $(cat "/proc/$launcher/task/$launcher/children")' TERM
+is_interrupted=0
+to_ranks() { kill -"$1" $(cat "/proc/$launcher/task/$launcher/children"); }
+trap 'is_asked=1; to_ranks TERM' TERM
+trap 'is_interrupted=1; to_ranks INT' INT
 wait "$launcher"
 code=$?
 while kill -0 "$launcher" 2>/dev/null; do # the signal has ended the wait, not the launcher
@@ -18,4 +25,5 @@ while kill -0 "$launcher" 2>/dev/null; do # the signal has ended the wait, not t
 done
 # -15 of a rank, as the launcher hands it on; 143 if it was the launcher's own.
 case $is_asked$code in 1241 | 1143) code=75 ;; esac
+[ $is_interrupted$code != 10 ] || code=130
 exit "$code"

@@ -7,6 +7,7 @@
 # Returns at once when nothing changed since the last success. pip is slow on this many
 # packages, so pip installs only uv (at the lock's version and hash) and uv installs the rest.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
 

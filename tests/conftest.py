@@ -22,11 +22,8 @@ pytest_plugins = ["object_store"]
 # Streaming keeps files of shared memory open until the process ends, a dozen for each dataset.
 OPEN_FILES = 65_536
 SOFT_LIMIT, HARD_LIMIT = resource.getrlimit(resource.RLIMIT_NOFILE)
-if SOFT_LIMIT < OPEN_FILES:
-    try:  # root may raise the hard limit as well
-        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, max(OPEN_FILES, HARD_LIMIT)))
-    except (ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (HARD_LIMIT, HARD_LIMIT))
+if min(OPEN_FILES, HARD_LIMIT) > SOFT_LIMIT:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, HARD_LIMIT), HARD_LIMIT))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -186,7 +186,7 @@ class ForkServer:
     def __init__(self, folder: Path, imported: Sequence[str] = IMPORTED):
         self._folder = folder
         self._starts = 0
-        own, other = socket.socketpair()
+        self._connection, other = socket.socketpair()
         with other:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, str(other.fileno()), *imported],
@@ -196,8 +196,7 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._lines = own.makefile("rw", encoding="utf-8")
-        own.close()
+        self._lines = self._connection.makefile("rw", encoding="utf-8")
 
     def start(
         self,
@@ -271,7 +270,10 @@ class ForkServer:
 
     def close(self) -> None:
         """End the server and every rank that is still there."""
+        # Closed alone, it would stay open in a loader process that was forked from this one.
+        self._connection.shutdown(socket.SHUT_RDWR)
         self._lines.close()
+        self._connection.close()
         self._process.wait()
 
 

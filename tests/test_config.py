@@ -133,6 +133,15 @@ MISTAKES = {
     "algorithms.capacity_annealing.duration=0.0dur": "should be a positive time",
     "optimizer.decoupled_adamw.lr=.inf": "should be a finite number",
     "data.domains={}": "names no domain",
+    "run_name=": "run_name is empty (null); give it a value, or leave it out",
+    "model.hidden_size=null": "model.hidden_size is empty (null); give it a value",
+    "data.local=2024": "data.local: 2024 is no text to YAML; put it in quotes, in a shell '\"2024",
+    "data.tokenizer=no": "data.tokenizer: false is no text to YAML; put it in quotes, in a shell",
+    # Only what is really near is suggested.
+    "callbacks.optimizer_monitor={}": "callbacks.optimizer_monitor; known are: console_lines, dom",
+    "scheduler.cosine_with_warmup.t_warmup=5": "should be a time such as 500ba or 2e9tok, or a",
+    "train.precision=amp_bf16": "needs a GPU; on a CPU set train.precision to fp32",
+    "train.microbatch_size=auto": "needs a GPU; on a CPU set train.microbatch_size to a number",
     "1=1": "unknown key 1; known are: parts, run_name,",
     # Values of the wrong type or outside their range.
     "seed=x": 'seed="x": input should be a valid integer',
@@ -203,6 +212,30 @@ def test_every_mistake_of_a_recipe_is_told_on_a_line_of_its_own():
     assert any("model.hidden_size" in line for line in lines)
 
 
+def test_contradictions_are_told_all_at_once_and_so_are_missing_parts(quickstart):
+    contradictions = {
+        "thinking.select_ratios=[0.5]": "select_ratios has 1 values",
+        "train.precision=amp_bf16": "needs a GPU",
+        "train.microbatch_size=auto": "needs a GPU",
+        "data.seq_len=9999": "is longer than model.max_position_embeddings=",
+        "scheduler.cosine_with_warmup.t_warmup=2dur": "is longer than training",
+        "optimizer.decoupled_adamw=null": "optimizer must name one component",
+    }
+    with pytest.raises(UserError) as caught:
+        load_recipe(quickstart, list(contradictions))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(contradictions)
+    for override, words in contradictions.items():
+        key = override.partition("=")[0].removesuffix(".decoupled_adamw")
+        assert any(f"command line: {key}" in line and words in line for line in lines), override
+    missing = ["parts.model=no.yaml", "parts.data=none.yaml"]
+    with pytest.raises(UserError) as caught:
+        load_recipe(quickstart, missing)
+    assert [line.split(", which")[0] for line in str(caught.value).splitlines()] == [
+        f"command line: {part.replace('=', ' names ')}" for part in missing
+    ]
+
+
 @pytest.mark.parametrize("line", ["run_name: quickstart_itt_x4\n", "  train: ../train/cpu.yaml\n"])
 def test_a_required_key_that_nothing_sets_is_named(quickstart, line):
     quickstart.write_text(quickstart.read_text().replace(line, ""))
@@ -223,6 +256,12 @@ def test_a_missing_part_is_named_with_the_file_that_wants_it(quickstart):
     sentence = refusal(quickstart)
     assert sentence.startswith(f"{quickstart}: parts.model names ")
     assert sentence.endswith("models/tiny.yaml, which is not there")
+
+
+@pytest.mark.parametrize("value", ["!!binary aGk=", '"\\uDCFF"'])
+def test_a_value_that_is_no_text_at_all_is_refused(quickstart, value):
+    add(quickstart, f"init_from: {value}\n")
+    assert refusal(quickstart).startswith(f"{quickstart}: a value is neither text nor number: ")
 
 
 @pytest.mark.parametrize(

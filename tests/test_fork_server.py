@@ -1,13 +1,16 @@
 """The tests' own means: real processes that are forked, killed and collected."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 STOPPED = 128 + signal.SIGTERM  # Composer, once imported, exits in order on this signal
 RANK = """\
@@ -89,3 +92,15 @@ os.kill(os.getpid(), signal.SIGKILL)
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_the_server_ends_though_a_fork_of_its_client_lives_on(tmp_path):
+    server = ForkServer(tmp_path, imported=())
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()
+    closing = threading.Thread(target=server.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    is_closed = not closing.is_alive()
+    child.kill()
+    assert is_closed

@@ -1,5 +1,7 @@
-"""The script that passes a scheduler's SIGTERM on to the ranks, past their launcher."""
+"""The script that passes a scheduler's SIGTERM and Ctrl-C on to the ranks, past their launcher."""
 
+import os
+import pty
 import signal
 import subprocess
 from pathlib import Path
@@ -7,7 +9,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "forward_sigterm.sh"
-RANK = 'trap "echo saved; exit 75" TERM; echo started; while :; do sleep 0.05; done'
+WAIT = "echo started; while :; do sleep 0.05; done"
+RANK = f'trap "echo saved; exit 75" TERM; trap "echo saved; exit 0" INT; {WAIT}'
 # Ends when its rank has; SIGTERM would end it at once.
 LAUNCHER = f"bash -c '{RANK}' & wait; exit 75"
 
@@ -31,3 +34,25 @@ def test_ranks_that_a_sigterm_ends_before_they_can_save_are_started_again(asked,
         process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == code
+
+
+def test_ctrl_c_in_a_terminal_comes_to_the_ranks_and_not_to_the_launcher():
+    launcher = f"trap 'echo traceback' INT; bash -c '{RANK}'; exit $?"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvp("bash", ["bash", str(SCRIPT), "bash", "-c", launcher])
+    printed = b""
+    while True:
+        try:
+            printed += os.read(terminal, 1024)
+        except OSError:  # the other end is closed
+            break
+        if printed == b"started\r\n":
+            os.write(terminal, b"\x03")
+    assert printed.replace(b"^C", b"") == b"started\r\nsaved\r\n"
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+
+
+def test_the_script_says_how_to_call_it():
+    asked = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    assert "scripts/forward_sigterm.sh composer -n 8 -m itt_composer.train RECIPE" in asked.stdout

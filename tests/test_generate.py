@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import torch
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from data_prep.tokenizer import load_tokenizer
 from itt_composer.errors import UserError
 from itt_composer.generate import app, prompt_ids
 from itt_composer.models import IttConfig, IttForCausalLM
@@ -47,14 +49,13 @@ TEXTS = [
 def folders(shards, tmp_path_factory):
     """A transformers folder per kind, random weights with the small tokenizer."""
     root = tmp_path_factory.mktemp("models")
-    tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer", local_files_only=True)
     for kind, settings in KINDS.items():
         torch.manual_seed(0)
         model = IttForCausalLM(IttConfig(**GEOMETRY, **settings)).eval()
         if kind == "itt":
             calibrate(model)
         model.save_pretrained(root / kind)
-        tokenizer.save_pretrained(root / kind)
+        shutil.copytree(shards / "tokenizer", root / kind, dirs_exist_ok=True)
     return root
 
 
@@ -115,12 +116,15 @@ def test_a_prompt_has_the_ids_of_a_training_row(folders, tokenizer, text):
     ]
     with pytest.raises(UserError, match="but the model has 2 ids: it is another model's tokenizer"):
         prompt_ids(IttConfig(max_position_embeddings=512, vocab_size=2), tokenizer, f"x{text}")
-    without_bos = IttConfig(max_position_embeddings=512, bos_token_id=None)
-    if text:
-        assert prompt_ids(without_bos, tokenizer, text) == processor.encode(text)
-    else:
-        with pytest.raises(UserError, match="give a --prompt"):
-            prompt_ids(without_bos, tokenizer, text)
+
+
+def test_without_bos_there_is_nothing_to_begin_with(shards, tmp_path):
+    load_tokenizer(str(shards / "tokenizer"), bos_token="none").save(tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
+    config = IttConfig(max_position_embeddings=512, bos_token_id=None)
+    assert prompt_ids(config, tokenizer, "x")[0] != 1
+    with pytest.raises(UserError, match="give a --prompt"):
+        prompt_ids(config, tokenizer, "")
 
 
 def test_each_token_is_told_with_the_steps_it_took(folders, tokenizer):

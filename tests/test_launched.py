@@ -39,6 +39,25 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 print("ready", flush=True)
 print("SIGTERM" if signal.sigtimedwait({signal.SIGTERM}, 60) else "nothing", flush=True)
 """
+# Saves after each line on stdin; without one it waits outside of Python, as for another rank.
+ASKED = """
+import hashlib, os, signal, sys
+from itt_composer import launched
+
+launched.ONE_KEY_PRESS = 0.2
+with launched.StopSignals("the same command goes on after batch 7") as signals:
+    signals.finishing = "the batch is saved" if sys.argv[1] == "training" else None
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGTERM)  # its parent hears nothing of it
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(signals.asked, flush=True)
+    if sys.argv[1] == "training":
+        sys.stdin.readline()
+        print(signals.asked.name, flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="who sent a signal is asked on Linux only")
@@ -139,3 +158,70 @@ def test_failures_that_a_user_can_mend_are_sentences_and_others_stay_as_they_are
         assert bool(slept) == sentence.startswith("cannot use")
     else:
         assert caught.value is failure
+
+
+@pytest.fixture
+def asked():
+    """Start a process that is `training`, or not; signals are heard once it has said "None"."""
+    processes = []
+
+    def start(what, rank="0"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", ASKED, what],
+            cwd=REPOSITORY,
+            env={**os.environ, "LOCAL_RANK": rank},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout.readline() == "None\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "rank", "code", "sentence"),
+    [
+        (signal.SIGINT, "0", 130, "ended by Ctrl-C; the same command goes on after batch 7\n"),
+        (signal.SIGTERM, "0", 75, "ended by SIGTERM; the same command goes on after batch 7\n"),
+        (signal.SIGINT, "1", 0, ""),
+    ],
+)
+def test_a_signal_ends_what_has_nothing_to_save_at_once_even_outside_of_python(
+    asked, number, rank, code, sentence
+):
+    process = asked("starting", rank)
+    process.send_signal(number)
+    assert process.wait(20) == code
+    assert process.stderr.read() == sentence
+
+
+def test_training_is_asked_by_the_first_ctrl_c_and_ended_by_the_second(asked):
+    process = asked("training")
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):  # as launchers hand it on
+        process.send_signal(number)
+        time.sleep(0.05)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "SIGINT\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.stderr.read().splitlines() == [
+        "Ctrl-C: the batch is saved",
+        "ended at once by a second Ctrl-C; the same command goes on after batch 7",
+    ]
+
+
+def test_a_loader_process_outlives_ctrl_c():
+    batches = iter(DataLoader(list(range(8)), num_workers=1, worker_init_fn=heed_parent_only))
+    taken = [int(next(batches))]
+    os.kill(batches._workers[0].pid, signal.SIGINT)
+    taken += [int(batch) for batch in batches]
+    assert taken == list(range(8))

@@ -1,8 +1,12 @@
 """The quickstart with its real commands, on models and steps cut to seconds."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from itt_composer import quickstart
 
@@ -17,7 +21,7 @@ run_name: {thinking}
 run_folder: {folder}/{thinking}
 model: {{hidden_size: 32, intermediate_size: 32, num_hidden_layers: 2, vocab_size: 1024}}
 data: {{local: {folder}/shards}}
-train: {{max_duration: 3ba, eval_batches: 1}}
+train: {{max_duration: 3ba}}
 """
 
 
@@ -43,11 +47,19 @@ def test_quickstart_ends_with_the_table_and_does_nothing_the_second_time(folder,
     printed = capfd.readouterr().out
     assert "What thinking bought" in printed
     table = printed[printed.index("What thinking bought") :]
+    table, next_steps = table.split("What comes next:\n")
     assert [line.split()[0] for line in table.splitlines() if line.strip()][6:] == [
         *("LLaMA", "ITT×4"),
         *["elastic"] * len(quickstart.ELASTIC_SETTINGS),
         "Done",
     ]
+    assert_one_number_per_model(printed, table)
+    generate, tokens, recipes = re.findall(r"^\.venv/.*", next_steps, re.MULTILINE)
+    result = subprocess.run(generate, shell=True, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "class Path" in result.stdout
+    assert tokens.split()[2:5] == ["itt_composer.analysis", "tokens", str(folder / "itt_x4")]
+    assert recipes.endswith("-m itt_composer.recipes")
     assert "…" not in table  # nothing was cut off
     assert str(folder / "report.html") in table
     page = (folder / "report.html").read_text()
@@ -60,6 +72,29 @@ def test_quickstart_ends_with_the_table_and_does_nothing_the_second_time(folder,
     assert "$ composer" not in again
     assert "eval/suites" not in again
     assert again.count("nothing to do") == 9
-    assert (
-        again[again.index("What thinking bought") :].splitlines()[:-1] == (table.splitlines()[:-1])
-    )
+    table_again = again[again.index("What thinking bought") : again.index("Done in")]
+    assert table_again == table[: table.index("Done in")]
+
+
+def assert_one_number_per_model(printed, table):
+    """Training, evaluation and the table measure the same rows."""
+    by_training = re.findall(r"^batch 3 · validation loss .* perplexity ([\d.]+)", printed, re.M)
+    (dense,) = re.findall(r"^ *LLaMA .*?([\d.]+)  +([\d.]+)$", table, re.M)
+    (itt,) = re.findall(r"^ *ITT×4 .*?([\d.]+)  +([\d.]+)$", table, re.M)
+    assert len(set(dense)) == 1
+    shown = [float(figure) for figure in (dense[0], *itt)]
+    assert [float(figure) for figure in by_training] == pytest.approx(shown, rel=2e-4)
+
+
+@pytest.mark.parametrize("code", [0, 130])
+def test_ctrl_c_lets_the_command_under_way_save_and_starts_no_other(code):
+    program = f"import os, signal; os.kill(os.getppid(), signal.SIGINT); raise SystemExit({code})"
+    with pytest.raises(KeyboardInterrupt):
+        quickstart.call([sys.executable, "-c", program])
+
+
+def test_a_word_too_many_is_a_mistake_and_help_starts_nothing(monkeypatch):
+    monkeypatch.setattr(quickstart, "prepare_data", lambda: pytest.fail("started"))
+    runner = CliRunner()
+    assert runner.invoke(quickstart.app, ["--help"]).exit_code == 0
+    assert runner.invoke(quickstart.app, ["more"]).exit_code == 2

@@ -2,10 +2,11 @@
 
 import importlib
 import inspect
+import math
 
 import pytest
 import torch
-from composer.core import Time
+from composer.core import Callback, Time
 from pydantic import TypeAdapter, ValidationError
 
 from itt_composer.registry import (
@@ -60,6 +61,48 @@ def test_the_settings_reach_the_component():
     section = OPTIMIZERS.section().model_validate({"decoupled_adamw": {"lr": 0.5, "eps": 0.25}})
     (optimizer,) = section.build([torch.nn.Parameter(torch.zeros(1))])
     assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["eps"]) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(("share_of_peak", "left"), [(1.0, 0.9), (0.5, 0.95), (0.0, 1.0)])
+def test_weight_decay_is_the_share_of_a_weight_that_a_step_takes_at_the_peak_rate(
+    share_of_peak, left
+):
+    settings = {"lr": 1e-3, "weight_decay": 0.1}
+    section = OPTIMIZERS.section().model_validate({"decoupled_adamw": settings})
+    weight = torch.nn.Parameter(torch.ones(3))
+    (optimizer,) = section.build([weight])
+    optimizer.param_groups[0]["lr"] *= share_of_peak
+    weight.grad = torch.zeros(3)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), left))
+
+
+def test_the_rate_of_a_batch_is_the_schedules_of_the_batch_before(small_recipe, make_trainer):
+    class Rates(Callback):
+        def __init__(self):
+            self.of_batch = []
+
+        def batch_start(self, state, logger):
+            self.of_batch.append(state.optimizers[0].param_groups[0]["lr"])
+
+    rates = Rates()
+    recipe = small_recipe("scheduler.cosine_with_warmup.t_warmup=5ba", "train.eval_interval=1ep")
+    make_trainer(recipe, rates)[0].fit()
+    # A linear warm-up over 5 of 10 batches, then the half of a cosine down to a tenth.
+    decay = [0.1 + 0.45 * (1 + math.cos(math.pi * batch / 5)) for batch in range(4)]
+    planned = [0, 0.2, 0.4, 0.6, 0.8, *decay]
+    assert rates.of_batch == pytest.approx([1e-3 * share for share in [0, *planned]])
+
+
+@pytest.mark.parametrize("none", ["0ba", "0dur"])
+def test_training_without_a_warm_up_starts_at_the_peak_rate_and_without_a_warning(
+    small_recipe, make_trainer, none, recwarn
+):
+    recipe = small_recipe(f"scheduler.cosine_with_warmup.t_warmup={none}", "train.max_duration=2ba")
+    trainer, _ = make_trainer(recipe)
+    assert trainer.state.optimizers[0].param_groups[0]["lr"] == 1e-3
+    trainer.fit()
+    assert not [each for each in recwarn if "warmup" in str(each.message)]
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.kind)

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, with real files that were damaged."""
 
+import errno
 import os
 import shutil
 
@@ -19,7 +20,7 @@ from itt_composer.resume import (
     point_latest_to,
     remove,
 )
-from itt_composer.run_folder import RunFolder
+from itt_composer.run_folder import RunFolder, find_checkpoint
 
 
 @pytest.fixture
@@ -49,6 +50,33 @@ def test_the_newest_whole_checkpoint_is_taken_whatever_the_link_says(run):
     start = find_start(run)
     assert (start.checkpoint, start.batch, start.damaged) == (newest, 10, {})
     assert (run.checkpoints / "latest-rank0.pt").resolve() == newest.resolve()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_links_does_without_and_says_so_once(
+    run, monkeypatch, capsys, number
+):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    latest, newest = run.checkpoints / "latest-rank0.pt", run.checkpoints / "ep0-ba10-rank0.pt"
+    shutil.copy(run.checkpoints / "ep0-ba5-rank0.pt", latest)  # as copies through a store leave it
+    monkeypatch.setattr(os, "symlink", refuse)
+    for _ in range(2):
+        assert find_start(run).checkpoint == newest
+    assert [path.name for path in run.checkpoints.iterdir() if "latest" in path.name] == []
+    note = f"note: {latest} cannot be made ({os.strerror(number)}), and is done without"
+    assert capsys.readouterr().err.count(note) == 1
+    for meant in (run.path, latest):
+        assert find_checkpoint(meant) == newest.resolve()
+
+
+def test_a_sharded_checkpoint_that_a_store_made_of_the_link_gives_way_to_a_link(run, sharded):
+    latest = run.checkpoints / "latest-rank0.pt"
+    shutil.copytree(sharded, latest)
+    newest = find_start(run).checkpoint
+    assert latest.is_symlink()
+    assert latest.resolve() == newest.resolve()
 
 
 @pytest.mark.parametrize("left", [0.0, 0.1, 0.5, 0.99])

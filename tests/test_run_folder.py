@@ -74,6 +74,32 @@ def test_an_allowed_change_keeps_the_recipe_of_before_and_unmarks_the_run(small_
     assert not longer.is_finished()
 
 
+def test_other_shards_are_refused_once_there_is_a_checkpoint_or_named_where_they_are_allowed(
+    small_recipe, started
+):
+    before = {"train/code": "1" * 64, "train/prose": "2" * 64, "tokenizer": "3" * 64}
+    after = before | {"train/code": "4" * 64, "train/wiki": "5" * 64}
+    run = RunFolder(small_recipe())
+    assert run.check_same_shards(after) == {}
+    started.write_shards(before)
+    assert run.check_same_shards(after) == {}  # nothing was trained on them yet
+    started.checkpoints.mkdir()
+    (started.checkpoints / "ep0-ba5-rank0.pt").touch()
+    assert run.check_same_shards(before) == {}
+    told = (
+        r"other shards than these \(train/code 11111111 → 44444444, train/wiki unset → 55555555\)"
+    )
+    with pytest.raises(UserError, match=told):
+        run.check_same_shards(after)
+    assert run.check_same_shards(after, allow_changes=True) == {
+        "train/code": ("1" * 8, "4" * 8),
+        "train/wiki": ("unset", "5" * 8),
+    }
+    started.shards_file.write_text("[1")
+    with pytest.raises(UserError, match=r"shards.json cannot be read .*delete it to go on"):
+        run.check_same_shards(before)
+
+
 def test_a_run_is_not_begun_anew_over_its_checkpoints(small_recipe, started):
     started.checkpoints.mkdir()
     (started.checkpoints / "ep0-ba5-rank0.pt").touch()

@@ -11,9 +11,9 @@ import torch
 from fork_server import Result
 from safetensors.torch import load_file
 
+from itt_composer.before_start import check_before_start, device_of
 from itt_composer.errors import UserError
 from itt_composer.run_folder import RunFolder
-from itt_composer.train import _check_before_start, _device
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = "yamls/pretrain/quickstart.yaml"
@@ -176,9 +176,27 @@ def test_batches_that_do_not_split_over_ranks_and_nodes_are_told_before_the_star
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks_per_node))
     recipe = small_recipe(*overrides)
     if sentence is None:
-        return _check_before_start(recipe, RunFolder(recipe))
+        return check_before_start(recipe, RunFolder(recipe))
     with pytest.raises(UserError, match=sentence):
-        _check_before_start(recipe, RunFolder(recipe))
+        check_before_start(recipe, RunFolder(recipe))
+
+
+def test_shards_and_ranks_that_do_not_fit_are_told_together(small_recipe, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    misfits = ("data.seq_len=16", "model.vocab_size=100", "data.domains={wiki: 1, books: 1}")
+    recipe = small_recipe(*misfits, "init_from=nowhere", "data.num_canonical_nodes=3")
+    with pytest.raises(UserError) as caught:
+        check_before_start(recipe, RunFolder(recipe))
+    told = str(caught.value).splitlines()
+    words = [
+        *("init_from=nowhere is not a tr", "rows of 32 tokens", "tokenizer of 512 ids"),
+        *("no training rows of the domains 'wiki', 'books'", "data.num_canonical_nodes=3 does not"),
+        *("train.global_batch_size=4 does not split", "train.eval_batch_size=4 does not split"),
+    ]
+    assert len(told) == len(words)
+    assert all(word in line for word, line in zip(words, told, strict=True))
+    assert sum(line.startswith(f"data.local={recipe.data.local}: ") for line in told) == 3
 
 
 GPU_ONLY = [("precision", "amp_bf16"), ("microbatch_size", "auto")]
@@ -186,16 +204,19 @@ GPU_ONLY = [("precision", "amp_bf16"), ("microbatch_size", "auto")]
 
 def test_the_device_is_what_the_recipe_asks_for_or_what_there_is(small_recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _device(small_recipe("train.device=null")) == _device(small_recipe()) == "cpu"
+    assert device_of(small_recipe("train.device=null")) == device_of(small_recipe()) == "cpu"
     with pytest.raises(UserError, match=r"^train\.device=gpu, but torch finds no GPU here"):
-        _device(small_recipe("train.device=gpu"))
+        device_of(small_recipe("train.device=gpu"))
     for key, value in GPU_ONLY:
         with pytest.raises(UserError, match=rf"^train\.{key}={value} needs a GPU; on a CPU set"):
-            _device(small_recipe("train.device=null", f"train.{key}={value}"))
+            device_of(small_recipe("train.device=null", f"train.{key}={value}"))
+    both = [f"train.{key}={value}" for key, value in GPU_ONLY]
+    with pytest.raises(UserError, match=r"precision=amp_bf16 .*\n.*microbatch_size=auto "):
+        device_of(small_recipe("train.device=null", *both))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for key, value in GPU_ONLY:
-        assert _device(small_recipe("train.device=null", f"train.{key}={value}")) == "gpu"
-    assert _device(small_recipe()) == "cpu"
+        assert device_of(small_recipe("train.device=null", f"train.{key}={value}")) == "gpu"
+    assert device_of(small_recipe()) == "cpu"
 
 
 def test_print_config_shows_the_resolved_recipe(call, tiny):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from small_recipe import RECIPE
 
+from data_prep.convert import Options, convert
 from itt_composer.checkpoints import load_checkpoint
 from itt_composer.config import load_recipe
 from itt_composer.data.streams import build_dataset
@@ -60,15 +62,22 @@ def test_a_changed_recipe_goes_on_where_it_is_allowed_and_other_ranks_do_anyway(
     short = command("train.max_duration=4ba", DDP)
     result = fork_server.run("itt_composer.train", *short)
     assert result.returncode == 0, result.stderr
-    longer = command("train.max_duration=8ba", "train.keep_checkpoints=1", DDP)
+    lr = "optimizer.decoupled_adamw.lr"
+    new = (f"{lr}=1e-5", "callbacks.lr_monitor={}", "train.keep_checkpoints=1")
+    longer = command("train.max_duration=8ba", *new, DDP)
     refused = fork_server.run("itt_composer.train", *longer)
     assert refused.returncode == 1
-    assert "train.max_duration 4ba → 8ba)" in refused.stderr
+    assert f"train.max_duration 4ba → 8ba, {lr} 0.001 → 1e-05)" in refused.stderr
     assert "--allow-changes" in refused.stderr
     result = fork_server.run("itt_composer.train", *longer, "--allow-changes", ranks=2)
     assert result.returncode == 0, result.stderr
     assert "train.max_duration 4ba → 8ba, train.keep_checkpoints 2 → 1" in result.stdout
     assert "goes on after batch 4 of 8ba, from " in result.stdout
+    rates = [
+        line.get("lr-DecoupledAdamW/group0", 1) for line in read_metrics(run / "metrics.jsonl")
+    ]
+    assert all(rate <= 1e-5 for rate in rates[5:])
+    assert "lr: 1.0e-05" in (run / "recipe.yaml").read_text()
     assert json.loads((run / "summary.json").read_bytes())["batches"] == 8
     assert checkpoints(run) == ["ep0-ba8-rank0.pt", "latest-rank0.pt"]
     assert "max_duration: 4ba" in (run / "recipe_until_batch_4.yaml").read_text()
@@ -77,6 +86,38 @@ def test_a_changed_recipe_goes_on_where_it_is_allowed_and_other_ranks_do_anyway(
     assert shorter.returncode == 1
     assert "train.max_duration=4ba is over after fewer batches than the 8" in shorter.stderr
     assert "max_duration: 8ba" in (run / "recipe.yaml").read_text()
+
+
+def test_a_run_goes_on_with_moved_shards_and_with_others_only_where_that_is_allowed(
+    fork_server, shards, small_text, command, tmp_path
+):
+    run, place, moved = tmp_path / "run", tmp_path / "shards", tmp_path / "moved"
+    shutil.copytree(shards, place)
+
+    def train(batches, *places):
+        overrides = command(f"train.max_duration={batches}ba", DDP, *places)
+        return fork_server.run("itt_composer.train", *overrides)
+
+    assert train(4, f"data.local={place}").returncode == 0
+    place.rename(moved)
+    result = train(6, f"data.local={moved}", "--allow-changes")
+    assert result.returncode == 0, result.stderr
+    assert "other shards" not in result.stdout
+    # Converted anew, with more text, at the place of before.
+    text = shutil.copytree(small_text / "text", tmp_path / "text")
+    with (text / "code" / "all.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "def more(): pass\n" * 500}) + "\n")
+    convert(Options(text, str(place), str(small_text / "tokenizer"), 32, validation_share=0.2))
+    (run / "summary.json").unlink()
+    cached = (f"data.local={tmp_path / 'cache'}", f"data.remote={place}")
+    for places in ((f"data.local={place}",), cached):
+        result = train(6, *places)
+        assert result.returncode == 1
+        assert f"{run} was trained on other shards than these (train/code " in result.stderr
+        assert "prose" not in result.stderr
+    result = train(8, f"data.local={place}", "--allow-changes")
+    assert result.returncode == 0, result.stderr
+    assert f"{run} goes on with other shards (by their SHA-256): train/code " in result.stdout
 
 
 def test_a_full_disk_is_told_and_leaves_the_checkpoints_that_were_there(

@@ -131,18 +131,24 @@ def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(train, undistur
         shutil.rmtree(run)
 
 
-def test_sigterm_to_one_rank_saves_the_same_batch_on_all_and_the_run_goes_on(train, undisturbed):
-    run, processes = train("preempted", ranks=2)
+@pytest.mark.parametrize(
+    ("number", "name", "codes"),
+    [(signal.SIGTERM, "SIGTERM", [75, 75]), (signal.SIGINT, "Ctrl-C", [130, 0])],
+)
+def test_a_signal_to_one_rank_saves_the_same_batch_on_all_and_the_run_goes_on(
+    train, undisturbed, number, name, codes
+):
+    run, processes = train(f"ended_by_{name}", ranks=2)
     assert wait_for_batch(run, processes, 4)
-    os.kill(processes.pids[1], signal.SIGTERM)
+    os.kill(processes.pids[1], number)
     result = processes.wait(alone=True)
-    assert result.returncodes == [75, 75], result.stderr
+    assert result.returncodes == codes, result.stderr
     latest = (run / "checkpoints" / "latest-rank0.pt").resolve()
     batch, _ = batch_of(latest)
     assert 4 < batch < BATCHES
-    told = f"ended by SIGTERM: batch {batch} is saved in {latest}; the same command goes on"
+    told = f"ended by {name}: batch {batch} is saved in {latest}; the same command goes on"
     assert result.stdout.splitlines()[-1].startswith(told)
-    run, printed = finish(train, "preempted", ranks=2)
+    run, printed = finish(train, f"ended_by_{name}", ranks=2)
     assert f"goes on after batch {batch} of {BATCHES}ba, from {latest}" in printed
     assert_same(run, undisturbed[2])
 

@@ -6,6 +6,7 @@ python docs/figures/annealing.py
 from pathlib import Path
 
 import matplotlib as mpl
+import typer
 
 mpl.use("svg")
 # The same file every time, its text as text.
@@ -20,7 +21,7 @@ SPAN = 100  # of the default, duration: 0.1dur
 
 
 def main() -> None:
-    """Write the figure beside this file."""
+    """Draw the schedules of capacity annealing into annealing.svg, beside this file."""
     figure, (near, whole, temperature) = plt.subplots(1, 3, figsize=(10, 2.9), layout="tight")
     first = BATCHES[:161]
     for shape, colour in (("linear", "C0"), ("cosine", "C1")):
@@ -47,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

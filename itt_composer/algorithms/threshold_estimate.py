@@ -1,6 +1,7 @@
 """Thresholds in training: a running estimate, and evaluation under them beside top-k's."""
 
 import contextlib
+import time
 
 import torch
 from composer.core import Algorithm, Event, State
@@ -10,8 +11,9 @@ from composer.utils import dist
 from torch import Tensor
 
 from itt_composer.calibration import calibrate, update_estimate
-from itt_composer.callbacks.heartbeat import beats_of
-from itt_composer.data.stored_rows import batches_of, spread_indices
+from itt_composer.callbacks.progress_bar import format_time, progress_of
+from itt_composer.data.stored_rows import batches_of
+from itt_composer.data.token_rows import sample_order
 from itt_composer.models.composer_model import unwrap
 from itt_composer.models.layer import ThinkingStep
 from itt_composer.models.modeling import IttForCausalLM
@@ -76,9 +78,7 @@ class ThresholdEstimate(Algorithm):
         elif event == Event.EVAL_END:
             model.config.router_selection = self._rule
         elif event == Event.BATCH_END:
-            with get_precision_context(state.precision):
-                batches = self._calibration_batches(state)
-                calibrate(model, batches, from_all_ranks, beats_of(state))
+            self._calibrate(model, state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             self._watching.close()  # a batch that ran out of memory starts anew
             self._measured.clear()
@@ -89,13 +89,28 @@ class ThresholdEstimate(Algorithm):
         else:
             self._update(model)
 
+    def _calibrate(self, model: IttForCausalLM, state: State) -> None:
+        started = time.monotonic()
+        is_told = dist.get_global_rank() == 0
+        batches = self._calibration_batches(state)
+        if is_told:
+            rows = sum(len(batch["input_ids"]) for batch in batches) * dist.get_world_size()
+            print(f"calibrating the thresholds on {rows:,} validation rows", flush=True)
+        with get_precision_context(state.precision):
+            calibrate(model, batches, from_all_ranks, progress_of(state, "calibrating"))
+        if is_told:
+            print(f"calibrated in {format_time(time.monotonic() - started)}", flush=True)
+
     def _calibration_batches(self, state: State) -> list[dict[str, Tensor]]:
-        """This rank's part of rows spread over the validation set, on its device."""
+        """This rank's part of a sample of the validation rows, on its device.
+
+        They are the last of the order in which validation takes its rows, so that with
+        `train.eval_batches` thresholds are evaluated on other rows, as far as there are any.
+        """
         rows = state.evaluators[0].dataloader.dataloader.dataset
         batch_size = state.evaluators[0].dataloader.dataloader.batch_size
         ranks = dist.get_world_size()
-        # Not len(): that is the rows of one rank.
-        indices = spread_indices(rows.num_samples, self.calibration_rows)
+        indices = sample_order(rows.samples_per_stream)[-self.calibration_rows :].tolist()
         if len(indices) < ranks:  # every rank needs one, the same number of all
             indices = (indices * ranks)[:ranks]
         own = indices[dist.get_global_rank() :: ranks][: max(1, len(indices) // ranks)]

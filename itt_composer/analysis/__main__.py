@@ -137,7 +137,7 @@ def _thinking_of(
         watched_norms,
     )
     from itt_composer.data.shards import check_vocabulary
-    from itt_composer.generate import document_ids
+    from itt_composer.tokenizer import document_ids
 
     model, tokenizer = evaluated.model, evaluated.tokenizer()
     config: Any = model.config
@@ -148,7 +148,7 @@ def _thinking_of(
     if getattr(config, "router_selection", None) == "threshold":
         asked = {**asked, "router_selection": asked["router_selection"] or "top_k"}
     think_as(model, asked)
-    batches = validation_batches(shards, manifest, rows, BATCH_SIZE)
+    batches = validation_batches(shards, rows, BATCH_SIZE)
     with _progress() as show, watched_norms(model) as norms:
         steps = thinking_steps(
             model, tokenizer, batches, lambda done, total: show("validation rows", done, total)
@@ -157,7 +157,7 @@ def _thinking_of(
     shown = {document: ids}
     longest = positions_of(config, tokenizer)
     for name, text in texts.items():
-        shown[name] = document_ids(config, tokenizer, text)[:longest]
+        shown[name] = document_ids(tokenizer, text)[:longest]
     return {
         "data": {
             "folder": str(shards),

@@ -28,7 +28,7 @@ from itt_composer.analysis.projections import (
 )
 from itt_composer.analysis.rows import positions_of
 from itt_composer.errors import UserError
-from itt_composer.generate import document_ids
+from itt_composer.tokenizer import document_ids
 
 MOST_GRADIENT = 1.0  # norm at which gradients are clipped in fine-tuning
 # What is done, how much of it, and how much of it there is.
@@ -134,7 +134,7 @@ def encode_all(
     longest = positions_of(config, tokenizer)
 
     def encode(text: str) -> list[int]:
-        return document_ids(config, tokenizer, text)
+        return document_ids(tokenizer, text)
 
     return [encode_problem(problem, encode, ends, longest) for problem in problems]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from itt_composer.errors import UserError
+from itt_composer.settings import values_of
 
 RECIPE = "recipe.yaml"
 
@@ -42,7 +43,7 @@ def shards_of(model: str, data: Path | None) -> Path:
     if not recipe.is_file():
         raise UserError(f"{model} is no run folder (it has no {RECIPE}): give --data SHARDS")
     try:
-        shards = Path(yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]["local"])
+        shards = Path(values_of(recipe.read_text(encoding="utf-8"))["data"]["local"])
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(f"{recipe} names no data.local; is it damaged?") from None
     if not shards.is_dir():

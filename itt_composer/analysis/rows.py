@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import ConcatDataset
 
 from itt_composer.data.shards import domains_with_rows, read_manifest
-from itt_composer.data.stored_rows import StoredRows, batches_of, spread_indices
+from itt_composer.data.stored_rows import StoredRows, batches_of, sample_of_split
 from itt_composer.errors import UserError
 
 SPLIT = "validation"
@@ -25,20 +24,16 @@ def open_shards(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def validation_batches(
-    folder: Path, manifest: dict[str, Any], rows: int, batch_size: int
-) -> list[dict[str, Tensor]]:
-    """Validation rows spread evenly over the domains, in batches.
+def validation_batches(folder: Path, rows: int, batch_size: int) -> list[dict[str, Tensor]]:
+    """A random sample of the validation rows, of all domains in proportion, in batches.
 
     Args:
         folder: of shards.
-        manifest: theirs.
         rows: how many; all if there are fewer.
         batch_size: rows per batch.
     """
-    domains = domains_with_rows(manifest, SPLIT)
-    every: ConcatDataset = ConcatDataset([StoredRows(folder / SPLIT / name) for name in domains])
-    return list(batches_of(every, spread_indices(len(every), rows), batch_size))
+    every, sample = sample_of_split(folder / SPLIT, rows)
+    return list(batches_of(every, sample, batch_size))
 
 
 def document_beginning(

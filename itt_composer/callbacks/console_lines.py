@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 
 import torch
 from composer.callbacks import SpeedMonitor
@@ -12,6 +11,7 @@ from composer.utils import create_interval_scheduler, dist
 from torch.nn.parallel import DistributedDataParallel
 
 from itt_composer.algorithms.threshold_estimate import BY_THRESHOLD
+from itt_composer.callbacks.progress_bar import format_time
 from itt_composer.models.composer_model import ComposerItt
 
 
@@ -53,16 +53,11 @@ def format_progress(
     return " · ".join([*parts, f"{format_time(seconds)} left"])
 
 
-def format_time(seconds: float) -> str:
-    """Seconds as the largest unit that says enough: `42 s`, `3 min`, `7 h 05 min`."""
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
 class ConsoleLines(Callback):
-    """Prints to stdout on rank 0. Time spent in evaluation does not count for the speed.
+    """Prints to stdout on rank 0.
+
+    The speed is that of training: evaluation, calibration and the first batch of a start, for
+    which loaders are started and layers compiled, do not count.
 
     MFU and memory are those of rank 0's GPU; MFU needs the peak that `speed_monitor` knows.
 
@@ -77,20 +72,24 @@ class ConsoleLines(Callback):
         self._since: tuple[float, int] | None = None
         self._flops = 0
 
-    def batch_start(self, state: State, logger: Logger) -> None:
-        if self._since is None:
-            self._since = (time.monotonic(), state.timestamp.token.value)
-            self._flops = 0
-
     def batch_end(self, state: State, logger: Logger) -> None:
-        self._flops += _flops_of_batch(state)
         elapsed = state.get_elapsed_duration()
-        if elapsed is None or self._since is None or not self._is_due(state, Event.BATCH_END):
+        is_due = elapsed is not None and self._is_due(state, Event.BATCH_END)
+        # Composer's clock: it stands still in evaluations, and has not yet seen this event.
+        now = state.timestamp.total_wct.total_seconds(), state.timestamp.token.value
+        if self._since is None and not is_due:
+            self._since = now
             return
-        started, tokens = self._since
-        self._since = None
-        seconds = time.monotonic() - started
-        tokens_per_second = (state.timestamp.token.value - tokens) / seconds
+        self._flops += _flops_of_batch(state)
+        if elapsed is None or not is_due:
+            return
+        before = state.previous_timestamp
+        assert before is not None
+        started, tokens = self._since or (before.total_wct.total_seconds(), before.token.value)
+        seconds = now[0] - started
+        tokens_per_second = (now[1] - tokens) / seconds
+        flops_per_second = self._flops / seconds
+        self._since, self._flops = now, 0
         share_done = min(elapsed.value, 1.0)
         tokens_left = state.timestamp.token.value * (1 - share_done) / share_done
         self._print(
@@ -101,13 +100,10 @@ class ConsoleLines(Callback):
                 lr=state.optimizers[0].param_groups[0]["lr"],
                 tokens_per_second=tokens_per_second,
                 seconds=tokens_left / tokens_per_second,
-                mfu=_share_of_peak(self._flops / seconds, state),
+                mfu=_share_of_peak(flops_per_second, state),
                 peak_bytes=torch.cuda.max_memory_allocated() if _is_on_gpu(state) else None,
             )
         )
-
-    def eval_start(self, state: State, logger: Logger) -> None:
-        self._since = None
 
     def eval_end(self, state: State, logger: Logger) -> None:
         loss = float(state.eval_metric_values["LanguageCrossEntropy"])

@@ -1,6 +1,5 @@
 """Metrics as JSON lines: an object per batch, easy to read back with any tool."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,16 @@ from composer.core import State
 from composer.loggers import Logger, LoggerDestination
 from composer.utils import dist
 
+from itt_composer.files import json_text, numbers_only
+
 
 class JsonLinesLogger(LoggerDestination):
     """Appends `{"batch": n, "tokens": …, metric: value, …}` to a file.
 
     A line holds what was measured with the weights after n batches: the evaluation, and the
     training loss of the batch that follows; after an evaluation or a checkpoint a batch has a
-    second line. A run that resumes appends; `itt_composer.metrics.read_metrics` puts it together.
+    second line. What is no number (NaN, infinity) is null, as JSON has it. A run that resumes
+    appends; `itt_composer.metrics.read_metrics` puts it together.
 
     Args:
         path: the file; only rank 0 writes it.
@@ -50,7 +52,11 @@ class JsonLinesLogger(LoggerDestination):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 # One write: a run that is killed leaves the whole line or, at worst, a part of it.
-                line = json.dumps(self._line, default=float) + "\n"
+                metrics = {
+                    name: value.item() if hasattr(value, "item") else value
+                    for name, value in self._line.items()
+                }
+                line = json_text(numbers_only(metrics), str(self.path)) + "\n"
                 file.write((self._end_of_cut_line() + line).encode())
         self._line = {}
 

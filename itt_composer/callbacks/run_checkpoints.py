@@ -47,7 +47,7 @@ class RunCheckpoints(CheckpointSaver):
         is_due = create_interval_scheduler(interval)
 
         def is_due_or_last(state: State, event: Event) -> bool:
-            return preemption.is_due or is_due(state, event)
+            return preemption.due_by is not None or is_due(state, event)
 
         super().__init__(
             str(run.checkpoints),
@@ -71,8 +71,10 @@ class RunCheckpoints(CheckpointSaver):
             if dist.get_global_rank() == 0:
                 point_latest_to(path)
                 self._remove_old(path)
-        if self._preemption.is_due:
-            raise Preempted(f"batch {state.timestamp.batch.value:,} is saved in {path}")
+        self._preemption.saved(state)
+        if self._preemption.due_by is not None:
+            place = f"batch {state.timestamp.batch.value:,} is saved in {path}"
+            raise Preempted(self._preemption.due_by, place)
 
     def _write_file(self, state: State) -> Path:
         path = Path(self.filename.format(state).replace(f"rank{dist.get_global_rank()}", "rank0"))

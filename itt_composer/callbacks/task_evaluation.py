@@ -11,13 +11,14 @@ from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 
 from eval.fetch import SUITE as ELEVEN_TASKS
-from eval.harness import figure_of, measure
+from eval.harness import measure
 from eval.language_model import EvaluatedLM
 from eval.models import load_tokenizer
 from eval.suite import read_task_suite
 from eval.task_data import OpenTasks, open_tasks
-from itt_composer.callbacks.heartbeat import beats_of
+from eval.task_figures import figure_of
 from itt_composer.callbacks.intervals import BatchInterval
+from itt_composer.callbacks.progress_bar import progress_of
 from itt_composer.models.modeling import IttForCausalLM
 from itt_composer.sharding import whole_model_everywhere
 
@@ -47,12 +48,12 @@ class TaskEvaluation(Callback):
         eval_interval: batches from one to the next ("5000ba"), a multiple of the run's own; the
             run's last evaluation is always one.
         only: names of the tasks that are run; None for all.
-        limit: documents of each task; None for all.
+        limit: documents of each task, or the share of them (0.1); None for all.
         data_dir: folder of the tasks' data; None loads from the hub.
         tokenizer: its folder.
 
     Raises:
-        UserError: no such suite, task or tokenizer.
+        UserError: no such suite, task or tokenizer; in training: the model computes NaN.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class TaskEvaluation(Callback):
         suite: str | None,
         eval_interval: str,
         only: list[str] | None,
-        limit: int | None,
+        limit: float | None,
         data_dir: str | None,
         tokenizer: str,
     ):
@@ -70,6 +71,7 @@ class TaskEvaluation(Callback):
         self._tokenizer = tokenizer
         self._open = contextlib.ExitStack()
         self._source: OpenTasks | None = None
+        self._told: set[str] = set()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Find the data before hours of training."""
@@ -96,10 +98,21 @@ class TaskEvaluation(Callback):
         figures: dict[str, float] = {}
         model = whole_model_everywhere(state.model)
         with causal(model), get_precision_context(state.precision, state.precision_config):
-            lm = EvaluatedLM(model, load_tokenizer(self._tokenizer), beats_of(state))
+            lm = EvaluatedLM(
+                model, load_tokenizer(self._tokenizer), progress_of(state, "evaluating tasks")
+            )
             for name, settings in self._suite.selected_tasks().items():
                 measured = measure(self._suite, name, settings, source, lm)
                 metric, value = figure_of(measured["harness"], name, settings.metric)
                 figures[f"lm_eval/{name}/{metric}"] = value
+                notes = [f"{name}: {note}" for note in measured["notes"]]
+                self._tell_once([*notes, *(f"lm-eval warns: {w}" for w in measured["warnings"])])
         reproducibility.load_rng_state(random_state)
         return figures
+
+    def _tell_once(self, notes: list[str]) -> None:
+        """What there is to know of the figures, the first time that it is so."""
+        if dist.get_global_rank() == 0:
+            for note in dict.fromkeys(note for note in notes if note not in self._told):
+                print(note, file=sys.stdout, flush=True)
+        self._told.update(notes)

@@ -18,7 +18,7 @@ from itt_composer.data.integrity import (
 )
 from itt_composer.data.remote import fetch_descriptions
 from itt_composer.data.shards import (
-    check_shards,
+    check_shards_of,
     domains_with_rows,
     read_manifest,
     streams_in_use,
@@ -50,15 +50,8 @@ def prepare_shards(data: DataRecipe, vocab_size: int, batch_size: int) -> None:
         if remote is not None and dist.get_local_rank() == 0:
             fetch_descriptions(remote, local, data.domains, data.download_timeout)
 
-    def check() -> None:
-        try:
-            check_shards(local, data.seq_len, vocab_size, data.domains, batch_size, data.tokenizer)
-        except UserError as error:
-            source = f"data.local={local}" if remote is None else f"data.remote={remote}"
-            raise UserError(f"{source}: {error}") from None
-
     _together(fetch)
-    _together(check)
+    _together(lambda: check_shards_of(data, vocab_size, batch_size))
     _together(lambda: check_shared_memory(read_manifest(local), data.domains))
     check_files(
         local, streams_in_use(read_manifest(local), data.domains), data.validate_hash, remote

@@ -3,9 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from itt_composer.errors import UserError
+from itt_composer.errors import Mistakes, UserError
+
+if TYPE_CHECKING:
+    from itt_composer.config import DataRecipe
 
 FORMAT_VERSION = 2  # of manifests, the newest; written by `data_prep`
 NEEDED_KEYS = {"seq_len", "dtype", "vocab_size", "tokenizer", "splits", "totals", "files"}
@@ -81,6 +84,49 @@ def streams_in_use(
     return [("train", name) for name in training] + [("validation", name) for name in validation]
 
 
+def content_digests(manifest: dict[str, Any], domains: dict[str, float] | None) -> dict[str, str]:
+    """What a run's rows are made of: SHA-256 of each stream in use ("train/c4") and "tokenizer".
+
+    A copy has the same ones, another conversion of the same text in the same way, too.
+    """
+    return _digests(manifest, streams_in_use(manifest, domains))
+
+
+def split_sha256(manifest: dict[str, Any], split: str) -> str:
+    """Of the rows of a split and the tokenizer that made them: equal for copies of the shards."""
+    streams = [(split, domain) for domain in domains_with_rows(manifest, split)]
+    digests = json.dumps(_digests(manifest, streams), sort_keys=True)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _digests(manifest: dict[str, Any], streams: list[tuple[str, str]]) -> dict[str, str]:
+    files = manifest["files"]
+    digests = {"tokenizer": manifest["tokenizer"]["sha256"]}
+    for split, domain in streams:
+        stream = f"{split}/{domain}"
+        hashes = [
+            f"{name} {files[name]['sha256']}"
+            for name in sorted(files)
+            if name.startswith(f"{stream}/")
+        ]
+        digests[stream] = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return digests
+
+
+def check_shards_of(data: "DataRecipe", vocab_size: int, batch_size: int) -> None:
+    """`check_shards` for a recipe's data section, with the key that named the shards.
+
+    Raises:
+        UserError: one sentence per misfit.
+    """
+    try:
+        check_shards(data.local, data.seq_len, vocab_size, data.domains, batch_size, data.tokenizer)
+    except UserError as error:
+        place = f"data.local={data.local}" if data.remote is None else f"data.remote={data.remote}"
+        lines = str(error).splitlines()
+        raise UserError("\n".join(f"{place}: {line}" for line in lines)) from None
+
+
 def check_shards(
     folder: str | Path,
     seq_len: int,
@@ -100,31 +146,45 @@ def check_shards(
         tokenizer: file or folder of the tokenizer that must have made the shards, or None.
 
     Raises:
-        UserError: the sentence names the folder and what differs.
+        UserError: one sentence per misfit, each with the folder and what differs.
     """
     manifest = read_manifest(folder)
-    if manifest["seq_len"] != seq_len:
-        raise UserError(
-            f"data folder {folder} holds rows of {manifest['seq_len']} tokens, but the recipe has "
-            f"data.seq_len={seq_len}; set it to {manifest['seq_len']} or convert again"
-        )
-    if manifest["vocab_size"] > vocab_size:
-        raise UserError(
-            f"data folder {folder} was made with a tokenizer of {manifest['vocab_size']} ids, but "
-            f"the recipe has model.vocab_size={vocab_size}; set it to {manifest['vocab_size']}"
-        )
-    if tokenizer is not None and tokenizer_sha256(tokenizer) != manifest["tokenizer"]["sha256"]:
-        raise UserError(
-            f"data folder {folder} was made with another tokenizer than data.tokenizer="
-            f"{tokenizer}; give the one in {Path(folder) / 'tokenizer'}, or convert again"
-        )
-    present = domains_with_rows(manifest, "train")
-    for domain in domains or {}:
-        if domain not in present:
+    mistakes = Mistakes()
+    with mistakes:
+        if manifest["seq_len"] != seq_len:
             raise UserError(
-                f"data folder {folder} has no training rows of the domain {domain!r} that "
-                f"data.domains names; it has {', '.join(present) or 'none'}"
+                f"data folder {folder} holds rows of {manifest['seq_len']} tokens, but the recipe "
+                f"has data.seq_len={seq_len}; set it to {manifest['seq_len']} or convert again"
             )
+    with mistakes:
+        if manifest["vocab_size"] > vocab_size:
+            raise UserError(
+                f"data folder {folder} was made with a tokenizer of {manifest['vocab_size']} ids, "
+                f"but the recipe has model.vocab_size={vocab_size}; set it to "
+                f"{manifest['vocab_size']}"
+            )
+    with mistakes:
+        if tokenizer is not None and not is_tokenizer_of(manifest, tokenizer):
+            raise UserError(
+                f"data folder {folder} was made with another tokenizer than data.tokenizer="
+                f"{tokenizer}; give the one in {Path(folder) / 'tokenizer'}, or convert again"
+            )
+    with mistakes:
+        _check_rows(Path(folder), manifest, domains, batch_size)
+    mistakes.tell()
+
+
+def _check_rows(
+    folder: Path, manifest: dict[str, Any], domains: dict[str, float] | None, batch_size: int
+) -> None:
+    present = domains_with_rows(manifest, "train")
+    missing = [domain for domain in domains or {} if domain not in present]
+    if missing:
+        raise UserError(
+            f"data folder {folder} has no training rows of the domain"
+            f"{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} that "
+            f"data.domains names; it has {', '.join(present) or 'none'}"
+        )
     rows = sum(present[domain] for domain in domains or present)
     if rows < batch_size:
         raise UserError(
@@ -137,7 +197,7 @@ def check_shards(
             "--validation-share or more text"
         )
     for split, domain in streams_in_use(manifest, domains):
-        check_index(Path(folder), manifest, split, domain)
+        check_index(folder, manifest, split, domain)
 
 
 def check_vocabulary(
@@ -162,7 +222,7 @@ def check_vocabulary(
             f"but the model {model} has {vocab_size}"
         )
     own = Path(tokenizer) / Path(manifest["tokenizer"]["file"]).name
-    if own.is_file() and tokenizer_sha256(own) != manifest["tokenizer"]["sha256"]:
+    if own.is_file() and not is_tokenizer_of(manifest, own):
         raise UserError(
             f"the shards in {folder} were made with another tokenizer than {own}, which is the "
             "model's; name shards made with that one"
@@ -209,6 +269,16 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no index of shards ({error}); {HOW_TO_MAKE} again") from None
     return shards
+
+
+def is_tokenizer_of(manifest: dict[str, Any], path: str | Path) -> bool:
+    """Whether shards were made with a tokenizer: the file that was given, or that beside them.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    made_with = manifest["tokenizer"]
+    return tokenizer_sha256(path) in (made_with["sha256"], made_with.get("source_sha256"))
 
 
 def tokenizer_sha256(path: str | Path) -> str:

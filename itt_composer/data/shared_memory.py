@@ -6,7 +6,7 @@ refused its cache folder, or find another run's place in the data.
 
 Every rank of ours holds a lock on `/dev/shm/NNNNNN_itt_composer_UID` as long as it or a worker of
 it lives, in whatever container. Whether a segment is open tells less: streaming, looking for a free
-number, opens the segments of others and keeps them open.
+number, opens the segments of others.
 
 Two nodes of a run may be on one machine: each takes numbers of its own.
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 from unittest import mock
 
 from streaming.base.constant import SHM_TO_CLEAN
-from streaming.base.shared import prefix
+from streaming.base.shared import SharedMemory, prefix
 
 SHARED_MEMORY = Path("/dev/shm")
 OWNER = f"itt_composer_{os.getuid()}"  # a file of another user could not be opened
@@ -57,9 +57,20 @@ def hold_segments(number: int, is_first: bool, folder: Path = SHARED_MEMORY) -> 
 
 @contextlib.contextmanager
 def numbers_of_node(node_rank: int) -> Iterator[None]:
-    """Have streaming look for a free number among those of a node."""
+    """Have streaming look for a free number among those of a node.
+
+    It would keep every segment of others that it looks into open until the process ends: a file
+    for each dataset there is, with each new one.
+    """
     first = node_rank * NUMBERS_PER_NODE
-    with mock.patch.object(prefix, "_each_prefix_int", partial(itertools.count, first)):
+
+    def look(name: str, create: bool, size: int = 0) -> SharedMemory:
+        return SharedMemory(name, create, size, auto_cleanup=create)
+
+    with (
+        mock.patch.object(prefix, "_each_prefix_int", partial(itertools.count, first)),
+        mock.patch.object(prefix, "SharedMemory", look),
+    ):
         yield
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from streaming.base.world import World
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
-from itt_composer.data.shards import read_index
+from itt_composer.data.shards import domains_with_rows, read_index, read_manifest
 from itt_composer.data.streams import collate_rows
-from itt_composer.data.token_rows import ShardStream
+from itt_composer.data.token_rows import ShardStream, sample_order
 
 
 class StoredRows(Dataset):
@@ -52,13 +52,17 @@ class StoredRows(Dataset):
         return shard[index - int(self._ends[place]) + shard.samples]
 
 
-def spread_indices(total: int, count: int) -> list[int]:
-    """`count` places spread evenly over `total` (all, if there are fewer), in random order.
+def sample_of_split(folder: Path, count: int) -> tuple[ConcatDataset, list[int]]:
+    """Rows of all domains of a split, and the numbers of a fixed random sample of them.
 
-    Rows are stored domain by domain, so a stretch of them would be of one kind of text.
+    Args:
+        folder: of the split, a stream per domain.
+        count: rows of the sample, of each domain in proportion; all, if there are fewer.
     """
-    places = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
-    return np.random.default_rng(0).permutation(places).tolist()
+    domains = domains_with_rows(read_manifest(folder.parent), folder.name)
+    streams = [StoredRows(folder / domain) for domain in domains]
+    order = sample_order([len(stream) for stream in streams])
+    return ConcatDataset(streams), order[:count].tolist()
 
 
 def batches_of(rows: Any, indices: Sequence[int], batch_size: int) -> Iterator[dict[str, Tensor]]:

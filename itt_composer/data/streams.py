@@ -33,14 +33,16 @@ from itt_composer.errors import UserError
 from itt_composer.launched import heed_parent_only, is_loss_of_a_worker
 
 NUMBERS = ("domain", "row")
+IGNORED = -100  # as a label, by torch's cross entropy and Composer's metrics
 
 
 def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """Rows of token ids → `input_ids`, `labels` and `attention_mask`, each (B, S), int64.
 
-    Labels are the ids themselves: the model shifts them. The mask is all ones; given one,
-    transformers lets attention use its causal kernels instead of building a mask. Rows that carry
-    their numbers add `domain` and `row`, (B,) each; the model is not given them.
+    Labels are the ids themselves: the model shifts them. Those of a row that repeats another are
+    -100, which metrics ignore. The mask is all ones; given one, transformers lets attention use its
+    causal kernels instead of building a mask. Rows that carry their numbers add `domain` and `row`,
+    (B,) each; the model is not given them.
     """
     input_ids_BS = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
     batch = {
@@ -48,6 +50,9 @@ def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "labels": input_ids_BS.clone(),
         "attention_mask": torch.ones_like(input_ids_BS),
     }
+    if "is_repeat" in rows[0]:
+        is_repeat_B = torch.tensor([bool(row["is_repeat"]) for row in rows])
+        batch["labels"][is_repeat_B] = IGNORED
     for name in NUMBERS:
         if name in rows[0]:
             batch[name] = torch.tensor([row[name] for row in rows])
@@ -55,7 +60,7 @@ def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def build_dataset(data: DataRecipe, split: str, batch_size: int) -> TokenRows:
-    """Stream a split: training rows shuffled by `shuffle_seed`, others in a fixed order.
+    """Stream a split: training rows shuffled by `shuffle_seed`, others in a fixed random order.
 
     Training draws domains by `data.domains`, if given; other splits take every row once, domains
     mixed in proportion to their rows. An epoch

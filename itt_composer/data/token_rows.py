@@ -1,25 +1,31 @@
 """Streaming's dataset and stream, with what training needs on top.
 
 - Every stretch of an epoch holds the domains in their shares; the library mixes whole shards, so
-  that shares hold over an epoch only. So the first batches of an evaluation stand for all.
+  that shares hold over an epoch only.
+- An evaluation reads each domain in a fixed random order, so that its first batches are a sample of
+  all, and counts each row once where the library repeats some to give all ranks as many.
 - A row carries the number of its domain, and its own number in there.
 - A shard that cannot be had ends training with one sentence. The library logs a traceback from a
   thread and ends the epoch early.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
+from streaming.base.batching import generate_work
 from streaming.base.shuffle import get_shuffle
+from streaming.base.world import World
 
 from itt_composer.data.remote import reason
 from itt_composer.data.shards import LoaderError
+from itt_composer.errors import UserError
 
 SHARDS_MIXED = 4
+NO_ROW = -1  # what the library fills its tables of work with
 
 
 def interleave(counts: list[int], seed: int) -> list[NDArray[np.int64]]:
@@ -41,6 +47,26 @@ def interleave(counts: list[int], seed: int) -> list[NDArray[np.int64]]:
     ranks = np.empty(len(order), np.int64)
     ranks[order] = np.arange(len(order))
     return np.split(ranks, np.cumsum(counts)[:-1])
+
+
+def sample_order(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """All rows of a split in a fixed random order: any beginning of it is a sample.
+
+    Rows are stored in the order of their documents, so the first ones of a domain are not like the
+    others. Here each domain is permuted, then all are interleaved in proportion to their rows.
+
+    Args:
+        counts: rows of each domain.
+
+    Returns:
+        `(sum(counts),)` row numbers, counted on from one domain to the next.
+    """
+    order = np.empty(sum(counts), np.int64)
+    start = 0
+    for domain, places in enumerate(interleave(list(counts), seed=0)):
+        order[places] = start + np.random.default_rng((0, domain)).permutation(len(places))
+        start += len(places)
+    return order
 
 
 class ShardStream(Stream):
@@ -96,7 +122,23 @@ class TokenRows(StreamingDataset):
         super().__init__(shuffle=shuffle, **settings)
         self._failure: BaseException | None = None
         self._is_shuffled = shuffle
+        self._is_repeat = np.empty(0, bool)
         self.shuffle = False  # the library's own step: `resample_streams` has done it
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Go on after so many rows of an epoch, whose order is that of this dataset's settings.
+
+        Raises:
+            UserError: an epoch of it has fewer rows.
+        """
+        rows_done = obj["sample_in_epoch"]
+        if rows_done > self.epoch_size:
+            raise UserError(
+                f"the run has gone through {rows_done:,} rows of an epoch, which now has only "
+                f"{self.epoch_size:,}; go on with the shards and data.domains of before"
+            )
+        own = {name: getattr(self, name) for name in ("shuffle_seed", "num_canonical_nodes")}
+        super().load_state_dict({**obj, **own})
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """A row as `{"input_ids": (S,), "domain": int, "row": its number in the stream}`."""
@@ -111,20 +153,19 @@ class TokenRows(StreamingDataset):
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows of an epoch in their order, which depends on no rank or worker.
 
-        Without shuffling it is the same in every epoch, each domain's rows as they are stored.
+        Without shuffling it is `sample_order`, the same in every epoch.
 
         Returns:
             Rows per shuffled unit, which nothing reads here, and the rows' numbers.
         """
-        seed = self.shuffle_seed + epoch if self._is_shuffled else 0
+        if not self._is_shuffled:
+            ordered = sample_order(self.samples_per_stream)
+            return np.array([len(ordered)], np.int64), ordered
         ordered_rows = []
         for number, stream in enumerate(self.streams):
             if not stream.choose:
                 continue  # too small a share for a row
             units, rows = super().resample_streams(epoch, number)
-            if not self._is_shuffled:
-                ordered_rows.append(rows)
-                continue
             assert isinstance(self.shuffle_block_size, int)
             # A domain's part of the block, so that it says how many shards are in use at once.
             block_size = int(self.shuffle_block_size * stream.proportion)
@@ -138,10 +179,26 @@ class TokenRows(StreamingDataset):
             )
             ordered_rows.append(rows[order])
         ordered = np.empty(sum(map(len, ordered_rows)), np.int64)
-        places = interleave([len(rows) for rows in ordered_rows], seed)
+        places = interleave([len(rows) for rows in ordered_rows], self.shuffle_seed + epoch)
         for rows, positions in zip(ordered_rows, places, strict=True):
             ordered[positions] = rows
         return np.array([len(ordered)], np.int64), ordered
+
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
+        """This worker's rows; of an evaluation it is noted which of them repeat another's."""
+        own = super()._get_work(epoch, sample_in_epoch)
+        if not self._is_shuffled:
+            repeats = self._repeats_of(self._parallel_worker_world, epoch, sample_in_epoch)
+            self._is_repeat = repeats[own != NO_ROW]
+        return own
+
+    def _repeats_of(self, world: World, epoch: int, sample_in_epoch: int) -> NDArray[np.bool_]:
+        """Which rows of a worker the library gives out a second time, to fill up the ranks."""
+        work = generate_work(self.batching_method, self, world, epoch, sample_in_epoch)
+        is_first = np.zeros(work.size, bool)
+        is_first[np.unique(work, return_index=True)[1]] = True
+        own = (world.node, world.rank_of_node, world.worker_of_rank)
+        return ~is_first.reshape(work.shape)[own].flatten()
 
     def on_exception(self, future: Future) -> None:
         """Keep what went wrong in a thread, for the one that iterates."""
@@ -157,7 +214,8 @@ class TokenRows(StreamingDataset):
             LoaderError: a shard cannot be had.
         """
         try:
-            yield from super().__iter__()
+            for place, row in enumerate(super().__iter__()):
+                yield row if self._is_shuffled else {**row, "is_repeat": self._is_repeat[place]}
         except RuntimeError:
             if self._failure is None:
                 raise

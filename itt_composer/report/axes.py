@@ -1,7 +1,7 @@
 """What figures of several runs share: units, axes, colours, zoom and highlight."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -91,42 +91,57 @@ def axis_options(units: Units, places: Sequence[str]) -> list[Option]:
     ]
 
 
-def colour(labels: Sequence[str], places: Sequence[int] | None = None, **options: Any) -> alt.Color:
-    """The experiments' colours, the same in every figure; the legend highlights.
+class Look(NamedTuple):
+    """How something is drawn in every figure; `form` counts what has its colour before it."""
 
-    Args:
-        labels: what the legend names.
-        places: of each among all experiments of the page; by default the labels are these.
-        options: of the legend.
-    """
-    own = [theme.LIGHT[place % len(theme.LIGHT)] for place in places or range(len(labels))]
-    scale = alt.Scale(domain=list(labels), range=own)
+    colour: str
+    form: int
+
+
+def looks(experiments: Sequence[Experiment]) -> dict[str, Look]:
+    """The look of each experiment by its label."""
+    return looks_of({one.label: one.runs[0].is_dense for one in experiments})
+
+
+def looks_of(are_dense: Mapping[str, bool]) -> dict[str, Look]:
+    """Looks in this order: of dense models grey, of the others the colours in turn."""
+    found: dict[str, Look] = {}
+    counts = {True: 0, False: 0}
+    for label, is_dense in are_dense.items():
+        colours = (theme.DENSE,) if is_dense else theme.LIGHT[1:]
+        form, place = divmod(counts[is_dense], len(colours))
+        found[label] = Look(colours[place], form)
+        counts[is_dense] += 1
+    return found
+
+
+def colour(own: Mapping[str, Look], **options: Any) -> alt.Color:
+    """The colours of what has these looks; the legend highlights, `options` are its own."""
+    scale = alt.Scale(domain=list(own), range=[look.colour for look in own.values()])
     return alt.Color("experiment:N", scale=scale, legend=alt.Legend(title=None, **options))
 
 
-def dash(labels: Sequence[str]) -> alt.StrokeDash:
-    """The experiments' dashes, which tell apart those whose colours return."""
-    dashes = [theme.dash_of(place) for place in range(len(labels))]
-    scale = alt.Scale(domain=list(labels), range=dashes)
-    return alt.StrokeDash("experiment:N", scale=scale, legend=alt.Legend(title=None))
-
-
-def shape(labels: Sequence[str], places: Sequence[int] | None = None) -> alt.Shape:
-    """The experiments' points, likewise; arguments as of `colour`."""
-    shapes = [theme.shape_of(place) for place in places or range(len(labels))]
-    scale = alt.Scale(domain=list(labels), range=shapes)
-    return alt.Shape("experiment:N", scale=scale, legend=alt.Legend(title=None))
-
-
-def is_crowded(experiments: Sequence[Experiment]) -> bool:
-    """Whether there are more experiments than colours."""
-    return len(experiments) > len(theme.LIGHT)
+def forms(own: Mapping[str, Look]) -> dict[str, Any]:
+    """Encodings of dashes (`strokeDash`) and of points (`shape`); none where no colour returns."""
+    if not any(look.form for look in own.values()):
+        return {}
+    dashes = [theme.DASHES[look.form % len(theme.DASHES)] for look in own.values()]
+    shapes = [theme.SHAPES[look.form % len(theme.SHAPES)] for look in own.values()]
+    legend = alt.Legend(title=None)
+    return {
+        "strokeDash": alt.StrokeDash(
+            "experiment:N", scale=alt.Scale(domain=list(own), range=dashes), legend=legend
+        ),
+        "shape": alt.Shape(
+            "experiment:N", scale=alt.Scale(domain=list(own), range=shapes), legend=legend
+        ),
+    }
 
 
 def first_shown(experiments: Sequence[Experiment]) -> list[str]:
     """Of more experiments than colours, those that stand out at first; else none, which is all."""
     usual = [one.label for one in experiments if not one.differences]
-    return usual if is_crowded(experiments) else []
+    return usual if len(experiments) > len(theme.LIGHT) else []
 
 
 def highlight(shown: Sequence[str]) -> alt.Parameter:

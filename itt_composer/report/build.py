@@ -22,12 +22,12 @@ from itt_composer.report.measured import (
     Measured,
     command,
     has_router,
-    name_of,
     other_texts,
     place_in_list,
     read_analysis,
     read_gradients,
     read_perplexities,
+    runs_of,
 )
 from itt_composer.report.page import Page, render
 from itt_composer.report.runs import continuations, read_runs, without_end
@@ -144,17 +144,17 @@ def _draws_thinking(measured: Measured) -> None:
 
 def _missing(experiments: Sequence[Experiment], is_there: dict[str, bool]) -> list[tuple[str, str]]:
     """What no run has, and the command that makes it for one whose model has it."""
-    finished = [(e, run) for e in experiments for run in e.runs if run.is_finished]
-    thinking = [(e, run) for e, run in finished if run.recipe["thinking"]["thinking"] == "itt"]
+    finished = [run for run in runs_of(experiments) if run.is_finished]
+    thinking = [run for run in finished if run.recipe["thinking"]["thinking"] == "itt"]
     fits = {
         "gradients": finished,
         "thinking": thinking,
-        "perplexity": [(e, run) for e, run in thinking if has_router(run)],
+        "perplexity": [run for run in thinking if has_router(run)],
     }
     lines = []
     for kind, what in MISSING.items():
         fitting = fits[kind]
         if fitting and not is_there[kind]:
-            experiment, run = min(fitting, key=lambda pair: place_in_list(pair[1]))
-            lines.append((f"{what} of {name_of(experiment, run)}", readable(command(kind, run))))
+            run = min(fitting, key=place_in_list)
+            lines.append((f"{what} of {run.name}", readable(command(kind, run))))
     return lines

@@ -10,6 +10,7 @@ import altair as alt
 
 from eval.data_efficiency import Efficiency, data_efficiency, tokens_to_reach
 from itt_composer.errors import UserError
+from itt_composer.report import theme
 from itt_composer.report.axes import (
     NUMBER,
     Units,
@@ -17,10 +18,10 @@ from itt_composer.report.axes import (
     axis_options,
     colour,
     first_shown,
+    forms,
     highlight,
-    is_crowded,
+    looks,
     models_control,
-    shape,
     when_highlighted,
     zoom,
 )
@@ -31,7 +32,6 @@ from itt_composer.report.runs import Run
 
 def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     """The validation loss at the end of each run over what it has cost."""
-    labels = [experiment.label for experiment in experiments]
     records = [
         {
             "run": run.name,
@@ -47,8 +47,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     if len(records) < 2:
         return None
     ended = {record["experiment"] for record in records}
-    places = [place for place, label in enumerate(labels) if label in ended]
-    labels = [labels[place] for place in places]
+    own = {label: look for label, look in looks(experiments).items() if label in ended}
     shown = first_shown(experiments)
     shown += (
         [e.label for e in experiments if is_plain_dense(e) and e.label not in shown]
@@ -71,21 +70,19 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     dense = dense_line(experiments, units)
     line = (
         alt.Chart(alt.NamedData("dense"))
-        .mark_line(strokeDash=[4, 3], strokeWidth=1.2, color="#8a929c")
+        .mark_line(strokeDash=[4, 3], strokeWidth=1.2, color=theme.DENSE)
         .encode(x=x, y=y, detail="geometry:N")
     )
-    forms = {"shape": shape(labels, places)} if is_crowded(experiments) else {}
     points = (
         alt.Chart(alt.NamedData("ends"))
         .mark_point(size=85)
         .encode(
             x=x,
             y=y,
-            color=colour(labels, places),
-            **forms,
+            color=colour(own),
+            shape=forms(own).get("shape", alt.Undefined),
             opacity=when_highlighted(highlighted, 0.95, 0.1),
             tooltip=[
-                alt.Tooltip("experiment:N"),
                 alt.Tooltip("run:N"),
                 alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
                 alt.Tooltip("perplexity:Q", format=".2f"),
@@ -182,7 +179,7 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
     return {
         "title": "Data efficiency: what each needs to reach the final loss of the dense LLaMA of "
         "its size, as a share of what that took (read between validations; mean over seeds)",
-        "columns": ["model", "LLaMA's loss", "own loss", "tokens", "FLOPs", "time"],
+        "columns": ["run", "LLaMA's loss", "own loss", "tokens", "FLOPs", "time"],
         "rows": rows,
         "notes": notes,
     }

@@ -1,7 +1,8 @@
 """Loss over tokens, compute and time: the curves of all runs."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -13,12 +14,11 @@ from itt_composer.report.axes import (
     at_first,
     axis_options,
     colour,
-    dash,
     first_shown,
+    forms,
     highlight,
-    is_crowded,
+    looks,
     models_control,
-    shape,
     when_highlighted,
     zoom,
 )
@@ -32,7 +32,10 @@ HOVERED_POINTS = 60  # of a run's training curve that tell their figures
 WINDOW = 50  # the smoothed loss is a mean over this part of a run
 BEGINNING = 0.05  # of training, which the axes leave out at first: the loss falls too far there
 FEW_RUNS = 3
-RAW, SMOOTH, TIE, POINT, HOVER = 0.7, 1.5, 1, 46, 140  # widths of lines, sizes of points
+RAW, SMOOTH, TIE, POINT, HOVER = 0.7, 1.5, 1, 46, 60  # widths of lines, sizes of points
+ENDS = ("least", "greatest")  # of the axis of losses, in nats
+PARAMS = (*ENDS, "is_perplexity")
+ALIKE = 0.01  # curves that are never further apart, as a share of the axis, cover one another
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
@@ -108,35 +111,37 @@ def validation_records(run: Run, label: str, units: Units) -> list[dict[str, Any
 
 def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     """Training and validation loss of all runs."""
-    labels = [experiment.label for experiment in experiments]
+    own = looks(experiments)
     pairs = [(run, experiment.label) for experiment in experiments for run in experiment.runs]
     most = min(MOST_POINTS, max(100, MOST_POINTS_IN_ALL // len(pairs)))
     training = [one for run, label in pairs for one in training_records(run, label, units, most)]
     validation = [one for run, label in pairs for one in validation_records(run, label, units)]
     if not training and not validation:
         return None
-    top = _top_of_axis(pairs, training, units)
+    bounds = _bounds(pairs, training, units)
     highlighted = highlight(first_shown(experiments))
+    nearest = alt.selection_point(
+        name="nearest", nearest=True, on="pointermove", clear="pointerout", empty=False
+    )
     x = alt.X(
         "tokens:Q", title=units.axes[0].title, axis=alt.Axis(grid=False, format=NUMBER, tickCount=7)
     )
     y = alt.Y(
         "y:Q",
         title="loss, nats per token",
-        scale=alt.Scale(domain=[*top], nice=False),
+        scale=alt.Scale(
+            domain=[alt.ExprRef(f"is_perplexity ? exp({end}) : {end}") for end in ENDS], nice=False
+        ),
     )
-    told = [
-        alt.Tooltip("experiment:N"),
-        alt.Tooltip("run:N"),
-        *(alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g") for axis in units.axes),
-    ]
+    told = [alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g") for axis in units.axes]
     base: dict[str, Any] = {
-        "color": colour(labels, symbolType="stroke"),
+        "color": colour(own, symbolType="stroke"),
         "detail": "run:N",
         "x": x,
         "y": y,
     }
-    dashed = {"strokeDash": dash(labels)} if is_crowded(experiments) else {}
+    styles = forms(own)
+    dashed = {name: style for name, style in styles.items() if name == "strokeDash"}
     validated = (
         "points: the validation loss, on text that is held out. "
         if validation
@@ -158,11 +163,13 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         alt.Chart(alt.NamedData("training"))
         .transform_calculate(y="datum.smooth")
         .transform_filter("datum.hovered")
-        .mark_point(opacity=0, size=HOVER, clip=True)
+        .mark_point(size=HOVER, clip=True)
         .encode(
             **base,
-            tooltip=[*told, alt.Tooltip("smooth:Q", title="training loss, smoothed", format=".4f")],
+            opacity=alt.condition(nearest, alt.value(0.9), alt.value(0), empty=False),
+            tooltip=alt.value(alt.ExprRef(_told_of_nearest(units))),
         )
+        .add_params(nearest)
     )
     measured = alt.Chart(alt.NamedData("validation")).transform_calculate(
         y="datum.loss", perplexity="exp(datum.loss)"
@@ -174,14 +181,21 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         **base,
         opacity=when_highlighted(highlighted, 1),
         tooltip=[
+            alt.Tooltip("run:N"),
             *told,
             alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
             alt.Tooltip("perplexity:Q", title="validation perplexity", format=".2f"),
         ],
     )
-    if is_crowded(experiments):
-        points = points.encode(shape=shape(labels))
+    if styles:
+        points = points.encode(shape=styles["shape"])
     chart = alt.layer(raw, line, hovered, joined, points).add_params(highlighted, zoom())
+    spec = chart.to_dict(validate=False)
+    spec["params"].sort(key=lambda param: param["name"] != highlighted.name)  # as elsewhere
+    values = (*bounds["all"], False)
+    spec["params"] += [
+        {"name": name, "value": value} for name, value in zip(PARAMS, values, strict=True)
+    ]
     return Figure(
         "curves",
         "Loss while training",
@@ -191,12 +205,13 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         "the same place; over executed FLOPs (what the code computes, forward and backward) and "
         "over time, a model that thinks more is further to the right, and its curve must lie below "
         "the dense one's there for thinking to pay. "
-        f"Time is of the machine that trained, without evaluations.{at_first(experiments)}",
-        chart.to_dict(validate=False),
+        f"Time is of the machine that trained, without evaluations.{at_first(experiments)}"
+        f"{_hidden(pairs, training, bounds)}",
+        spec,
         {"training": training, "validation": validation},
         [
             Control("x", "Over", axis_options(units, ["layer.*.encoding.x"])),
-            Control("y", "Measure", _measures(top)),
+            Control("y", "Measure", _measures(_place(spec, "is_perplexity"))),
             Control(
                 "scale",
                 "Scale",
@@ -205,7 +220,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
                     Option("logarithmic", {"layer.*.encoding.y.scale.type": "log"}),
                 ],
             ),
-            Control("shown", "Show", _shown(len(pairs))),
+            Control("shown", "Show", _shown(len(pairs), bounds, _place(spec, ENDS[0]))),
             *models_control(experiments, first_shown(experiments)),
         ],
         [
@@ -222,52 +237,72 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
     )
 
 
-def _top_of_axis(
+def _told_of_nearest(units: Units) -> str:
+    """An expression for the tooltip of the nearest point.
+
+    A list of fields will not do: in the cell that surrounds a point Vega-Lite looks for numbers in
+    the point and for texts in the cell.
+    """
+    figures = [(axis.title, axis.name, ",.4~g") for axis in units.axes]
+    figures.append(("training loss, smoothed", "smooth", ".4f"))
+    point = "(datum.datum || datum)"
+    parts = [f"{json.dumps(t)}: format({point}.{name}, '{form}')" for t, name, form in figures]
+    return f"{{'run': {point}.run, {', '.join(parts)}}}"
+
+
+def _place(spec: dict[str, Any], name: str) -> int:
+    """The number of a parameter in a specification."""
+    return [param["name"] for param in spec["params"]].index(name)
+
+
+def _bounds(
     pairs: Sequence[tuple[Run, str]], training: Sequence[dict], units: Units
-) -> tuple[float, float]:
-    """Least and greatest loss after the beginning of the longest run."""
+) -> dict[str, tuple[float, float]]:
+    """Least and greatest loss after the beginning of the longest run: `all`, or of one kind."""
     longest = max((run.tokens[-1] for run, _ in pairs if run.tokens), default=0)
     start = BEGINNING * longest / units.tokens.size
-    shown = [one["smooth"] for one in training if one["tokens"] >= start]
-    shown += [validation.loss for run, _ in pairs for validation in run.validations]
-    shown = shown or [one["smooth"] for one in training]  # it has logged its beginning only
-    low, high = min(shown), max(shown)
+    trained = [one["smooth"] for one in training if one["tokens"] >= start]
+    trained = trained or [one["smooth"] for one in training]  # it has logged its beginning only
+    validated = [validation.loss for run, _ in pairs for validation in run.validations]
+    kinds = {"all": trained + validated, "training": trained, "validation": validated}
+    return {name: _with_margin(losses or kinds["all"]) for name, losses in kinds.items()}
+
+
+def _with_margin(losses: Sequence[float]) -> tuple[float, float]:
+    low, high = min(losses), min(max(losses), 700.0)  # exp has no more
     margin = 0.03 * (high - low) or 0.1
     return max(low - margin, 0.9 * low), high + margin  # a logarithm has no other places
 
 
-def _measures(top: tuple[float, float]) -> list[Option]:
+def _measures(place: int) -> list[Option]:
     layers = ("loss", "smooth", "smooth", "loss", "loss")
 
-    def option(label: str, title: str, form: str, domain: Sequence[float]) -> Option:
+    def option(label: str, title: str, form: str) -> Option:
         calculated = {
             f"layer.{number}.transform.0.calculate": form.format(name)
             for number, name in enumerate(layers)
         }
-        axes = {"layer.*.encoding.y.title": title, "layer.*.encoding.y.scale.domain": list(domain)}
-        return Option(label, {**calculated, **axes})
+        is_perplexity = {f"params.{place}.value": label == "perplexity"}
+        return Option(label, {**calculated, "layer.*.encoding.y.title": title, **is_perplexity})
 
     return [
-        option("loss", "loss, nats per token", "datum.{}", top),
-        option(
-            "perplexity",
-            "perplexity",
-            "exp(datum.{})",
-            [math.exp(min(loss, 700.0)) for loss in top],
-        ),
+        option("loss", "loss, nats per token", "datum.{}"),
+        option("perplexity", "perplexity", "exp(datum.{})"),
     ]
 
 
-def _shown(runs: int) -> list[Option]:
+def _shown(runs: int, bounds: dict[str, tuple[float, float]], place: int) -> list[Option]:
     def option(label: str, raw: bool, line: bool, validation: bool) -> Option:
-        sizes = {
+        sizes: dict[str, Any] = {
             "0.mark.strokeWidth": RAW * raw,
             "1.mark.strokeWidth": SMOOTH * line,
             "2.mark.size": HOVER * line,
             "3.mark.strokeWidth": TIE * validation,
             "4.mark.size": POINT * validation,
         }
-        return Option(label, {f"layer.{place}": size for place, size in sizes.items()})
+        of = "all" if line and validation else "training" if line else "validation"
+        ends = {f"params.{place + end}.value": bounds[of][end] for end in (0, 1)}
+        return Option(label, {f"layer.{place}": size for place, size in sizes.items()} | ends)
 
     options = [
         option("training and validation", False, True, True),
@@ -276,3 +311,47 @@ def _shown(runs: int) -> list[Option]:
         option("training only", False, True, False),
     ]
     return [options[1], options[0], *options[2:]] if runs <= FEW_RUNS else options
+
+
+def _hidden(
+    pairs: Sequence[tuple[Run, str]],
+    training: Sequence[dict],
+    bounds: dict[str, tuple[float, float]],
+) -> str:
+    """A sentence on curves that cannot be seen, as others cover them."""
+    low, high = bounds["all"]
+    curves = {
+        run.name: np.array(
+            [[one["tokens"], one["smooth"]] for one in training if one["run"] == run.name]
+        )
+        for run, _ in pairs
+    }
+    return covering({name: curve for name, curve in curves.items() if len(curve)}, high - low)
+
+
+def covering(curves: Mapping[str, np.ndarray], height: float) -> str:
+    """A sentence on lines that lie on one another where both are; empty without any.
+
+    Args:
+        curves: (x, y) of points in the order of x, by name; a later one is drawn over an earlier.
+        height: of the axis, in the units of y.
+    """
+    under: dict[str, list[str]] = {}
+    names = list(curves)
+    for place, name in enumerate(names):
+        own = curves[name]
+        for other in names[place + 1 :]:
+            upper = curves[other]
+            both = own[(own[:, 0] >= upper[0, 0]) & (own[:, 0] <= upper[-1, 0])]
+            if len(both) == len(own) and _are_alike(both, upper, height):
+                under.setdefault(other, []).append(name)
+                break
+    return "".join(
+        f" Where you see the line of {upper}, that of {' and '.join(lower)} lies below it."
+        for upper, lower in under.items()
+    )
+
+
+def _are_alike(curve: np.ndarray, other: np.ndarray, height: float) -> bool:
+    read = np.interp(curve[:, 0], other[:, 0], other[:, 1])
+    return bool(np.abs(read - curve[:, 1]).max() <= ALIKE * height)

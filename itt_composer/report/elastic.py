@@ -6,10 +6,12 @@ from typing import Any
 import altair as alt
 
 from eval.perplexity_report import RULES, mean_shares, percentages
-from itt_composer.report.axes import NUMBER, colour, zoom
+from itt_composer.report.axes import NUMBER, Look, colour, looks_of, zoom
+from itt_composer.report.curves import ALIKE
 from itt_composer.report.experiments import Experiment
 from itt_composer.report.figures import Control, Figure, Option, Print
-from itt_composer.report.measured import Measured, name_of
+from itt_composer.report.labels import PLACES, placed
+from itt_composer.report.measured import Measured
 
 ALONE = "all tokens, no router"
 MOST_NAMES = 8  # more would cover each other; all are told on hover
@@ -32,11 +34,12 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
     records = [record for records in [*alone, *several] for record in records]
     by_model = [record["experiment"] for record in records]
     labels = list(dict.fromkeys(by_model))
-    colours = colour(labels, _places(labels, experiments))
+    colours = colour(_looks(measured, labels, experiments))
     routed = {record["experiment"] for record in records if record["rule"] != ALONE}
     for record in records:
         record["named"] &= len(routed) == 1 or record["rule"] == ALONE
         record["number"] = labels.index(record["experiment"])
+    _place_names(records)
     x = alt.X(
         "executed:Q",
         title=_title("executed"),
@@ -72,7 +75,13 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
     )
     names = (
         base.transform_filter("datum.named")
-        .mark_text(dy=-14, fontSize=10)
+        .mark_text(
+            dx=alt.ExprRef("datum.dx"),
+            dy=alt.ExprRef("datum.dy"),
+            align=alt.ExprRef("datum.align"),
+            baseline="middle",
+            fontSize=10,
+        )
         .encode(x=x, y=y, text="ratios:N")
     )
     layers = [ties, points] + [names] * any(record["named"] for record in records)
@@ -93,7 +102,8 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
         "text; thresholds decide token by token, as when text is generated, and a line joins the "
         "same ratios by both rules. "
         "Look for a slope that falls to the right, and for thresholds that stay close to top-k. "
-        + ("A model without a router stands beside them." if has_dense else ""),
+        + ("A model without a router stands beside them." if has_dense else "")
+        + _covered(records),
         alt.layer(*layers)
         .add_params(zoom())
         .transform_filter("datum.thinks")
@@ -158,16 +168,51 @@ def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
     return records
 
 
-def _places(names: Sequence[str], experiments: Sequence[Experiment]) -> list[int]:
-    """The place of each model's experiment; behind them all those from elsewhere."""
-    known = {
-        name_of(experiment, run): place
-        for place, experiment in enumerate(experiments)
-        for run in experiment.runs
-    }
-    others = [name for name in names if name not in known]
-    known |= {name: len(experiments) + number for number, name in enumerate(others)}
-    return [known[name] for name in names]
+def _covered(records: Sequence[dict[str, Any]]) -> str:
+    """A sentence on ratios whose points lie on one another, whatever the rule."""
+    shown = [record for record in records if record["thinks"]]
+    by_ratios: dict[str, list[float]] = {}
+    for record in shown:
+        by_ratios.setdefault(record["key"], []).append(record["perplexity"])
+    values = [record["perplexity"] for record in shown]
+    most = ALIKE * (max(values, default=0.0) - min(values, default=0.0))
+    close = [
+        1 for found in by_ratios.values() if len(found) > 1 and max(found) - min(found) <= most
+    ]
+    if not close:
+        return ""
+    return (
+        f" Of {len(close)} of {len(by_ratios)} settings the points of two rules lie on one "
+        "another; the pointer tells both where the chart is zoomed in."
+    )
+
+
+def _place_names(records: Sequence[dict[str, Any]]) -> None:
+    """Note beside which side of its point each name stands; one that finds no room is left out."""
+    shown = [at for at, record in enumerate(records) if record["thinks"]]
+    views = [
+        {at: (records[at][count], records[at]["perplexity"]) for at in view}
+        for view in (range(len(records)), shown)
+        for count in ("executed", "paper")
+    ]
+    names = {at: one["ratios"] for at, one in enumerate(records) if one["named"]}
+    found = placed(names, views)
+    for at, record in enumerate(records):
+        record["named"] = at in found
+        record |= found.get(at, PLACES[0])._asdict()
+
+
+def _looks(
+    measured: Measured, names: Sequence[str], experiments: Sequence[Experiment]
+) -> dict[str, Look]:
+    """The looks that models have on the whole page; after them those of models from elsewhere."""
+    labels = {run.name: one.label for one in experiments for run in one.runs}
+    results = dict(measured.results)
+    others = [name for name in names if name not in labels]
+    are_dense = {one.label: one.runs[0].is_dense for one in experiments}
+    are_dense |= {name: results[name]["model"].get("thinking") == "dense" for name in others}
+    found = looks_of(are_dense)
+    return {name: found[labels.get(name, name)] for name in names}
 
 
 def _title(count: str) -> str:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from eval import paper
-from eval.perplexity_report import percentages
 from itt_composer.recipe_changes import UNSET, changes, is_free
 from itt_composer.report.runs import Run
 from itt_composer.thinking import Thinking
@@ -22,8 +20,11 @@ MEASURED_ON = (
     *("model.vocab_size", "data.local", "data.remote", "data.seq_len", "data.domains*"),
     *("train.eval_batches", "train.eval_batch_size"),
 )
+# What other columns of the summary have.
+TOLD_ELSEWHERE = ("thinking.thinking", "thinking.thinking_steps", "thinking.select_ratios")
+SHORT = {"model.num_hidden_layers": "layers", "train.max_duration": "length"}
 _OF_ROUTERS = ("select_ratios", "router_norm", "router_selection", "reweighting")
-MOST_WORDS = 4
+LONGEST_NAME = 60  # of several runs together
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Experiment:
     """Runs that differ in nothing but their seeds.
 
     Attributes:
-        label: unlike that of any other experiment of the report.
+        label: the names of its runs, what they have in common once.
         runs: at least one.
         differences: flat recipe keys that are not as in most runs of its size and kind.
     """
@@ -113,29 +114,70 @@ def _place(experiment: Experiment) -> tuple:
 
 
 def _name(experiments: Sequence[Experiment]) -> None:
-    """Labels: the kind, the width if there are several, and what is not as usual."""
-    widths = {_width(experiment.runs[0]) for experiment in experiments}
     for experiment in experiments:
-        run = experiment.runs[0]
-        parts = [run.kind]
-        if len(widths) > 1:
-            parts.append(f"d {_width(run)}")
-        parts += describe(experiment.differences, run.description)
-        experiment.label = ", ".join(parts)
+        experiment.label = common_name([run.name for run in experiment.runs])
     counts = Counter(experiment.label for experiment in experiments)
     for experiment in experiments:
         if counts[experiment.label] > 1:
-            experiment.label += f" ({experiment.runs[0].name})"
+            experiment.label = _first_of([run.name for run in experiment.runs])
 
 
-def describe(differences: dict[str, Any], description: dict[str, Any]) -> list[str]:
-    """Differences as a label tells them: `without RTC`, `70/70/70`, `4 layers`, `lr 0.001`."""
-    words = [
-        _in_words(key, value)
-        for key, value in differences.items()
-        if not _is_implied(key, value, differences, description)
-    ]
-    return words[:MOST_WORDS] + ["…"] * (len(words) > MOST_WORDS)
+def common_name(names: Sequence[str]) -> str:
+    """`llama-seed17/18` of llama-seed17 and llama-seed18, the name itself of a single run."""
+    if len(names) == 1:
+        return names[0]
+    parts = [re.findall(r"\d+|\D+", name) for name in names]
+    shortest = min(map(len, parts))
+    before = next((at for at in range(shortest) if len({own[at] for own in parts}) > 1), shortest)
+    left = [own[before:] for own in parts]
+    shortest = min(map(len, left))
+    after = next((at for at in range(shortest) if len({own[-1 - at] for own in left}) > 1), 0)
+    middles = ["".join(own[: len(own) - after]) for own in left]
+    name = "".join(parts[0][:before]) + "/".join(middles)
+    name += "".join(left[0][len(left[0]) - after :])
+    is_plain = before + after > 0 and all(middles) and not any("/" in one for one in names)
+    return name if is_plain and len(name) <= LONGEST_NAME else _first_of(names)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return f"{names[0]} + {len(names) - 1} more" if len(names) > 1 else names[0]
+
+
+def differing_settings(experiments: Sequence[Experiment]) -> dict[str, list[str]]:
+    """The settings in which experiments of one kind and width differ, by the column's heading.
+
+    Returns:
+        of each setting its value in every experiment, "–" where the setting has no meaning.
+    """
+    keys = dict.fromkeys(
+        key
+        for experiment in experiments
+        for key, value in experiment.differences.items()
+        if key not in TOLD_ELSEWHERE
+        and not _is_implied(key, value, experiment.differences, experiment.runs[0].description)
+    )
+    recipes = [_with_meaning(experiment.runs[0]) for experiment in experiments]
+    columns = {key: [_in_words(key, recipe.get(key, UNSET)) for recipe in recipes] for key in keys}
+    if len({_width(experiment.runs[0]) for experiment in experiments}) > 1:
+        columns["model.hidden_size"] = [str(_width(one.runs[0])) for one in experiments]
+    counts = Counter(map(_heading, columns))
+    return {
+        _heading(key) if counts[_heading(key)] == 1 else key: cells
+        for key, cells in columns.items()
+    }
+
+
+def _with_meaning(run: Run) -> dict[str, Any]:
+    """Flat settings; a dense model's without those of thinking."""
+    return {
+        key: value
+        for key, value in _flat(run).items()
+        if not (run.is_dense and key.startswith("thinking."))
+    }
+
+
+def _heading(key: str) -> str:
+    return SHORT.get(key, key.rpartition(".")[2])
 
 
 def _is_implied(
@@ -152,20 +194,12 @@ def _is_implied(
 
 
 def _in_words(key: str, value: Any) -> str:
-    section, _, name = key.partition(".")
-    ablation = paper.ABLATIONS.get((name, value)) if isinstance(value, (bool, str)) else None
-    number = f"{value:g}" if isinstance(value, float) else str(value)
-    if ablation and section == "thinking":
-        return ablation
-    if name == "select_ratios" and value != UNSET:
-        return percentages(value)
-    if key == "model.num_hidden_layers":
-        return f"{value} layers"
-    if key.startswith("optimizer.") and key.endswith(".lr"):
-        return f"lr {number}"
+    if value == UNSET:
+        return "–"
     if key == "train.max_duration":
         return _length(str(value))
-    return f"{key.rpartition('.')[2]} {number}"[:40]
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    return number.lower() if isinstance(value, bool) else number
 
 
 def _length(duration: str) -> str:

@@ -1,7 +1,5 @@
 """Nuclear norms of the gradients of easy problems and of hard ones."""
 
-from typing import Any
-
 import altair as alt
 
 from itt_composer.report.figures import WIDE, Figure, Print
@@ -75,7 +73,9 @@ def gradients(measured: Measured) -> Figure | None:
         .to_dict(validate=False)
     )
     counts = "; ".join(
-        f"{name}: {result['easy']['problems']} and {result['hard']['problems']}{_by_chance(result)}"
+        f"{name}: {result['easy']['problems']} and {result['hard']['problems']}, "
+        f"{100 * result['problems']['accuracy']:.0f} % right, "
+        f"{100 * result['problems']['chance']:.0f} % by chance"
         for name, result in measured.results
     )
     return Figure(
@@ -94,10 +94,3 @@ def gradients(measured: Measured) -> Figure | None:
         [Print("gradients", {}, WIDE, 120, columns)],
         description="Gradient nuclear norm over layers, easy against hard problems.",
     )
-
-
-def _by_chance(result: dict[str, Any]) -> str:
-    how = result["problems"]
-    if "accuracy" not in how or "chance" not in how:
-        return ""
-    return f", {100 * how['accuracy']:.0f} % right, {100 * how['chance']:.0f} % by chance"

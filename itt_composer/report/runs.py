@@ -18,6 +18,7 @@ from eval.result_files import LossLog
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
 from itt_composer.readable import readable
+from itt_composer.settings import values_of
 from itt_composer.thinking import ThinkingSettings
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ VALIDATION = {
     "loss": "metrics/eval/LanguageCrossEntropy",
     "by_threshold": "metrics/eval_threshold/LanguageCrossEntropy",
 }
-HOURS, SPEED = "time/train", "throughput/tokens_per_sec"
+HOURS = "time/train"
 RATIO = re.compile(r"capacity_annealing/select_ratio/step_(\d+)")
 THINKING = re.compile(r"thinking/layer_(\d+)/step_(\d+)/(\w+)")
 LENGTH = re.compile(r"([\d.]+(?:e\d+)?)(ba|tok|sp)")
@@ -37,7 +38,7 @@ SIZES = (
     *(("model", name) for name in paper.GEOMETRY_FIELDS),
     ("data", "seq_len"),
 )
-NAMES = {"batch", "tokens", TRAINING_LOSS, HOURS, SPEED, *VALIDATION.values()}
+NAMES = {"batch", "tokens", TRAINING_LOSS, HOURS, *VALIDATION.values()}
 
 
 @dataclass
@@ -67,7 +68,6 @@ class Run:
         losses: training loss of the batch that follows, nats per token; None where not logged.
         validations: in order.
         thinking: (batch index in the lists above, value) by layer, step and figure.
-        tokens_per_second: as last logged.
     """
 
     path: Path
@@ -81,7 +81,6 @@ class Run:
     losses: list[float | None] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     thinking: dict[tuple[int, int, str], list[tuple[int, float]]] = field(default_factory=dict)
-    tokens_per_second: float | None = None
 
     @property
     def description(self) -> dict[str, Any]:
@@ -92,6 +91,11 @@ class Run:
     def kind(self) -> str:
         """ "LLaMA", "Loop×3", "ITT×4"."""
         return paper.kind_label(self.description)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no layer of it is applied twice."""
+        return self.recipe["thinking"]["thinking"] == "dense"
 
     @property
     def seeds(self) -> tuple[Any, Any]:
@@ -243,7 +247,7 @@ def without_end(runs: Sequence[Run]) -> list[str]:
 def _read_recipe(folder: Path) -> dict[str, Any]:
     file = folder / "recipe.yaml"
     try:
-        recipe = yaml.safe_load(file.read_bytes())
+        recipe = values_of(file.read_text(encoding="utf-8"))
         _ = (recipe["run_name"], recipe["thinking"]["thinking"], recipe["data"]["local"])
         _ = recipe["train"]["max_duration"]
         sizes = {f"{section}.{key}": recipe[section][key] for section, key in SIZES}
@@ -252,7 +256,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
             f"{folder} is no folder of a run: there is no {file.name} in it; name what a recipe "
             "has as run_folder, such as runs/quickstart/itt_x4"
         ) from None
-    except (yaml.YAMLError, KeyError, TypeError):
+    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(f"{file} is no recipe of a run; name another folder") from None
     for key, size in sizes.items():
         if not isinstance(size, int) or size < 1:
@@ -278,12 +282,13 @@ def _read_summary(file: Path) -> dict[str, Any] | None:
         return None
     try:
         summary = json.loads(file.read_bytes())
+        if summary["validation_loss"] is None:  # of a model that diverged
+            summary["validation_loss"] = math.nan
         for name in ("batches", "tokens", "train_seconds", "validation_loss"):
             if not isinstance(summary[name], (int, float)):
                 raise TypeError
-        for name in ("tokens_per_second", "validation_loss_by_threshold"):
-            if not isinstance(summary.get(name), (int, float, NoneType)):
-                raise TypeError
+        if not isinstance(summary.get("validation_loss_by_threshold"), (int, float, NoneType)):
+            raise TypeError
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{file} cannot be read; delete it and start the run again, which then writes it anew"
@@ -305,7 +310,6 @@ def _read_curves(run: Run) -> None:
     ratios = _ratios_in_force(lines, run.recipe["thinking"].get("select_ratios", ()))
     run.flops = flops_after(config_of(run), run.recipe["data"]["seq_len"], run.tokens, ratios)
     for place, line in enumerate(lines):
-        run.tokens_per_second = line.get(SPEED, run.tokens_per_second)
         if VALIDATION["loss"] in line:
             so_far = (run.batches[place], run.tokens[place], run.flops[place], run.hours[place])
             measured = (line[VALIDATION["loss"]], line.get(VALIDATION["by_threshold"]))

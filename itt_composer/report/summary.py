@@ -8,13 +8,14 @@ from statistics import mean
 from eval.perplexity_report import percentages
 from eval.rendering import Table
 from itt_composer.report.axes import flops_unit
-from itt_composer.report.experiments import Experiment
+from itt_composer.report.experiments import Experiment, differing_settings
 from itt_composer.report.runs import Run, config_of
 
 NOTHING = "–"
 MOST_NATS = 100.0  # beyond it a run has diverged
 PAPERS_COST = "paper's\nMFLOPs\nper token"
-DETAILS = ("ratios, %", "params", PAPERS_COST, "tokens/s")  # which a terminal has no room for
+DETAILS = ("params", PAPERS_COST)  # which a terminal has no room for
+BRIEF_WIDTH = 80  # of a terminal
 
 
 @dataclass
@@ -36,11 +37,16 @@ class Line:
 
 @dataclass
 class Summary:
-    """The whole table, for the page, the terminal and Markdown."""
+    """The whole table, for the page, the terminal and Markdown.
+
+    Attributes:
+        settings: the columns, of all, whose settings differ between the experiments.
+    """
 
     columns: list[str]
     lines: list[Line]
     notes: list[str]
+    settings: Sequence[str] = ()
 
     def table(self) -> Table:
         """For Markdown."""
@@ -54,18 +60,32 @@ class Summary:
             ]
             for line in self.lines
         ]
-        return Table("Runs", ["model", *self.columns], rows, notes=self.notes)
+        return Table("Runs", ["run", *self.columns], rows, notes=self.notes)
 
     def brief(self) -> Table:
         """For a terminal: fewer columns, and of several seeds the mean alone."""
         kept = [number for number, column in enumerate(self.columns) if column not in DETAILS]
+        left_out: list[str] = []
+        for column in [*reversed(self.settings), "training\ntime", "seeds", "ratios, %"]:
+            if self._width(kept) > BRIEF_WIDTH:
+                kept.remove(self.columns.index(column))
+                left_out.insert(0, column.replace("\n", " "))
         rows = [
             [_with_state(line), *(line.cells[number].text for number in kept)]
             for line in self.lines
         ]
         has_spread = any(cell.spread for line in self.lines for cell in line.cells)
         title = "Runs (means over seeds)" if has_spread else "Runs"
-        return Table(title, ["model", *(self.columns[number] for number in kept)], rows)
+        notes = [f"On the page, too: {'; '.join(left_out)}."] if left_out else []
+        return Table(title, ["run", *(self.columns[number] for number in kept)], rows, notes=notes)
+
+    def _width(self, kept: Sequence[int]) -> int:
+        """Letters of a line with these columns."""
+        widths = [max((len(_with_state(line)) for line in self.lines), default=0)]
+        for number in kept:
+            heads = map(len, self.columns[number].split("\n"))
+            widths.append(max(*heads, *(len(line.cells[number].text) for line in self.lines)))
+        return sum(widths) + 2 * len(kept)
 
 
 def summarise(experiments: Sequence[Experiment]) -> Summary:
@@ -73,19 +93,24 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
     runs = [run for experiment in experiments for run in experiment.counted]
     most = max((flops for run in runs if (flops := total_flops(run)) is not None), default=0.0)
     unit = flops_unit(most)
+    settings = differing_settings(experiments)
     columns = [
+        "validation\nperplexity",
+        "by\nthresholds",
+        "model",
         "ratios, %",
+        *settings,
         "seeds",
         "params",
         "tokens",
-        "validation\nperplexity",
-        "by\nthresholds",
         f"executed\n{unit.name}",
         PAPERS_COST,
         "training\ntime",
-        "tokens/s",
     ]
-    lines = [_line(experiment, unit.size) for experiment in experiments]
+    lines = [
+        _line(experiment, [cells[place] for cells in settings.values()], unit.size)
+        for place, experiment in enumerate(experiments)
+    ]
     has_several = any(len(experiment.counted) > 1 for experiment in experiments)
     notes = [
         "Validation perplexity: at the end of training (of a run in progress as last measured), on "
@@ -104,7 +129,7 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
             "Under top-p the tokens of a step depend on the data, and the FLOPs take ρ for their "
             "share."
         )
-    return Summary(columns, lines, notes)
+    return Summary(columns, lines, notes, list(settings))
 
 
 def total_flops(run: Run) -> float | None:
@@ -142,14 +167,7 @@ def seconds(run: Run) -> float | None:
     return 3600 * run.hours[-1] if run.hours and not math.isnan(run.hours[-1]) else None
 
 
-def speed(run: Run) -> float | None:
-    """Tokens per second over the whole training."""
-    if run.summary is not None and run.summary.get("tokens_per_second"):
-        return run.summary["tokens_per_second"]
-    return run.tokens_per_second
-
-
-def _line(experiment: Experiment, flops_size: float) -> Line:
+def _line(experiment: Experiment, settings: Sequence[str], flops_size: float) -> Line:
     from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
 
     runs, first = experiment.counted, experiment.runs[0]
@@ -159,16 +177,17 @@ def _line(experiment: Experiment, flops_size: float) -> Line:
         experiment.label,
         _state(experiment),
         [
+            _cell(runs, lambda run: _exp(validation_loss(run)), "{:.2f}".format),
+            _cell(runs, lambda run: _exp(loss_by_threshold(run)), "{:.2f}".format),
+            Cell(first.kind),
             Cell(percentages(first.recipe["thinking"].get("select_ratios") or [])),
+            *map(Cell, settings),
             Cell(str(len({run.seeds for run in runs}))),
             Cell(f"{parameters / 1e6:,.2f} M"),
             _cell(runs, tokens, counted),
-            _cell(runs, lambda run: _exp(validation_loss(run)), "{:.2f}".format),
-            _cell(runs, lambda run: _exp(loss_by_threshold(run)), "{:.2f}".format),
             _cell(runs, total_flops, lambda flops: f"{flops / flops_size:,.2f}"),
             Cell(f"{paper_tflops(config, seq_len) * 1e6 / seq_len:,.2f}"),
             _cell(runs, seconds, duration),
-            _cell(runs, speed, "{:,.0f}".format),
         ],
     )
 

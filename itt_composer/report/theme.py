@@ -2,24 +2,15 @@
 
 from typing import Any
 
-# Colours that stay apart for every kind of eyesight (Okabe and Ito), grey for what others are
-# compared with; with more experiments than colours, lines and points take other forms as well.
+# Colours that stay apart for every kind of eyesight (Okabe and Ito), the first one, grey, for dense
+# models alone; where a colour returns, lines and points take another form.
 LIGHT = ("#474d55", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 DARK = ("#c3c8cf", "#3d9fe0", "#f0803c", "#1fc095", "#e09cc4", "#8fd0f5", "#f0b63c")
-DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
-SHAPES = ("circle", "square", "triangle-up", "diamond")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [12, 4], [1, 5])
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+DENSE = LIGHT[0]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 PRINT_FONT = "DejaVu Sans, sans-serif"
-
-
-def dash_of(place: int) -> list[int]:
-    """The dashes of the experiment at a place of the legend."""
-    return DASHES[place // len(LIGHT) % len(DASHES)]
-
-
-def shape_of(place: int) -> str:
-    """The form of the points of the experiment at a place of the legend."""
-    return SHAPES[place // len(LIGHT) % len(SHAPES)]
 
 
 def config(is_dark: bool = False, font: str = FONT) -> dict[str, Any]:

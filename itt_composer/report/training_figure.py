@@ -1,16 +1,17 @@
 """How a model thought while it trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import altair as alt
 import numpy as np
 
 from itt_composer.report.axes import NUMBER, Units, axis_options
-from itt_composer.report.curves import thinned
+from itt_composer.report.curves import ALIKE, thinned
 from itt_composer.report.experiments import Experiment
 from itt_composer.report.figures import WIDE, Control, Figure, Option, Print
-from itt_composer.report.measured import name_of, place_in_list
+from itt_composer.report.measured import place_in_list, runs_of
 from itt_composer.report.thinking_figures import (
     by_layer,
     run_control,
@@ -34,9 +35,8 @@ ROUTED = ("weight_mean", "step_encoding_mean")  # a Loop has neither
 def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     """What `thinking_stats` logged, by layer."""
     logged = [
-        (name_of(experiment, run), run)
-        for experiment in experiments
-        for run in experiment.runs
+        (run.name, run)
+        for run in runs_of(experiments)
         if any(figure in ROUTED for *_, figure in run.thinking)
     ]
     logged.sort(key=lambda named: place_in_list(named[1]))
@@ -125,7 +125,7 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         "annealed. Overlap above the share of the step before means that the same tokens think "
         "again, below it that steps divide the tokens among them. φ starts at 1 unless a "
         "recipe says otherwise; step 0 is the layer's first pass, which every token takes. Layers "
-        "are counted from 0.",
+        f"are counted from 0.{_covered(records)}",
         spec,
         {"thinking": records},
         [
@@ -139,4 +139,33 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
             for place, name in enumerate(names)
         ],
         description="Statistics of every thinking step over training, a panel for each layer.",
+    )
+
+
+def _covered(records: Sequence[dict[str, Any]]) -> str:
+    """Sentences on steps whose lines lie on one another, as those of equal shares do."""
+    found = []
+    for figure, title in FIGURES.items():
+        lines: dict[tuple, dict[str, list[float]]] = {}
+        for one in records:
+            if one["figure"] == figure:
+                panel = lines.setdefault((one["number"], one["layer"]), {})
+                panel.setdefault(one["step"], []).append(one["value"])
+        values = [value for panel in lines.values() for line in panel.values() for value in line]
+        span = max(values, default=0.0) - min(values, default=0.0)
+        if any(_have_one_line(panel, ALIKE * span) for panel in lines.values()):
+            found.append(title)
+    if not found:
+        return ""
+    return (
+        " Steps of equal values lie on one another, and the last of them is seen: here of the "
+        f"{' and the '.join(found)}."
+    )
+
+
+def _have_one_line(panel: Mapping[str, Sequence[float]], most: float) -> bool:
+    """Whether two steps of a layer are never further apart than this."""
+    return any(
+        len(one) == len(other) and all(abs(a - b) <= most for a, b in zip(one, other, strict=True))
+        for one, other in combinations(panel.values(), 2)
     )

@@ -69,6 +69,22 @@ def test_every_rank_calibrates_with_as_many_rows(
     assert found == counts
 
 
+def test_a_calibration_takes_other_rows_than_an_evaluation_that_measures_some(
+    small_recipe, make_trainer
+):
+    trainer, _ = make_trainer(small_recipe("train.calibration_rows=8", "train.eval_batches=2"))
+    (estimate,) = [a for a in trainer.state.algorithms if isinstance(a, ThresholdEstimate)]
+    loader = trainer.state.evaluators[0].dataloader.dataloader
+    order = [tuple(row) for batch in loader for row in batch["input_ids"].tolist()]
+    calibrated = [
+        tuple(row)
+        for batch in estimate._calibration_batches(trainer.state)
+        for row in batch["input_ids"].tolist()
+    ]
+    assert calibrated == order[-8:]
+    assert not set(calibrated) & set(order[: 2 * loader.batch_size])
+
+
 def test_a_calibration_is_a_sign_of_life(small_recipe, make_trainer):
     trainer, _ = make_trainer(small_recipe())
     (estimate,) = [a for a in trainer.state.algorithms if isinstance(a, ThresholdEstimate)]

@@ -76,8 +76,7 @@ def test_figures_of_a_model_are_those_of_plain_loops(runs, tokenizer, shards, ki
     model = IttForCausalLM.from_pretrained(runs[kind] / "model").eval()
     if kind == "itt":
         model.set_router_selection("top_k")
-    manifest = open_shards(shards)
-    batches = validation_batches(shards, manifest, 12, 5)
+    batches = validation_batches(shards, 12, 5)
     assert [len(batch["input_ids"]) for batch in batches] == [5, 5, 2]
     steps = thinking_steps(model, tokenizer, batches)
     assert [(step["layer"], step["step"]) for step in steps] == [
@@ -171,7 +170,7 @@ def test_rare_and_frequent_tokens_by_hand():
 @pytest.mark.parametrize("kind", ["itt", "dense"])
 def test_norms_of_states_are_those_of_plain_loops(runs, tokenizer, shards, kind):
     model = IttForCausalLM.from_pretrained(runs[kind] / "model").eval()
-    batches = validation_batches(shards, open_shards(shards), 5, 3)
+    batches = validation_batches(shards, 5, 3)
     with watched_norms(model) as norms:
         thinking_steps(model, tokenizer, batches)
     last = []
@@ -299,7 +298,7 @@ def test_a_mistake_is_told_in_one_sentence(runs, shards, tmp_path):
     tells(invoke(run / "model", *output), "is no run folder (it has no recipe.yaml): give --data")
     tells(invoke(run, "--select-ratios", "1,2"), "select_ratios=[1.0, 2.0]: select_ratios has 2")
     tells(invoke(run, "--router-selection", "best"), "router_selection=best: router_selection must")
-    tells(invoke(runs["dense"], "--select-ratios", "1"), "select_ratios=[1.0]: ")
+    tells(invoke(runs["dense"], "--select-ratios", "1"), "needs an ITT model, not a LLaMA")
     tells(invoke(run, "--data", tmp_path), "has no manifest.json")
     tells(invoke(run, "--text", tmp_path / "no.txt"), "cannot use ")
     (tmp_path / "empty.txt").write_text(" \n")

@@ -5,8 +5,10 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from itt_composer.callbacks.json_lines import JsonLinesLogger
+from itt_composer.metrics import read_metrics
 
 
 @pytest.fixture
@@ -60,3 +62,16 @@ def test_a_second_run_appends(train):
     assert both[: len(first)] == first
     assert [line["batch"] for line in both] == [0, 1, 2, 3, 0, 1, 2, 3]
     assert both[0]["loss/train/total"] != both[4]["loss/train/total"]
+
+
+def test_what_is_no_number_is_null_in_the_file_and_nan_when_it_is_read(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    logger = JsonLinesLogger(str(file))
+    logger.init(SimpleNamespace(timestamp=SimpleNamespace(token=SimpleNamespace(value=7))), None)
+    logger.log_metrics({"loss": math.nan, "norm": torch.tensor(math.inf), "lr": 0.5}, 1)
+    logger.flush()
+    assert file.read_text() == (
+        '{"batch": 1, "tokens": 7, "loss": null, "norm": null, "lr": 0.5}\n'
+    )
+    (line,) = read_metrics(tmp_path)
+    assert math.isnan(line["loss"])

@@ -7,11 +7,12 @@ import pytest
 import torch
 import yaml
 
-from eval.harness import figure_of, measure
+from eval.harness import measure
 from eval.language_model import EvaluatedLM
 from eval.models import load_tokenizer, think_causally
 from eval.suite import read_task_suite
 from eval.task_data import open_tasks
+from eval.task_figures import figure_of
 from itt_composer.callbacks.task_evaluation import TaskEvaluation
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
@@ -93,6 +94,18 @@ def test_ranks_that_shard_the_model_ask_the_whole_one_and_train_as_if_they_had_n
     assert len(losses[0]) == 10
 
 
+def test_a_model_that_computes_nan_ends_training_with_the_tasks_name(
+    small_recipe, overrides, make_trainer
+):
+    trainer, _ = make_trainer(small_recipe(*overrides))
+    callbacks = [c for c in trainer.state.callbacks if isinstance(c, TaskEvaluation)]
+    callbacks[0].fit_start(trainer.state, trainer.logger)
+    with torch.no_grad():
+        trainer.state.model.model.model.norm.weight[0] = torch.nan
+    with pytest.raises(UserError, match=r"^lambada_openai: the model computes NaN, .* norm.weight"):
+        callbacks[0]._evaluate(trainer.state, callbacks[0]._source)
+
+
 def start(recipe):
     for callback in recipe.callbacks.build():
         callback.fit_start(None, None)
@@ -103,7 +116,7 @@ MISTAKES = {
     "{only: [piqua], eval_interval: 10ba}": "only names 'piqua', which is none of the tasks",
     "{data_dir: no/where, eval_interval: 10ba}": "data_dir=no/where is no folder",
     "{eval_interval: 7ba}": "command line: callbacks.lm_eval.eval_interval=7ba is no multiple of",
-    "{limit: 0}": "callbacks.lm_eval.limit=0: input should be greater than or equal to 1",
+    "{limit: 0}": "callbacks.lm_eval.limit=0: input should be greater than 0",
 }
 
 

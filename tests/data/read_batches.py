@@ -2,9 +2,9 @@
 
     fork_server.run("read_batches.py", RECIPE, OUT, TASKS, ranks=2)
 
-`TASKS` is a JSON list of `{"name", "overrides", "epochs", "state", "stop"}`; the rows of each
-task's batches go to `OUT/<name>.<rank>.json`, the state after `stop` batches to
-`OUT/<name>.state.json`.
+`TASKS` is a JSON list of `{"name", "split", "overrides", "epochs", "state", "stop"}`; the rows of
+each task's batches, without those whose labels are not counted, go to `OUT/<name>.<rank>.json`, the
+state after `stop` batches to `OUT/<name>.state.json`.
 """
 
 import json
@@ -23,7 +23,8 @@ def read(recipe: str, task: dict[str, Any]) -> tuple[list, dict[str, Any]]:
     from itt_composer.data.streams import build_dataloader
 
     data = load_recipe(recipe, task.get("overrides", [])).data
-    loader: Any = build_dataloader(data, "train", GLOBAL_BATCH_SIZE).dataloader
+    split = task.get("split", "train")
+    loader: Any = build_dataloader(data, split, GLOBAL_BATCH_SIZE).dataloader
     in_epoch = 0
     if task.get("state"):
         loader.dataset.load_state_dict(task["state"])
@@ -31,8 +32,10 @@ def read(recipe: str, task: dict[str, Any]) -> tuple[list, dict[str, Any]]:
     batches: list = []
     for _ in range(task.get("epochs", 1)):
         for batch in loader:
-            assert len(batch["input_ids"]) == GLOBAL_BATCH_SIZE // dist.get_world_size()
-            batches.append(batch["input_ids"].tolist())
+            if split == "train":
+                assert len(batch["input_ids"]) == GLOBAL_BATCH_SIZE // dist.get_world_size()
+            is_counted_B = (batch["labels"] == batch["input_ids"]).all(dim=1)
+            batches.append(batch["input_ids"][is_counted_B].tolist())
             in_epoch += 1
             if len(batches) == task.get("stop"):
                 return batches, loader.dataset.state_dict(in_epoch * GLOBAL_BATCH_SIZE, True)

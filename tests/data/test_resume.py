@@ -55,6 +55,11 @@ def two_ranks(recipe, states, tmp_path_factory, fork_server):
         {"name": "whole", "overrides": [SHARES], "epochs": 2},
         {"name": "stopped", "overrides": [SHARES, "data.num_workers=2"], "stop": MID},
     ]
+    for workers in (0, 2):
+        overrides = [f"data.num_workers={workers}"]
+        tasks.append(
+            {"name": f"validation{workers}", "split": "validation", "overrides": overrides}
+        )
     for name, (state, _) in states.items():
         for workers in (0, 2):
             overrides = [SHARES, f"data.num_workers={workers}"]
@@ -125,3 +130,10 @@ def test_other_nodes_see_the_global_batches_of_one(undisturbed, recipe):
             orders.append([sorted(batch) for batch in order.tolist() if batch[0] != -1])
         assert all(order == orders[0] for order in orders[1:])
         assert len(orders[0]) == undisturbed[1] - 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_ranks_count_every_validation_row_once(recipe, two_ranks, workers):
+    batches, _ = read(str(recipe), {"split": "validation"})
+    on_one = sorted(tuple(row) for batch in batches for row in batch)
+    assert sorted(row for batch in two_ranks(f"validation{workers}") for row in batch) == on_one

@@ -9,6 +9,7 @@ import pytest
 from itt_composer.data.shards import (
     check_shards,
     check_vocabulary,
+    content_digests,
     domains_with_rows,
     read_manifest,
     streams_in_use,
@@ -164,3 +165,19 @@ def test_a_run_reads_its_domains_and_all_of_validation(shards):
     validation = [("validation", "code"), ("validation", "prose")]
     assert streams_in_use(manifest, {"prose": 1.0}) == [("train", "prose"), *validation]
     assert len(streams_in_use(manifest, None)) == 4
+
+
+def test_a_copy_has_the_content_of_its_origin_and_other_text_or_tokenizers_have_not(copy, shards):
+    own = content_digests(read_manifest(shards), None)
+    assert set(own) == {
+        *("tokenizer", "train/code", "train/prose", "validation/code", "validation/prose")
+    }
+    change(copy, started="another day")
+    assert content_digests(read_manifest(copy), None) == own
+    manifest = read_manifest(copy)
+    manifest["files"]["train/code/index.json"]["sha256"] = "0" * 64
+    manifest["tokenizer"]["sha256"] = "1" * 64
+    other = content_digests(manifest, None)
+    assert {key for key in own if own[key] != other[key]} == {"tokenizer", "train/code"}
+    only_prose = content_digests(manifest, {"prose": 1.0})
+    assert "train/code" not in only_prose

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import math
 import mmap
 import os
@@ -214,6 +215,18 @@ def test_each_node_of_a_machine_has_numbers_of_its_own(tmp_path, segment):
     for node in (0, 1):
         with numbers_of_node(node):
             assert next(prefix._each_prefix_int()) == 100_000 * node
+
+
+def test_a_new_dataset_keeps_none_of_the_others_memory_open(small_recipe):
+    def opened():
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    loaders, counts = [], [opened()]
+    for _ in range(4):
+        loaders.append(build_dataloader(small_recipe().data, "train", 4))
+        counts.append(opened())
+    added = [after - before for before, after in itertools.pairwise(counts)]
+    assert len(set(added[1:])) == 1
 
 
 def test_memory_of_other_nodes_is_removed_unless_one_of_them_is_opening_its_data(

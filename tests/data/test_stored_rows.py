@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from streaming import LocalDataset
 
-from itt_composer.data.stored_rows import StoredRows, spread_indices
+from itt_composer.data.stored_rows import StoredRows, sample_of_split
 
 
 @pytest.mark.parametrize("form", ["raw", "zstd"])
@@ -22,12 +22,13 @@ def test_rows_of_many_shards_are_found_by_their_place(many_shards, tmp_path, for
         assert np.array_equal(rows[place]["input_ids"], expected[place]["input_ids"]), place
 
 
-def test_places_are_spread_over_all_rows_in_random_order():
-    places = spread_indices(1000, 50)
-    assert sorted(place // 20 for place in places) == list(range(50))
-    assert places != sorted(places)
-    assert places == spread_indices(1000, 50)
-
-
-def test_of_fewer_rows_than_asked_for_each_is_taken_once():
-    assert sorted(spread_indices(7, 50)) == list(range(7))
+def test_a_sample_of_a_split_is_random_rows_of_every_domain_in_proportion(shards):
+    folder = shards / "train"
+    every, all_rows = sample_of_split(folder, 10**9)
+    assert sorted(all_rows) == list(range(len(every)))
+    code = len(StoredRows(folder / "code"))
+    _, sample = sample_of_split(folder, 60)
+    assert sample == all_rows[:60] != sorted(sample)
+    assert sum(number < code for number in sample) == pytest.approx(60 * code / len(every), abs=2)
+    stored = LocalDataset(str(folder / "prose"))
+    assert np.array_equal(every[code]["input_ids"], stored[0]["input_ids"])

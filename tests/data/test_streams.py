@@ -10,11 +10,13 @@ import pytest
 import torch
 from damage import flip_a_bit
 from streaming import LocalDataset
+from streaming.base.batching import generate_work
+from streaming.base.world import World
 
 from itt_composer.data.prepare import prepare_shards
 from itt_composer.data.shards import LoaderError
 from itt_composer.data.streams import build_dataloader, collate_rows
-from itt_composer.data.token_rows import interleave
+from itt_composer.data.token_rows import interleave, sample_order
 from itt_composer.errors import UserError
 
 
@@ -53,7 +55,7 @@ def test_a_batch_counts_its_tokens(small_recipe):
     assert spec.get_num_tokens_in_batch(next(iter(spec.dataloader))) == 4 * 32
 
 
-def test_validation_gives_every_row_once_and_its_beginning_stands_for_all(loader, shards):
+def test_validation_gives_every_row_once_and_its_beginning_is_a_sample(loader, shards):
     code, prose = (stored_rows(shards, "validation", domain) for domain in ("code", "prose"))
     count = len(code) + len(prose)
     batch_size = next(size for size in (16, 15, 14) if count % size)
@@ -61,14 +63,64 @@ def test_validation_gives_every_row_once_and_its_beginning_stands_for_all(loader
     batches = list(validation)
     rows = rows_of(batches)
     assert len(batches[-1]["input_ids"]) == count % batch_size
-    assert [row for row in rows if row in code] == code
-    assert [row for row in rows if row in prose] == prose
-    assert len(rows) == count
+    assert Counter(rows) == Counter(code + prose)
+    assert not any(batch["labels"].eq(-100).any() for batch in batches)
     share = len(code) / count
     for batches_taken in range(1, len(batches)):
         taken = rows[: batches_taken * batch_size]
         assert abs(sum(row in code for row in taken) - share * len(taken)) <= 2
+    # Of each domain not the first rows in their stored order, and from everywhere.
+    half = rows[: count // 2]
+    for domain in (code, prose):
+        places = [domain.index(row) for row in half if row in domain]
+        assert places != sorted(places)
+        assert max(places) > 0.8 * len(domain)
+        assert np.mean(places) == pytest.approx(len(domain) / 2, rel=0.3)
     assert rows_of(validation) == rows  # in the next evaluation as well
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "workers"), [(1, 1, 1), (1, 3, 1), (1, 7, 2), (2, 2, 3), (4, 2, 1)]
+)
+def test_validation_counts_every_row_once_on_any_number_of_ranks(loader, nodes, ranks, workers):
+    dataset = loader("validation", batch_size=4).dataset
+    counted, given_out = [], 0
+    for number in range(nodes * ranks * workers):
+        world = World(nodes, ranks, workers, number)
+        work = generate_work("random", dataset, world, 0, 0)
+        own = work[world.node, world.rank_of_node, world.worker_of_rank].flatten()
+        given_out += (own != -1).sum()
+        counted += own[(own != -1) & ~dataset._repeats_of(world, 0, 0)].tolist()
+    assert sorted(counted) == list(range(dataset.num_samples))
+    assert given_out % (nodes * ranks) == 0
+
+
+def test_the_labels_of_a_repeated_row_are_not_counted(loader, monkeypatch):
+    validation = loader("validation", batch_size=4)
+    whole = next(iter(validation))
+    repeats_of = validation.dataset._repeats_of
+    monkeypatch.setattr(
+        validation.dataset,
+        "_repeats_of",
+        lambda *place: np.arange(len(repeats_of(*place))) % 4 == 1,
+    )
+    batch = next(iter(validation))
+    assert torch.equal(batch["input_ids"], whole["input_ids"])
+    assert batch["labels"][1].eq(-100).all()
+    assert torch.equal(batch["labels"][[0, 2, 3]], whole["labels"][[0, 2, 3]])
+
+
+def test_any_beginning_of_the_order_of_a_sample_is_one_of_every_domain():
+    counts = [3000, 0, 1000, 2]
+    order = sample_order(counts)
+    assert np.array_equal(np.sort(order), np.arange(4002))
+    assert np.array_equal(order, sample_order(counts))
+    for taken in (200, 1000):
+        first, third = order[:taken][order[:taken] < 3000], order[:taken][order[:taken] >= 3000]
+        assert len(first) / taken == pytest.approx(0.75, abs=0.02)
+        # A uniform sample's mean lies within three standard errors of the middle.
+        assert abs(first.mean() - 1500) < 3 * 3000 / np.sqrt(12 * len(first))
+        assert abs(third.mean() - 3500) < 3 * 1000 / np.sqrt(12 * len(third))
 
 
 def test_training_without_shares_gives_every_row_once_but_for_the_last_batch(loader, shards):

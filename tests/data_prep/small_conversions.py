@@ -1,5 +1,6 @@
 """Documents to convert, and what a conversion left, read without the code under test."""
 
+import io
 import json
 import re
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import sentencepiece
 from typer.testing import Result
 
 REPOSITORY = Path(__file__).parents[2]
@@ -62,3 +64,13 @@ def assert_one_line(result: Result, *parts: str) -> str:
     for part in parts:
         assert part in line
     return line.removeprefix("error: ").rstrip("\n")
+
+
+def model_of(texts: Iterable[str], **settings: Any) -> bytes:
+    """A SentencePiece model's file."""
+    model = io.BytesIO()
+    lines = (line for text in texts for line in text.split("\n") if line.strip())
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=700, minloglevel=2, **settings
+    )
+    return model.getvalue()

@@ -47,10 +47,8 @@ def test_transformers_gives_the_ids_of_sentencepiece(tokenizer, processor, root,
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer, use_fast=use_fast, local_files_only=True)
-    assert type(loaded).__name__ == ("LlamaTokenizerFast" if use_fast else "LlamaTokenizer")
     assert [loaded.unk_token_id, loaded.bos_token_id, loaded.eos_token_id] == [0, 1, 2]
-    # In text, transformers takes the names of special tokens for the tokens themselves.
-    for text in (text for text in texts_of(root) if "<s>" not in text):
+    for text in [*texts_of(root), *AWKWARD]:
         assert loaded(text).input_ids == [1, *processor.encode(text)]
 
 

@@ -1,16 +1,23 @@
 """Every kind of tokenizer that `convert` takes, and what it says of those it does not."""
 
-import io
 import json
 import re
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from small_conversions import assert_one_line, content, manifest_of, rows_of, texts_of
+from small_conversions import (
+    assert_one_line,
+    content,
+    manifest_of,
+    model_of,
+    rows_of,
+    texts_of,
+)
 
 from data_prep import convert as conversion
 from data_prep.documents import Document
@@ -81,7 +88,7 @@ def test_tokenizer_json_with_its_config_beside_it(convert, root, trained, file, 
         manifest = manifest_of(out)
         assert (manifest["bos_id"], manifest["eos_id"], manifest["vocab_size"]) == (0, 1, 600)
         assert manifest["tokenizer"]["file"] == "tokenizer/tokenizer.json"
-        assert (out / "tokenizer" / "tokenizer.json").read_bytes() == file.read_bytes()
+        assert manifest["tokenizer"]["source_sha256"] == sha256(file.read_bytes()).hexdigest()
     assert content(tmp_path / "file" / "train") == content(tmp_path / "folder" / "train")
 
 
@@ -254,19 +261,9 @@ def test_a_name_that_is_nowhere_is_one_sentence(convert, name):
     assert_one_line(convert(tokenizer=name), f"no tokenizer at {name}")
 
 
-def model_of(texts, **settings):
-    """A SentencePiece model's bytes."""
-    model = io.BytesIO()
-    lines = (line for text in texts for line in text.split("\n") if line.strip())
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=model, vocab_size=700, minloglevel=2, **settings
-    )
-    return model.getvalue()
-
-
 @pytest.fixture(scope="module")
 def unsupported(root):
-    """Tokenizers that gigatoken does not read: name → file's bytes."""
+    """Tokenizers that gigatoken is not proven for: name → file's bytes."""
     texts = texts_of(root)
     word_piece = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
     word_piece.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -287,23 +284,22 @@ def unsupported(root):
 @pytest.mark.parametrize(
     "name", ["unigram.model", "no_bytes.model", "word_piece.json", "normalized.json"]
 )
-def test_what_gigatoken_cannot_read_is_converted_by_the_reference(
+def test_what_gigatoken_is_not_proven_for_is_converted_by_the_reference(
     convert, root, unsupported, name, tmp_path
 ):
     path = tmp_path / name
     path.write_bytes(unsupported[name])
     tokens = {"bos_token": BEGIN, "eos_token": END} if name.endswith("json") else {}
-    options = {"tokenizer": path, "validation_share": 0, "workers": 1, **tokens}
-    assert_one_line(
-        convert(**options), "gigatoken cannot read this tokenizer (", "add --encoder reference"
-    )
-    result = convert(**options, encoder="reference")
+    result = convert(tokenizer=path, validation_share=0, workers=1, **tokens)
     assert result.exit_code == 0, result.output
+    manifest = manifest_of(tmp_path / "shards")
+    assert manifest["encoder"] == "reference"
+    line = f"gigatoken is not proven for {manifest['why_reference']}: the reference encodes"
+    assert line in result.stderr
     loaded = load_tokenizer(str(path), *tokens.values())
     texts = texts_of(root / "code")
     ids = [i for t in texts for i in (loaded.bos_id, *loaded.encode(t), loaded.eos_id)]
     assert_code_is(tmp_path / "shards", ids)
-    assert manifest_of(tmp_path / "shards")["encoder"] == "reference"
 
 
 def test_both_encoders_give_the_same_shards(convert, tmp_path):
@@ -377,8 +373,23 @@ def test_a_large_document_is_checked_only_in_the_sample(erring):
         if not is_checked(data)
     )
     encoder = Encoder(erring, "fast")
+    encoder._is_met[:] = True  # all kinds of characters
     encoder.encode([Document(data.decode(), data)])
     assert not encoder.has_checked
+
+
+def test_a_kind_of_character_is_checked_where_it_comes_first(erring):
+    encoder = Encoder(erring, "fast")
+    encoder.has_checked = True
+    encoder._is_met[:128] = True
+    plain = next(t for t in (f"{n} a" for n in range(9)) if not is_checked(t.encode()))
+    unmet = next(t for t in (f"{n}\n日本 b\nc" for n in range(9)) if not is_checked(t.encode()))
+    documents = [Document(text, text.encode()) for text in (plain, plain, unmet)]
+    encoder.encode(documents[:2])
+    with pytest.raises(EncoderMismatchError, match=r"from '日本 b\\n': token \d on") as caught:
+        encoder.encode(documents)
+    assert caught.value.document == 2
+    encoder.encode(documents)  # both blocks of code points have been met
 
 
 def test_one_batch_after_the_other_gives_the_ids_of_one_large_one(tokenizer, root):

@@ -1,6 +1,7 @@
 """Task suites: the harness's own numbers, on any number of ranks, and nothing measured twice."""
 
 import json
+import math
 import multiprocessing
 import shutil
 import signal
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from lm_eval import simple_evaluate
+from safetensors.torch import load_file, save_file
 from small_recipe import RECIPE
 from small_task_data import make_task_data
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import itt_composer.config
@@ -39,7 +42,7 @@ class Silent:
     def go_on(self, done, total):
         pass
 
-    def end(self, measurement, model, text):
+    def end(self, measurement, model, text, result):
         self.told[-1] += f" {text}"
 
 
@@ -136,6 +139,140 @@ def test_a_metric_that_is_resampled_needs_no_pool_of_processes(run, monkeypatch)
     assert results["tasks"]["lambada_openai"]["stderr"] > 0
 
 
+CUT = ["boolq", "arc_challenge", "nq_open"]  # by the 1,024 positions of these models
+
+
+def test_requests_that_are_cut_are_counted_in_table_results_and_on_the_console(
+    model, data_dir, tmp_path
+):
+    given = arguments(model, data_dir, tmp_path, f"only=[piqa,{','.join(CUT)}]")
+    result = invoke(*given, "fewshot_seeds=[1,2]")
+    assert result.exit_code == 0, result.output
+    tasks = json.loads((tmp_path / "results.json").read_text())["tasks"]
+    counts = {name: tuple(task.values()) for name, task in cuts(tasks)}
+    questions = (data_dir / "arc_challenge/test.jsonl").read_text().splitlines()[:3]
+    choices = sum(len(json.loads(question)["choices"]["text"]) for question in questions)
+    assert counts == {
+        "piqa": (6, 0),
+        "arc_challenge": (2 * choices, 2 * choices),
+        "boolq": (12, 12),
+        "nq_open": (6, 6),
+    }
+    told = "longer than the model's 1,024 tokens and lost their first ones, as in lm-eval: no 32"
+    assert result.stderr.count(told) == 4  # two tasks, two seeds
+    assert f"boolq: 6 of 6 requests are {told}" in result.stdout
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith(" boolq")]
+    assert "12 of 12" in row
+    assert (tmp_path / "results.md").read_text().count(told) == 2
+    warning = "lm-eval warns: [Task: boolq] metric acc is defined, but aggregation is not"
+    assert result.stderr.count(warning) == 1
+    assert tasks["boolq"]["warnings"][0] in warning + ". using default aggregation=mean"
+
+
+def cuts(tasks):
+    """Requests and how many of them were cut, over all runs of a task."""
+    for name, task in tasks.items():
+        yield (
+            name,
+            {key: sum(run[key] for run in task["runs"]) for key in ("requests", "requests_cut")},
+        )
+
+
+def test_whole_shots_that_fit_are_those_of_lm_eval_with_as_many(run, model, data_dir, tmp_path):
+    results, _ = run(f"only=[{','.join(CUT)}]", "shots_that_fit=true", "log_samples=true")
+    tasks = load_suite(SUITE, [f"model={model}"])
+    with open_tasks(tasks.selected_tasks(), str(data_dir)) as source:
+        for name in CUT:
+            shots = results["tasks"][name]["shots"]
+            whole = tasks.tasks[name].shots
+            assert 0 < shots < whole
+            assert results["tasks"][name]["notes"] == [
+                f"{shots} of {whole} shots, the most that 1,024 tokens hold whole before every "
+                "question"
+            ]
+            theirs = simple_evaluate(
+                model="hf",
+                model_args={"pretrained": str(model), "device": "cpu"},
+                tasks=[name],
+                num_fewshot=shots,
+                limit=3,
+                bootstrap_iters=0,
+                task_manager=source.manager,
+            )
+            ours = samples_of(tmp_path / "out", name)
+            for sample in theirs["samples"][name]:
+                mine = ours[name, sample["doc_id"]]
+                assert mine["prompt_hash"] == sample["prompt_hash"]
+                check_answers(mine["filtered_resps"], sample["filtered_resps"])
+    # One more would not have fitted.
+    more, _ = run("only=[boolq]", f"tasks.boolq.shots={results['tasks']['boolq']['shots'] + 1}")
+    assert dict(cuts(more["tasks"]))["boolq"]["requests_cut"] > 0
+
+
+def test_shots_that_all_fit_are_asked_whole(run):
+    results, _ = run("only=[arc_challenge]", "tasks.arc_challenge.shots=2", "shots_that_fit=true")
+    assert (
+        results["tasks"]["arc_challenge"]["shots"],
+        results["tasks"]["arc_challenge"]["notes"],
+    ) == (
+        2,
+        [],
+    )
+
+
+@pytest.fixture(scope="module")
+def model_with_nan(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nan") / "model"
+    shutil.copytree(model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][3] = math.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("task", ["piqa", "nq_open"])  # by likelihoods, and by generated text
+def test_a_model_that_computes_nan_has_no_score(run, model_with_nan, tmp_path, task):
+    with pytest.raises(harness.UserError) as caught:
+        run(f"only=[{task}]", "tasks.nq_open.shots=0", path=model_with_nan)
+    assert str(caught.value) == (
+        f"{task}: the model computes NaN, so there is no score; its weight model.norm.weight holds "
+        "NaN or infinity: evaluate a checkpoint from before that"
+    )
+    assert not list(tmp_path.glob("out/tasks/*"))
+
+
+def test_two_ranks_refuse_nan_alike(fork_server, model_with_nan, data_dir, tmp_path):
+    given = arguments(model_with_nan, data_dir, tmp_path / "out", "only=[piqa]")
+    result = fork_server.run("eval", *given, ranks=2)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: piqa: the model computes NaN")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_limit_is_a_number_of_documents_or_a_share(run):
+    results, _ = run("only=[piqa,arc_challenge]", "tasks.piqa.limit=0.3", limit="limit=0.5")
+    counts = {name: task["documents"] for name, task in results["tasks"].items()}
+    assert counts == {"piqa": 2, "arc_challenge": 2}  # rounded up, as lm-eval does
+
+
+def test_a_perplexity_of_texts_says_that_bos_is_predicted_after_bos(run, model, tmp_path):
+    (tmp_path / "data/wikitext").mkdir(parents=True)
+    pages = ["".join(json.dumps({"page": text}) + "\n" for text in ("A river.", "= Stone =\n"))]
+    (tmp_path / "data/wikitext/test.jsonl").write_text("".join(pages))
+    (tmp_path / "data/wikitext/validation.jsonl").write_text("".join(pages))
+    (tmp_path / "data/wikitext/train.jsonl").write_text("".join(pages))
+    results, _ = run(
+        *("tasks.wikitext={}", "only=[wikitext]", f"data_dir={tmp_path / 'data'}", "limit=null")
+    )
+    lm = AutoModelForCausalLM.from_pretrained(model).eval()
+    bos = lm.config.bos_token_id
+    nats = -float(lm(torch.tensor([[bos]])).logits[0, 0].log_softmax(-1)[bos])
+    assert results["tasks"]["wikitext"]["notes"] == [
+        "each of 2 texts begins with a BOS that is predicted after another BOS, as in lm-eval: "
+        f"{nats:.1f} nats per text in this figure are none of the text's"
+    ]
+
+
 def check_answers(ours, theirs):
     """Likelihoods but for rounding, everything else exactly."""
     for mine, other in zip(ours, theirs, strict=True):
@@ -209,7 +346,7 @@ def without_times(folder):
     return results
 
 
-def test_two_ranks_give_the_table_of_one_and_a_killed_suite_goes_on(
+def test_two_ranks_give_the_table_of_one_and_a_suite_goes_on_after_a_kill_and_after_ctrl_c(
     fork_server, model, data_dir, tmp_path
 ):
     one = fork_server.run("eval", *arguments(model, data_dir, tmp_path / "one", FEW))
@@ -220,6 +357,16 @@ def test_two_ranks_give_the_table_of_one_and_a_killed_suite_goes_on(
     assert set(killed.wait(alone=True).returncodes) == {-signal.SIGKILL}
     assert not (tmp_path / "two/results.json").exists()
     assert not list(tmp_path.glob("two/tasks/*.partial"))
+    ended = fork_server.start("eval", *arguments(model, data_dir, tmp_path / "two", FEW), ranks=2)
+    ended.wait_until(lambda: list(tmp_path.glob("two/tasks/arc_challenge-*.json")))
+    ended.signal(signal.SIGINT)
+    result = ended.wait(alone=True)
+    assert result.returncodes == [130, 0]
+    assert result.stderr.splitlines()[-1] == (
+        f"ended by Ctrl-C; finished tasks are kept in {tmp_path}/two/tasks, and the same command "
+        "goes on with the next"
+    )
+    assert "Traceback" not in result.stderr
     two = fork_server.run("eval", *arguments(model, data_dir, tmp_path / "two", FEW), ranks=2)
     assert two.returncode == 0, two.stderr
     assert two.stderr.count("found finished") >= 2
@@ -273,6 +420,8 @@ MISTAKES = {
     ("tasks.piqqa={}", "only=[piqqa]"): "piqqa: lm-eval has no such task; did you mean piqa",
     ("only=[sciqq]",): "only names 'sciqq', which is none of the tasks; add tasks.sciqq={}",
     ("tasks.piqa.metric=f1",): "tasks.piqa.metric=f1 is none of the task's: acc, acc_norm",
+    ("limit=1.5",): "limit: 1.5 is neither a number of documents nor a share of them below",
+    ("limit=0",): "limit=0: input should be greater than 0",
     ("tasks.piqa.shots=-1",): "tasks.piqa.shots=-1: input should be greater than or equal to 0",
     ("compare_with=ITTx4-162M",): "the paper's Table 1 has no row 'ITTx4-162M'; did you mean",
     ("data_dir=no/where",): "data_dir=no/where is no folder",
@@ -304,7 +453,7 @@ def test_a_mistake_is_told_in_one_sentence(model, data_dir, tmp_path, override):
 
 def test_what_is_no_repeat_of_an_experiment_is_refused(run, model, make_folder, tmp_path):
     shutil.copytree(model, tmp_path / "copy")
-    with pytest.raises(harness.UserError, match=r"copy is the same model as .*model; a repeat"):
+    with pytest.raises(harness.UserError, match=r"copy has the same weights as .*model; a repeat"):
         run("only=[piqa]", path=f"[{model},{tmp_path / 'copy'}]")
     other = make_folder(1)
     config = json.loads((other / "config.json").read_text())

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from eval.language_model import EvaluatedLM
 from itt_composer.calibration import calibrate
+from itt_composer.errors import UserError
 from itt_composer.models import IttConfig, IttForCausalLM
 
 POSITIONS = 64
@@ -54,6 +55,7 @@ def test_windows_of_long_texts_and_texts_without_a_context_are_as_the_harness_ha
     for requests_per_batch in (None, 1):
         ours.requests_per_batch = requests_per_batch
         assert ours.loglikelihood_rolling(rolling) == pytest.approx(expected, rel=1e-4)
+    assert (ours.asked.requests, ours.asked.begin_with_bos, ours.asked.cut) == (4, 4, 0)
     begins = tokenizer.bos_token
     pairs = asked("loglikelihood", ("", "The value"), ("", f"{begins}The value"), ("a b", " c"))
     expected = theirs.loglikelihood(pairs, disable_tqdm=True)
@@ -109,3 +111,28 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_and_a_single_prompt_is_n
     largest = 0
     with pytest.raises(RuntimeError, match="out of memory"):
         lm.generate_until(prompts())
+
+
+def test_a_prompt_is_cut_where_the_harness_cuts_it(model, tokenizer):
+    lm, texts = EvaluatedLM(model, tokenizer), [" ".join(TEXTS) * 4, "a b"]
+    generated = prompts(texts)
+    scored = asked("loglikelihood", *((text, " c") for text in texts))
+    assert lm.cut([*generated, *scored]) == 2
+    lm.generate_until(generated)
+    lm.loglikelihood(scored)
+    assert (lm.asked.requests, lm.asked.cut) == (4, 2)
+    # To the token: a context of as many as fit beside the continuation, and one more.
+    length = len(tokenizer(" c", add_special_tokens=False).input_ids)
+    for more in (0, 1):
+        context = [5] * (POSITIONS + 1 - length + more)
+        assert lm._too_long([(context, [6] * length)]) == more
+    for more in (0, 1):
+        text = tokenizer.decode([5] * (POSITIONS - NEW_TOKENS - 1 + more))
+        whole = len(tokenizer(text).input_ids) - (POSITIONS - NEW_TOKENS)
+        assert lm.cut(prompts([text])) == (whole > 0)
+
+
+def test_more_generated_tokens_than_the_model_takes_are_refused(model, tokenizer):
+    lm = EvaluatedLM(model, tokenizer)
+    with pytest.raises(UserError, match=r"^a task: 64 tokens are to be generated, but the model"):
+        lm.generate_until(asked("generate_until", ("a", {"until": [], "max_gen_toks": POSITIONS})))

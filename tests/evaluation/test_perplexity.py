@@ -208,7 +208,7 @@ def test_ratios_of_another_count_are_refused(measure, itt, ratios):
 
 
 def test_ratios_for_another_model_are_refused(measure, llama):
-    with pytest.raises(UserError, match="needs an ITT model, not LlamaForCausalLM"):
+    with pytest.raises(UserError, match="needs an ITT model, not a LLaMA"):
         measure(llama, [[0.5, 0.5, 0.5]])
 
 
@@ -216,6 +216,38 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(measure, tmp_path):
     LlamaForCausalLM(LlamaConfig(**LLAMA | {"vocab_size": 500})).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"tokenizer of 512 ids, but the model \S+ has 500"):
         measure(tmp_path)
+
+
+def test_a_model_that_computes_nan_has_no_perplexity(measure, itt, tmp_path):
+    model = IttForCausalLM.from_pretrained(itt)
+    for value, told in ((math.nan, "its weight model.norm.weight holds NaN"), (1e38, "so float32")):
+        model.model.norm.weight.data[:] = value
+        model.save_pretrained(tmp_path)
+        with pytest.raises(
+            UserError, match=r"^the loss on rows 0 to 15 of the domain code is nan"
+        ) as e:
+            measure(tmp_path)
+        assert told in str(e.value)
+
+
+def test_the_same_weights_and_rows_have_the_same_digests_wherever_they_lie(
+    measure, itt, own_shards, shards, tmp_path
+):
+    model = IttForCausalLM.from_pretrained(itt)
+    model.set_select_ratios([0.9, 0.3, 0.1])
+    model.save_pretrained(tmp_path / "copy")
+    results = measure(itt)
+    again = run(
+        PerplexitySuite(model={"path": str(tmp_path / "copy")}, data=str(own_shards)),
+        lambda done, total: None,
+    )
+    assert again["model"]["weights_sha256"] == results["model"]["weights_sha256"]
+    assert again["text_sha256"] == results["text_sha256"]
+    assert measure(itt, split="train")["text_sha256"] != results["text_sha256"]
+    model.model.norm.weight.data[0] += 1
+    model.save_pretrained(tmp_path / "other")
+    other = measure(tmp_path / "other")
+    assert other["model"]["weights_sha256"] != results["model"]["weights_sha256"]
 
 
 def truncate(file):
@@ -379,8 +411,7 @@ def test_unknown_bytes_are_a_dash(measure, itt):
 
 
 def figures_of(file):
-    settings = json.loads(file.read_text())["settings"]
-    return [{**setting, "tokens_per_second": None} for setting in settings]
+    return json.loads(file.read_text())["settings"]
 
 
 def test_two_ranks_measure_the_same_to_the_last_bit(fork_server, calibrated, shards, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from eval.paper import GEOMETRY_FIELDS
 from eval.result_files import read_results
 from eval.tables import build
 from itt_composer.config import model_config, recipe_as_yaml
+from itt_composer.errors import UserError
 from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
 from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.recipes import find_recipes
@@ -30,7 +32,8 @@ def description(recipe, **changes):
     fields = {name: getattr(config, name) for name in (*GEOMETRY_FIELDS, *THINKING_FIELDS)}
     count = dense_parameters(config) + thinking_parameters(config)
     names = {"path": f"runs/{recipe}", "name": recipe, "model_type": "itt", "parameters": count}
-    return {**names, "trained_batches": 50_000, **fields, "sha256": recipe, **changes}
+    run = {"sha256": recipe, "weights_sha256": recipe, "dtype": "float32"}
+    return {**names, "trained_batches": 50_000, **fields, **run, **changes}
 
 
 def task_results(model, accuracies, seeds=(None,), **suite):
@@ -40,6 +43,8 @@ def task_results(model, accuracies, seeds=(None,), **suite):
             "shots": paper.conditions().get(task, (0, "acc"))[0],
             "metric": paper.conditions().get(task, (0, "acc"))[1],
             "documents": 100,
+            "questions_sha256": task,
+            "notes": [],
             "runs": [
                 {"model": model["path"], "fewshot_seed": seed, "value": (value + number) / 100}
                 for number, seed in enumerate(seeds)
@@ -48,10 +53,10 @@ def task_results(model, accuracies, seeds=(None,), **suite):
         for task, value in accuracies.items()
     }
     settings = {"tasks": {task: {} for task in tasks}, **suite}
-    return {"kind": "tasks", "format": 1, "suite": settings, "models": [model], "tasks": tasks}
+    return {"kind": "tasks", "format": 2, "suite": settings, "models": [model], "tasks": tasks}
 
 
-def perplexity_results(model, perplexities, tokens=1000):
+def perplexity_results(model, perplexities, tokens=1000, text="redpajama", split="validation"):
     """Of a perplexity suite, from `{(ratios, rule): perplexity}`."""
     settings = [
         {
@@ -66,9 +71,9 @@ def perplexity_results(model, perplexities, tokens=1000):
         }
         for (ratios, rule), value in perplexities.items()
     ]
-    model = {name: value for name, value in model.items() if name != "sha256"}
-    suite = {"split": "validation", "data": "data/redpajama"}
-    return {"kind": "perplexity", "format": 1, "suite": suite, "model": model, "settings": settings}
+    kind = {"kind": "perplexity", "format": 2, "text_sha256": f"{text} {split}"}
+    suite = {"split": split, "data": f"data/{text}"}
+    return {**kind, "suite": suite, "model": model, "settings": settings}
 
 
 @pytest.fixture
@@ -125,29 +130,70 @@ def test_several_files_of_a_row_are_its_mean_and_standard_error(sections):
     model = description("loop_x3_466m")
     files = [
         task_results(
-            {**model, "path": f"{n}", "sha256": f"{n}", "trained_batches": 900 + n},
+            {**model, "path": f"{n}", "weights_sha256": f"{n}", "trained_batches": 900 + n},
             {"piqa": 60 + value},
         )
         for n, value in enumerate((0.0, 1.0, 5.0))
     ]
-    del files[1]["models"][0]["trained_batches"]  # written before results had it
-    table_1 = sections(*files, files[0])["table_1"]  # the first one twice
+    copy_of_first = copy.deepcopy(files[0])
+    copy_of_first["models"][0] |= {"sha256": "exported", "path": "elsewhere"}
+    copy_of_first["tasks"]["piqa"]["runs"][0]["model"] = "elsewhere"
+    table_1 = sections(*files, files[0], copy_of_first)["table_1"]
     (record,) = records_of(table_1, task="piqa")
     assert (record["ours"], record["runs"]) == (pytest.approx(62), 3)
     assert record["standard_error"] == pytest.approx(math.sqrt(7 / 3))
     assert lines_of(table_1, "Loop×3-466M")[1][4] == "62.0±1.5"
+    assert "Loop×3-466M: the mean is over weights after 900, 901 and 902 batches" in (
+        table_1.table.notes
+    )
 
 
-def test_fewshot_seeds_are_runs_and_other_shots_are_told(sections):
+def test_fewshot_seeds_are_runs_and_other_shots_are_left_out(sections):
     model = description("llama_162m")
     results = task_results(model, {"boolq": 40.0}, seeds=(1, 2))
     other = copy.deepcopy(results)
-    other["tasks"]["boolq"]["shots"] = 5
+    other["tasks"]["boolq"] |= {"shots": 5, "documents": 1000}
     other["tasks"]["boolq"]["runs"] = [{**other["tasks"]["boolq"]["runs"][0], "fewshot_seed": 3}]
-    table_1 = sections(results, other)["table_1"]
+    table_1 = sections(other, results)["table_1"]
     (record,) = records_of(table_1, task="boolq")
-    assert (record["ours"], record["runs"]) == (pytest.approx((40 + 41 + 40) / 3), 3)
-    assert any("boolq is the mean of runs at 32 shots" in note for note in table_1.table.notes)
+    assert (record["ours"], record["runs"]) == (40.5, 2)
+    told = "BoolQ is left out at 5 shots by acc on 1,000 questions, where it is 40.0: the column"
+    assert any(told in note for note in table_1.table.notes)
+
+
+def test_a_column_of_accuracies_is_of_the_same_questions(sections):
+    whole = task_results(description("llama_162m"), {"piqa": 60.0})
+    itt = description("itt_x4_162m", router_selection="threshold")
+    part = task_results(itt, {"piqa": 80.0}, limit=20)
+    part["tasks"]["piqa"]["documents"] = 20
+    other = task_results(description("loop_x4_162m"), {"piqa": 70.0})
+    other["tasks"]["piqa"]["questions_sha256"] = "of another file"
+    table_1 = sections(part, other, whole)["table_1"]
+    values = {record["model"]: record["ours"] for record in records_of(table_1, task="piqa")}
+    assert [value for value in values.values() if value is not None] in ([60.0], [70.0])
+    assert values["ITT×4-162M"] is None
+    notes = "\n".join(table_1.table.notes)
+    assert "ITT×4-162M: PIQA is left out at 0 shots by acc on 20 questions, where it is 80" in notes
+    assert "on 100 questions, which are others" in notes
+
+
+def test_the_same_weights_in_another_precision_are_no_repeat(sections):
+    results = [
+        task_results(description("llama_162m", dtype=dtype, weights_sha256=dtype), {"piqa": 60.0})
+        for dtype in ("float32", "bfloat16")
+    ]
+    records = records_of(sections(*results)["table_1"], task="piqa")
+    assert [(record["model"], record["runs"]) for record in records] == [
+        ("LLaMA-162M", 1),
+        ("LLaMA-162M, bfloat16", 1),
+    ]
+
+
+def test_what_a_figure_is_of_stands_below_the_table(sections):
+    results = task_results(description("llama_162m"), {"boolq": 40.0})
+    results["tasks"]["boolq"]["notes"] = ["8 of 8 requests are longer"]
+    table_1 = sections(results, results)["table_1"]
+    assert table_1.table.notes.count("LLaMA-162M: BoolQ: 8 of 8 requests are longer") == 1
 
 
 def test_by_top_k_is_another_line_than_by_thresholds(sections):
@@ -182,7 +228,7 @@ def test_flops_of_ours_are_of_our_model(sections):
     )
     assert record["tflops"] == pytest.approx(paper_tflops(model_config(RECIPES["itt_x4_230m"])))
     assert record["tflops_in_paper"] == 3.41 < record["tflops"]
-    llama = {"model_type": "llama", "path": "hub/llama", "name": "llama", "sha256": "0"}
+    llama = {"model_type": "llama", "path": "hub/llama", "name": "llama", "weights_sha256": "0"}
     geometry = {name: every_other[name] for name in GEOMETRY_FIELDS}
     for tied in (0, 32_000 * 1536):
         model = {**llama, **geometry, "parameters": 249_325_056 - tied}
@@ -236,7 +282,7 @@ def test_ratios_at_which_a_model_was_asked_to_exit_early_are_no_sweep(sections):
 
 def test_models_on_another_text_are_not_put_beside(sections):
     own = perplexity_results(description("itt_x4_162m_elastic"), ELASTIC)
-    dense = perplexity_results(description("llama_162m"), {((), None): 12.0}, tokens=999)
+    dense = perplexity_results(description("llama_162m"), {((), None): 12.0}, text="other")
     notes = sections(own, dense)["table_2"].table.notes
     assert notes == ["no result for LLaMA, Loop×4"]
 
@@ -271,14 +317,91 @@ def test_other_shots_or_metrics_have_no_figure_of_the_paper(sections):
     assert any("SciQ by other shots or another metric" in note for note in table_1.table.notes)
 
 
-def test_any_models_perplexity_is_listed_as_it_thinks_by_itself(sections):
+HALF = (0.5, 0.5, 0.5)
+
+
+def test_any_models_perplexity_is_listed_as_it_thinks_by_itself_a_column_a_rule(sections):
     itt = description("itt_x4_162m", router_selection="threshold")
-    own = {((0.5, 0.5, 0.5), "top_k"): 10.5, ((0.5, 0.5, 0.5), "threshold"): 10.6}
+    own = {(HALF, "threshold"): 10.6, (HALF, "top_k"): 10.5}
     swept = perplexity_results(itt, {**own, ((0.9, 0.9, 0.9), "threshold"): 10.2})
-    pythia = perplexity_results({"name": "pythia", "model_type": "gpt_neox"}, {((), None): 9.0})
-    listed = sections(swept, pythia)["perplexity"]
-    assert [record["perplexity"] for record in listed.records] == [10.5, 10.6, 9.0]
-    assert listed.table.rows[2][:5] == ["pythia", "gpt_neox", "–", "–", "redpajama"]
+    hub = {"name": "pythia", "path": "pythia", "model_type": "gpt_neox", "dtype": "float16"}
+    pythia = perplexity_results(hub, {((), None): 9.0})
+    causal = description("itt_x3_162m", router_selection="threshold")
+    causal = perplexity_results(causal, {((0.7, 0.7), "threshold"): 11.0})
+    listed = sections(swept, pythia, causal)["perplexity"]
+    assert [record["perplexity"] for record in listed.records] == [10.6, 10.5, 9.0, 11.0]
+    assert listed.table.title == "Perplexity on redpajama, validation, 1,000 tokens"
+    assert listed.table.columns[3:5] == ["perplexity,\ntop-k", "perplexity,\nthreshold"]
+    rows = [row[:5] for row in listed.table.rows]
+    assert rows[0] == ["itt_x4_162m", "ITT×4", "50/50/50", "10.50", "10.60"]
+    assert rows[1] == ["pythia", "gpt_neox, float16", "–", "9.00", "9.00"]
+    assert rows[2][3:] == ["–", "11.00"]
+
+
+def test_a_measurement_counts_once_in_however_many_files_it_stands(sections):
+    saved = description("itt_x4_162m", router_selection="threshold")
+    both = perplexity_results(saved, {(HALF, "top_k"): 20.0, (HALF, "threshold"): 20.6})
+    causal = perplexity_results({**saved, "path": "exported"}, {(HALF, "threshold"): 20.6})
+    train = perplexity_results(saved, {(HALF, "top_k"): 16.0}, split="train")
+    elsewhere = perplexity_results(saved, {(HALF, "top_k"): 30.0}, text="c4")
+    found = sections(causal, both, both, train, elsewhere)
+    whole = records_of(found["table_3"], ablation="ITT×4")
+    assert [(r["ours"], r["runs"], r["standard_error"]) for r in whole] == [(20.0, 1, None)]
+    assert [record["perplexity"] for record in found["perplexity"].records] == [20.6, 20.0]
+    # Other texts are tables of their own.
+    texts = ["redpajama, train", "c4, validation"]
+    for number, (text, value) in enumerate(zip(texts, (16.0, 30.0), strict=True), start=2):
+        (record,) = records_of(found[f"table_3_{number}"], ablation="ITT×4")
+        assert (record["ours"], record["runs"]) == (value, 1)
+        listed = found[f"perplexity_{number}"]
+        assert [record["perplexity"] for record in listed.records] == [value]
+        assert text in listed.table.title
+    assert "3 figures stand in the files more than once, and count once" in listed.table.notes
+
+
+def test_a_sweep_in_two_files_is_one_table(sections):
+    saved = description("itt_x4_162m_elastic", router_selection="threshold")
+    halves = [
+        perplexity_results(saved, {key: v for key, v in ELASTIC.items() if key[1] == rule})
+        for rule in ("threshold", "top_k")
+    ]
+    found = sections(*halves)
+    assert "table_2_2" not in found
+    assert (
+        found["table_2"].records == sections(perplexity_results(saved, ELASTIC))["table_2"].records
+    )
+
+
+def test_the_same_weights_with_other_figures_are_told(sections):
+    """Thresholds that were estimated anew move what they decide, but repeat no training."""
+    saved = description("itt_x4_162m", router_selection="threshold")
+    first, again = (
+        perplexity_results({**saved, "path": path}, {(HALF, "threshold"): value})
+        for path, value in (("a", 20.0), ("b", 20.5))
+    )
+    found = sections(first, again)
+    (record,) = records_of(found["table_3"], ablation="ITT×4")
+    assert (record["ours"], record["runs"]) == (20.0, 1)
+    assert found["perplexity"].table.notes[0].startswith("a and b have the same weights and were")
+
+
+def test_a_column_of_ablations_is_by_one_rule(sections):
+    saved = description("itt_x4_162m", router_selection="threshold")
+    tanh = description("itt_x4_162m_tanh", router_selection="threshold", path="runs/tanh")
+    both = perplexity_results(saved, {(HALF, "top_k"): 20.0, (HALF, "threshold"): 20.6})
+    causal = perplexity_results(tanh, {(HALF, "threshold"): 22.0})
+    table_3 = sections(both, causal)["table_3"]
+    (record,) = records_of(table_3, ablation="tanh")
+    assert (record["ours"], record["change"]) == (None, None)
+    assert table_3.table.notes[0] == (
+        "runs/tanh (tanh) was not measured at its own ratios by top-k, as this column is, and is "
+        "left out"
+    )
+    # By thresholds where no model was measured by top-k.
+    both["settings"] = both["settings"][1:]
+    (record,) = records_of(sections(both, causal)["table_3"], ablation="tanh")
+    assert (record["ours"], record["rule"]) == (22.0, "threshold")
+    assert record["change"] == pytest.approx(22 / 20.6 - 1)
 
 
 def test_ablations_are_told_by_their_settings_and_measured_as_trained(sections):
@@ -289,7 +412,9 @@ def test_ablations_are_told_by_their_settings_and_measured_as_trained(sections):
         perplexity_results(description("itt_x4_162m_top_p"), {(half, "top_p"): 21.0}),
         perplexity_results(description("itt_x4_162m_no_routing"), {((1.0,) * 3, None): 22.0}),
         *(
-            perplexity_results(description("itt_x4_162m_tanh"), {(half, "top_k"): v})
+            perplexity_results(
+                description("itt_x4_162m_tanh", weights_sha256=v), {(half, "top_k"): v}
+            )
             for v in (22, 24)
         ),
     ]
@@ -386,8 +511,62 @@ def test_the_dense_run_that_is_most_alike_is_taken(sections, run):
     assert record["target"] == 0.5
 
 
+def test_losses_on_other_rows_are_not_compared(sections, run):
+    runs = [run("llama_162m", DENSE), run("itt_x4_162m", DENSE)]
+    for folder, rows in zip(runs, ("a", "b"), strict=True):
+        digests = {"tokenizer": "t", "train/c4": rows, "validation/c4": "same"}
+        (folder / "shards.json").write_text(json.dumps(digests))
+    assert len(sections(runs=runs)["data_efficiency"].records) == 1
+    (runs[0] / "shards.json").write_text(json.dumps({"tokenizer": "t", "validation/c4": "other"}))
+    with pytest.raises(UserError, match=r"itt_x4_162m\d+ was validated on the same rows with the"):
+        sections(runs=runs)
+
+
+def test_a_copy_of_a_run_counts_once_and_one_that_diverged_is_left_out(sections, run):
+    itt = run("itt_x4_162m", DENSE)
+    copied = shutil.copytree(itt, itt.with_name("copy"))
+    diverged = run("itt_x3_162m", {100: 4.0, 200: None})
+    efficiency = sections(runs=[run("llama_162m", DENSE), itt, copied, diverged])["data_efficiency"]
+    assert len(efficiency.records) == 1
+    assert efficiency.table.notes[0].startswith("ITT×3 (itt_x3_162m) diverged: its last loss is no")
+
+
 def invoke(*arguments):
     return CliRunner().invoke(app, ["tables", *map(str, arguments)])
+
+
+def test_the_readmes_own_glob_counts_every_figure_once(run, tmp_path, monkeypatch):
+    """`python -m eval tables results/eleven_tasks/*/ results/*.json runs/*_162m/`."""
+    monkeypatch.chdir(tmp_path)
+    saved = description("itt_x4_162m", router_selection="threshold")
+    for name in ("itt_x4_162m", "itt_x4_162m-latest"):  # the run and its last checkpoint
+        folder = tmp_path / "results/eleven_tasks" / name
+        folder.mkdir(parents=True)
+        tasks = task_results({**saved, "path": name, "sha256": name}, {"piqa": 60.0})
+        (folder / "results.json").write_text(json.dumps(tasks))
+    own = {(HALF, "threshold"): 20.6}
+    files = {
+        "elastic": perplexity_results(
+            saved, {**own, (HALF, "top_k"): 20.0, ((0,) * 3, None): 30.0}
+        ),
+        "perplexity": perplexity_results(saved, own),
+        "perplexity_train": perplexity_results(saved, own, split="train"),
+    }
+    for name, content in files.items():
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "runs").mkdir()
+    for recipe in ("llama_162m", "itt_x4_162m"):
+        run(recipe, DENSE).rename(tmp_path / "runs" / recipe)
+    given = [*tmp_path.glob("results/eleven_tasks/*/"), *tmp_path.glob("results/*.json")]
+    result = invoke(*given, *tmp_path.glob("runs/*_162m/"), "--out", "tables")
+    assert result.exit_code == 0, result.output
+    assert "±" not in result.output
+    document = json.loads((tmp_path / "tables/tables.json").read_text())
+    (piqa,) = [r for r in document["table_1"] if r["task"] == "piqa"]
+    (whole,) = [r for r in document["table_3"] if r["ablation"] == "ITT×4"]
+    assert (piqa["runs"], piqa["ours"], whole["runs"], whole["ours"]) == (1, 60.0, 1, 20.0)
+    assert [r["perplexity"] for r in document["perplexity"]] == [20.6, 20.0]
+    assert [r["split"] for r in document["perplexity_2"]] == ["train"]
 
 
 def test_the_command_prints_and_writes_every_table(run, tmp_path):
@@ -429,6 +608,7 @@ def test_results_that_were_just_measured_are_read(small_recipe, shards, tmp_path
     write_results(results, tmp_path / "elastic.json")
     sweep, listed = build(read_results([tmp_path / "elastic.json"]), None)
     assert len(listed.records) == 1
+    assert len(results["text_sha256"]) == len(results["model"]["weights_sha256"]) == 64
     measured = [r["ours"] for r in sweep.records if r["ours"] is not None]
     assert measured == [setting["perplexity"] for setting in results["settings"]]
 

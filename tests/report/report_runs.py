@@ -69,7 +69,6 @@ def write_run(
             "batches": batches,
             "tokens": batches * BATCH_TOKENS,
             "train_seconds": seconds,
-            "tokens_per_second": batches * BATCH_TOKENS / seconds,
             "validation_loss": loss,
             "validation_loss_by_threshold": loss + 0.01,
         }
@@ -210,7 +209,13 @@ def gradients() -> dict[str, Any]:
         "kind": "gradients",
         "format": 1,
         "model_sha256": "0",
-        "problems": {"file": "aqua.jsonl", "fine_tuned_on": 100, "measured": 24},
+        "problems": {
+            "file": "aqua.jsonl",
+            "fine_tuned_on": 100,
+            "measured": 24,
+            "accuracy": 0.5,
+            "chance": 0.2,
+        },
         "projections": ["q", "k", "v", "o"],
         "layers": layers,
         "thinking_layers": [1, 3],
@@ -236,6 +241,6 @@ def perplexities(name: str, loss: float) -> dict[str, Any]:
         for ratio in (0.0, 0.3, 0.5, 0.7, 0.9)
     ]
     suite = {"split": "validation"}
-    model = {"name": name}
-    kind = {"kind": "perplexity", "format": 1}
+    model = {"name": name, "weights_sha256": f"{name} {loss}"}
+    kind = {"kind": "perplexity", "format": 2, "text_sha256": "of the rows"}
     return {**kind, "suite": suite, "model": model, "settings": settings}

@@ -18,14 +18,53 @@ from itt_composer.report.__main__ import app
 from itt_composer.report.build import build
 from itt_composer.report.costs import _told
 from itt_composer.report.figures import changed, pack, print_spec, prints_of
+from itt_composer.report.labels import PLACES, placed
 from itt_composer.report.page import render
 from itt_composer.report.routing_map import laid_out
+from itt_composer.report.theme import DENSE as DENSE_COLOUR
 from itt_composer.report.thinking_figures import step_colour
 
 RATIOS = "thinking.select_ratios=[0.5,0.5,0.5]"
 VALIDATION = "metrics/eval/LanguageCrossEntropy"
 DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")
 EVIL = "</script><img src=x onerror=alert(1)>"
+
+
+def test_a_dense_model_is_grey_in_every_figure_wherever_its_results_come_from(tmp_path):
+    slow = (*DENSE, "optimizer.decoupled_adamw.lr=0.0001")
+    runs = [write_run(tmp_path / "slow", *slow, loss=4.3), write_run(tmp_path / "dense", *DENSE)]
+    runs.append(write_run(tmp_path / "itt", analysed=True))
+    result = json.loads((runs[-1] / "perplexity.json").read_text())
+    alone = {**result["settings"][0], "select_ratios": [], "router_selection": None}
+    model = {"name": "other", "thinking": "dense"}
+    for file in (runs[1] / "perplexity.json", tmp_path / "other.json"):
+        file.write_text(json.dumps({**result, "model": model, "settings": [alone]}))
+    figures = {one.name: one for one in build(runs, [tmp_path / "other.json"], "t").page.figures}
+
+    def colours(figure):
+        scale = figures[figure].spec["layer"][0]["encoding"]["color"]["scale"]
+        return dict(zip(scale["domain"], scale["range"], strict=True))
+
+    is_grey = {"slow": True, "dense": True, "itt": False, "other": True}
+    for figure, names in (("curves", 3), ("equal_compute", 3), ("elastic", 3)):
+        found = colours(figure)
+        assert len(found) == names
+        assert {name: found[name] == DENSE_COLOUR for name in found}.items() <= is_grey.items()
+    dashes = figures["curves"].spec["layer"][1]["encoding"]["strokeDash"]["scale"]
+    by_name = dict(zip(dashes["domain"], dashes["range"], strict=True))
+    assert by_name["slow"] != by_name["dense"]
+
+
+def test_names_beside_points_cover_neither_points_nor_names():
+    crowded = {number: (number / 50, number / 9) for number in range(9)} | {9: (1.0, 9.0)}
+    names = dict.fromkeys(crowded, "90/90/90")
+    found = placed(names, [crowded])
+    assert 1 < len(found) < 9
+    alone = placed({0: "50/50/50"}, [{0: (1.0, 2.0)}])
+    assert alone == {0: PLACES[0]}
+    # The second point lies where the first place of the name would be.
+    near = {0: (0.0, 0.0), 1: (0.0, 1.0), 2: (9.0, 20.0)}
+    assert placed({0: "50/50/50"}, [near]) == {0: PLACES[1]}
 
 
 def data_of(page: str) -> dict:
@@ -78,7 +117,7 @@ def test_dense_runs_alone_have_no_section_of_routers(runs):
     report = build(runs[:1], [], "title")
     assert [figure.name for figure in report.page.figures] == ["curves"]
     assert report.page.maps == []
-    assert [what for what, _ in report.page.missing] == ["Gradient nuclear norms of LLaMA"]
+    assert [what for what, _ in report.page.missing] == ["Gradient nuclear norms of dense"]
 
 
 def test_what_is_missing_is_told_with_its_command(tmp_path):
@@ -117,10 +156,10 @@ def test_an_analysis_of_another_model_is_not_drawn_and_other_settings_are_named(
     assert "analysis/thinking.json is of another model than small" in warning
     (figure,) = [one for one in report.page.figures if one.name == "router_weights"]
     (model,) = [control for control in figure.controls if control.label == "Model"]
-    assert [one.label for one in model.options] == ["ITT×3, at 50/50"]  # trained at 50/80
+    assert [one.label for one in model.options] == ["itt, at 50/50"]  # trained at 50/80
     (wanted,) = prints_of(figure)
     assert wanted.name == "router_weights_1"  # a second model takes no older file's name
-    assert print_spec(figure, wanted)["title"] == "ITT×3, at 50/50"
+    assert print_spec(figure, wanted)["title"] == "itt, at 50/50"
 
 
 @pytest.mark.parametrize("setting", ["model.intermediate_size=24", "thinking.thinking_layers=[1]"])
@@ -169,7 +208,7 @@ def test_results_that_cannot_be_drawn_are_a_warning(tmp_path, file, changes):
     (folder / file).write_text(json.dumps(content | changes))
     page = build([folder], [], "title").page
     (warning,) = page.warnings
-    assert re.search(r"results of ITT×3.* are damaged", warning)
+    assert re.search(r"results of itt.* are damaged", warning)
     render(page)
 
 
@@ -220,18 +259,57 @@ def test_a_logarithm_has_no_place_below_nothing(tmp_path):
     folder = write_run(tmp_path / "itt", loss=0.02)
     text = (folder / "metrics.jsonl").read_text().replace("loss/train/total", "unheard")
     (folder / "metrics.jsonl").write_text(text)
-    axis = build([folder], [], "t").page.figures[0].spec["layer"][1]["encoding"]["y"]
-    assert 0 < axis["scale"]["domain"][0] < 0.02
+    assert 0 < ends_of_axis([folder])["least"] < 0.02
 
 
 def test_a_run_that_has_just_begun_leaves_the_axis_as_it_is(runs, tmp_path):
-    def axis(folders):
-        return build(folders, [], "t").page.figures[0].spec["layer"][1]["encoding"]["y"]["scale"]
-
     begun = write_run(tmp_path / "new", "seed=9", batches=40, finished=False)
     lines = (begun / "metrics.jsonl").read_text().splitlines(keepends=True)
     (begun / "metrics.jsonl").write_text("".join(lines[:2]))
-    assert axis([*runs, begun]) == axis(runs)
+    assert ends_of_axis([*runs, begun]) == ends_of_axis(runs)
+
+
+def test_rules_that_give_the_same_perplexity_are_told_as_one_point(tmp_path):
+    run = write_run(tmp_path / "itt", analysed=True)
+    result = json.loads((run / "perplexity.json").read_text())
+    settings = result["settings"]
+    changed_file(
+        run / "perplexity.json",
+        settings=[
+            *settings[:5],
+            *(
+                one | {"perplexity": other["perplexity"]}
+                for one, other in zip(settings[5:], settings[:5], strict=True)
+            ),
+        ],
+    )
+    (elastic,) = [one for one in build([run], [], "t").page.figures if one.name == "elastic"]
+    assert "Of 4 of 4 settings the points of two rules lie on one another" in elastic.caption
+    changed_file(run / "perplexity.json", settings=settings)
+    (elastic,) = [one for one in build([run], [], "t").page.figures if one.name == "elastic"]
+    assert "lie on one another" not in elastic.caption
+
+
+def ends_of_axis(folders):
+    params = build(folders, [], "t").page.figures[0].spec["params"]
+    return {one["name"]: one["value"] for one in params if one["name"] in ("least", "greatest")}
+
+
+def test_what_lies_under_other_lines_is_told_in_the_caption(tmp_path):
+    runs = [
+        write_run(tmp_path / "a", "run_name=same"),
+        write_run(tmp_path / "b", "run_name=same", "optimizer.decoupled_adamw.lr=0.002"),
+        write_run(tmp_path / "c", loss=3.9),
+    ]
+    captions = {figure.name: figure.caption for figure in build(runs, [], "t").page.figures}
+    upper, lower = f"same ({runs[1]})", f"same ({runs[0]})"
+    told = f"Where you see the line of {upper}, that of {lower} lies below it."
+    assert captions["curves"].endswith(told)
+    assert captions["training_thinking"].endswith(
+        "the last of them is seen: here of the share of tokens that take the step."
+    )
+    captions = {figure.name: figure.caption for figure in build(runs[1:], [], "t").page.figures}
+    assert "lies below it" not in captions["curves"]
 
 
 def test_an_analysis_of_an_itt_that_took_no_step_is_told(tmp_path):
@@ -308,18 +386,21 @@ def test_an_analysis_of_the_wrong_types_is_told_with_its_file(tmp_path, changes)
 def test_a_file_of_perplexities_counts_once_and_has_a_name_of_its_own(tmp_path):
     run = write_run(tmp_path / "itt", analysed=True)
     own = run / "perplexity.json"
-    for name in "ab":
+    for name in "abc":
         shutil.copy(own, tmp_path / f"{name}.json")
+    for name in "ab":  # of runs with other seeds
+        changed_file(tmp_path / f"{name}.json", model={"name": "itt", "weights_sha256": name})
     files = [tmp_path / "a.json", tmp_path / "b.json", run / ".." / "itt" / "perplexity.json"]
-    page = build([run], files, "t").page
+    page = build([run], [*files, tmp_path / "c.json"], "t").page
     (elastic,) = [figure for figure in page.figures if figure.name == "elastic"]
-    names = ["ITT×3", "itt", f"itt ({files[1]})"]
+    names = ["itt", f"itt ({files[0]})", f"itt ({files[1]})"]
     assert list(dict.fromkeys(one["experiment"] for one in elastic.data["settings"])) == names
     assert len({one["key"] for one in elastic.data["settings"]}) == 3 * 5
     (model,) = [control for control in elastic.controls if control.label == "Model"]
     assert [option.label for option in model.options] == ["all", *names]
     assert model.options[2].changes == {"transform.1.filter": {"field": "number", "oneOf": [1]}}
-    assert page.warnings == []
+    (warning,) = page.warnings
+    assert warning == f"{tmp_path / 'c.json'} holds no measurement that is not drawn already"
 
 
 def test_perplexities_of_other_text_are_warned_of(tmp_path):
@@ -327,10 +408,12 @@ def test_perplexities_of_other_text_are_warned_of(tmp_path):
     result = json.loads((run / "perplexity.json").read_text())
     result["suite"] |= {"split": "test", "data": "other"}
     result["settings"][0]["tokens"] = 90
+    result["text_sha256"] = "of other rows"
     for name in "ab":
+        result["model"]["weights_sha256"] = name
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     (warning,) = build([run], [tmp_path / "a.json", tmp_path / "b.json"], "t").page.warnings
-    assert "itt on 90 tokens of other (test): their perplexities are of other text" in warning
+    assert "a.json) on 90 tokens of other (test): their perplexities are of other text" in warning
 
 
 def test_ratios_that_round_to_the_same_percent_are_two_settings(tmp_path):
@@ -350,7 +433,7 @@ def test_gradients_of_a_model_from_elsewhere_stand_beside_those_of_runs(tmp_path
     report = build([run], [], "t", [file, own])
     (figure,) = [one for one in report.page.figures if one.name == "gradients"]
     panels = dict.fromkeys(record["panel"] for record in figure.data["gradients"])
-    assert list(panels)[::4] == ["q · ITT×3", "q · gpt2"]
+    assert list(panels)[::4] == ["q · itt", "q · gpt2"]
     assert len(panels) == 8
     with pytest.raises(UserError, match=r"--gradients .*perplexity.json is damaged or holds no"):
         build([run], [], "t", [run / "perplexity.json"])
@@ -375,7 +458,7 @@ def test_a_text_from_right_to_left_is_left_out_of_print_with_a_note(tmp_path):
     report = build([folder], [], "t")
     assert report.printed == []
     (warning,) = report.page.warnings
-    assert "ITT×3, at 50/50 has no routing map as PNG: its texts have letters that are" in warning
+    assert "itt, at 50/50 has no routing map as PNG: its texts have letters that are" in warning
 
 
 def test_a_model_has_its_colour_in_every_figure_and_its_name_in_every_picture(tmp_path):
@@ -390,16 +473,19 @@ def test_a_model_has_its_colour_in_every_figure_and_its_name_in_every_picture(tm
     in_curves, in_elastic = colours("curves", 1), colours("elastic", 0)
     assert in_elastic.items() <= in_curves.items()
     assert len(in_elastic) == 2
+    assert [in_curves[name] == DENSE_COLOUR for name in ("dense", "itt", "again")] == [
+        *(True, False, False)
+    ]
     prints = prints_of(figures["router_weights"])
     assert [one.name for one in prints] == ["router_weights_1", "router_weights_2"]
     titles = [print_spec(figures["router_weights"], one)["title"] for one in prints]
-    assert titles == ["ITT×3, at 50/50", "ITT×3, symmetric, at 50/50"]
+    assert titles == ["itt, at 50/50", "again, at 50/50"]
 
 
 def test_data_efficiency_stands_beside_the_dense_run(runs):
     figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
     ((label, target, own, tokens, flops, time),) = figures["equal_compute"].table["rows"]
-    assert (label, target, own) == ("ITT×3", "4.1000", "4.0000")
+    assert (label, target, own) == ("itt", "4.1000", "4.0000")
     assert tokens == time == "74 %"  # between the validations after 20 and 30 of 40 batches
     assert int(flops.split()[0]) > 74  # of dearer batches
 
@@ -408,9 +494,9 @@ def test_efficiency_is_against_the_dense_run_that_is_told(tmp_path):
     far, near, itt = (tmp_path / name / name[0] for name in ("l-far", "l-near", "itt"))
     write_run(far, *DENSE, "seed=5", "run_name=llama", loss=5.0)
     write_run(near, *DENSE, "run_name=llama", loss=4.1)
-    write_run(itt, loss=4.0)
+    write_run(itt, "run_name=itt", loss=4.0)
     table = efficiency_of([far, near, itt])
-    assert [row[:4] for row in table["rows"]] == [["ITT×3", "4.1000", "4.0000", "74 %"]]
+    assert [row[:4] for row in table["rows"]] == [["itt", "4.1000", "4.0000", "74 %"]]
     assert table["notes"] == []
 
 
@@ -487,7 +573,9 @@ def test_a_terminal_of_80_columns_cuts_nothing_off(tmp_path):
     text = io.StringIO()
     build(runs, [], "title").page.summary.brief().print(Console(width=80, file=text))
     assert "60.34" in text.getvalue()  # exp(4.1)
-    assert "increment" in text.getvalue()
+    assert (
+        "On the page, too: training time; thinking_update; step_encoding_init.\n" in text.getvalue()
+    )
     assert "…" not in text.getvalue()
 
 
@@ -516,7 +604,7 @@ def test_the_command_writes_the_page_and_the_table_and_tells_mistakes(runs, tmp_
     assert result.exit_code == 0, result.output
     assert "ITT×3" in result.output
     assert out.stat().st_size < 2e6
-    assert "| ITT×3 | 50/80 | 1 |" in table.read_text()
+    assert "| itt | 54.60 | 55.15 | ITT×3 | 50/80 |" in table.read_text()
     assert list(out.parent.iterdir()) == [out]
     for wrong, sentence in (
         ([str(tmp_path)], "is no folder of a run"),

@@ -1,6 +1,7 @@
 """The page in a real browser, with the network off."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -141,6 +142,90 @@ def test_every_figure_is_drawn_and_controls_change_it(open_page):
     assert len(marks(page, "router_weights")) > 8
 
 
+def test_runs_keep_their_names_and_perplexity_comes_second(open_page):
+    page = open_page(**DESKTOP)
+    rows = page.eval_on_selector_all(
+        "#summary tr",
+        "rows => rows.map(row => [...row.cells].map(cell => cell.textContent.trim()))",
+    )
+    assert rows[0][:4] == ["run", "validation perplexity", "by thresholds", "model"]
+    assert rows[0][5:7] == ["length", "reweighting"]
+    names = [row[0].splitlines()[0] for row in rows[1:]]
+    assert names[0] == "dense-1"
+    legend = page.locator("#curves .role-legend-label text").all_text_contents()
+    assert set(legend) <= {name.strip() for name in names} | {"itt-3"}
+    assert {"dense-1", "dense-2", "itt-3"} < set(legend)
+
+
+def test_validation_only_gives_the_axis_to_validation(open_page):
+    page = open_page(**DESKTOP)
+    domain = "charts[0].view.view.scale('y').domain()"
+    both = page.evaluate(domain)
+    losses = page.evaluate("charts[0].records.validation.map(one => one.loss)")
+    choose(page, "curves", "shown", "validation only")
+    low, high = page.evaluate(domain)
+    assert both[1] - both[0] > 1.5 * (high - low)
+    assert low < min(losses) < max(losses) < high
+    choose(page, "curves", "y", "perplexity")
+    assert page.evaluate(domain) == pytest.approx([math.exp(low), math.exp(high)])
+    choose(page, "curves", "shown", "training and validation")
+    assert page.evaluate(domain) == pytest.approx([math.exp(end) for end in both])
+
+
+def test_any_place_beside_a_curve_tells_the_nearest_point_of_it(open_page):
+    page = open_page(**DESKTOP)
+    chart = page.locator("#curves .chart svg.marks")
+    for x in (251, 404, 557):
+        chart.hover(position={"x": x, "y": 230}, force=True)
+        tooltip = page.locator("#vg-tooltip-element.visible")
+        tooltip.wait_for()
+        told = tooltip.inner_text()
+        assert "training loss, smoothed" in told
+        assert re.search(r"run\s+(dense|itt)-\d", told)
+        assert "undefined" not in told
+
+
+def boxes(page, selector):
+    return page.eval_on_selector_all(
+        selector,
+        "all => all.map(one => one.getBoundingClientRect()).filter(box => box.width)"
+        ".map(box => [box.left, box.top, box.right, box.bottom])",
+    )
+
+
+@pytest.mark.parametrize("options", [DESKTOP, PHONE])
+def test_names_of_settings_cover_no_point(open_page, tmp_path, options):
+    build([write_run(tmp_path / "itt", analysed=True)], [], "t").write(tmp_path / "one.html")
+    page = open_page(tmp_path / "one.html", **options)
+    for shown in ("that think", "all, 0/0/0 too"):
+        choose(page, "elastic", "settings", shown)
+        points = boxes(page, "#elastic .mark-symbol.role-mark path")
+        names = boxes(page, "#elastic .mark-text.role-mark text")
+        assert len(names) > 2
+        for number, (left, top, right, bottom) in enumerate(names):
+            for other in [*points, *names[:number]]:
+                is_apart = other[2] <= left or other[0] >= right
+                assert is_apart or other[3] <= top or other[1] >= bottom
+
+
+@pytest.mark.parametrize("options", [DESKTOP, PHONE])
+def test_the_menu_of_a_low_chart_is_seen_whole(open_page, options):
+    page = open_page(**options)
+    page.locator("#overlap summary").click(force=True)
+    page.locator("#overlap .vega-actions").wait_for()
+    corners = page.evaluate(
+        """() => {
+            const menu = document.querySelector('#overlap .vega-actions');
+            menu.scrollIntoView({block: 'center', behavior: 'instant'});
+            const {left, top, right, bottom} = menu.getBoundingClientRect();
+            return [[left, top], [right, top], [left, bottom], [right, bottom]].map(([x, y]) =>
+                menu.contains(document.elementFromPoint(
+                    x + (x === left ? 4 : -4), y + (y === top ? 4 : -4))));
+        }"""
+    )
+    assert corners == [True] * 4
+
+
 def test_the_elastic_figure_leaves_out_no_thinking_until_it_is_asked_for(open_page):
     page = open_page(**DESKTOP)
     points = page.locator("#elastic .mark-symbol.role-mark path")
@@ -164,7 +249,12 @@ def test_of_more_models_than_colours_the_usual_ones_stand_out_at_first(open_page
     )
     assert [opacity > 0.5 for opacity in opacities] == [True] * 2 + [False] * 6
     assert "At first the models of usual settings" in page.inner_text("#equal_compute .caption")
-    legend = page.locator("#equal_compute .role-legend-label text", has_text="lr 0.03")
+    seen = page.eval_on_selector_all(
+        "#curves .mark-symbol.role-mark path",
+        "path => path.filter(one => Number(one.getAttribute('opacity') ?? 1) > 0.5).length",
+    )
+    assert seen == 2 * 4  # of two models; no point of a training curve is told yet
+    legend = page.locator("#equal_compute .role-legend-label text", has_text="rate-2")
     legend.click(force=True)
     page.wait_for_function(
         f"document.querySelectorAll('{points}')[4].getAttribute('opacity') > 0.5"
@@ -184,7 +274,9 @@ def test_of_more_models_than_colours_the_usual_ones_stand_out_at_first(open_page
 
 def test_the_legend_highlights_and_the_chart_tells_its_points(open_page):
     page = open_page(**DESKTOP)
-    legend = page.locator("#equal_compute .role-legend-label text", has_text=re.compile("^LLaMA$"))
+    legend = page.locator(
+        "#equal_compute .role-legend-label text", has_text=re.compile("^dense-1$")
+    )
     faint = "path => path.filter(one => Number(one.getAttribute('opacity') ?? 1) < 0.5).length"
     points = "#equal_compute .mark-symbol.role-mark path"
     assert page.eval_on_selector_all(points, faint) == 0
@@ -219,6 +311,7 @@ def test_a_chart_zooms_and_stays_zoomed_until_an_axis_changes(open_page):
     zoomed = page.evaluate(domains)
     choose(page, "curves", "shown", "validation only")
     assert page.evaluate(domains) == zoomed
+    choose(page, "curves", "shown", "training and validation")
     choose(page, "curves", "x", "executed FLOPs")
     choose(page, "curves", "x", "tokens")
     assert page.evaluate(domains) == whole

@@ -12,7 +12,7 @@ from itt_composer.errors import UserError
 from itt_composer.report.axes import Units
 from itt_composer.report.build import build
 from itt_composer.report.curves import smoothed, thinned, training_records
-from itt_composer.report.experiments import group, incomparable
+from itt_composer.report.experiments import common_name, differing_settings, group, incomparable
 from itt_composer.report.page import render
 from itt_composer.report.runs import read_run, read_runs
 from itt_composer.report.summary import counted, duration, summarise
@@ -70,15 +70,26 @@ def test_runs_that_differ_in_seeds_only_are_one_experiment(tmp_path):
     ]
     experiments = group(read_runs(folders))
     assert [(one.label, len(one.runs)) for one in experiments] == [
-        ("LLaMA", 1),
-        ("ITT×3", 2),
-        ("LLaMA, 1,600 batches", 1),
-        ("ITT×3, lr 0.002", 1),
-        ("ITT×3, without RTC", 1),
-        ("ITT×3, 70/70", 1),
-        ("ITT×3, intermediate_size 24", 1),
-        ("ITT×3, 6 layers", 1),
+        ("dense", 1),
+        ("itt-17/18", 2),
+        ("long", 1),
+        ("lr", 1),
+        ("no-rtc", 1),
+        ("ratios", 1),
+        ("narrow", 1),
+        ("deep", 1),
     ]
+    summary = summarise(experiments)
+    columns = ["length", "lr", "residual_thinking", "intermediate_size", "layers"]
+    assert summary.columns[:4] == ["validation\nperplexity", "by\nthresholds", "model", "ratios, %"]
+    assert summary.columns[4:9] == columns == summary.settings
+    cells = {line.label: [cell.text for cell in line.cells[2:9]] for line in summary.lines}
+    usual = ["ITT×3", "50/80", "40 batches", "0.001", "true", "48", "4"]
+    assert cells["itt-17/18"] == usual
+    assert cells["no-rtc"] == [*usual[:4], "false", *usual[5:]]
+    assert cells["ratios"] == ["ITT×3", "70/70", *usual[2:]]
+    assert cells["long"] == ["LLaMA", "–", "1,600 batches", "0.001", "–", "48", "4"]
+    assert cells["deep"][-1] == "6"
 
 
 def test_what_is_usual_is_so_in_most_runs_of_a_size(tmp_path):
@@ -90,13 +101,29 @@ def test_what_is_usual_is_so_in_most_runs_of_a_size(tmp_path):
         write_run(tmp_path / "large", *DENSE, *large, "optimizer.decoupled_adamw.lr=0.0001"),
         write_run(tmp_path / "large-itt", *large, "optimizer.decoupled_adamw.lr=0.0001"),
     ]
-    assert [one.label for one in group(read_runs(folders))] == [
-        "LLaMA, d 32",
-        "ITT×3, d 32",
-        "LLaMA, d 32, lr 0.0001",
-        "LLaMA, d 64",
-        "ITT×3, d 64",
-    ]
+    experiments = group(read_runs(folders))
+    assert [one.label for one in experiments] == ["dense", "itt", "slow", "large", "large-itt"]
+    assert [bool(one.differences) for one in experiments] == [False, False, True, False, False]
+    assert differing_settings(experiments) == {
+        "lr": ["0.001", "0.001", "0.0001", "0.0001", "0.0001"],
+        "hidden_size": ["32", "32", "32", "64", "64"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "together"),
+    [
+        (["only"], "only"),
+        (["llama-seed17", "llama-seed18", "llama-seed9"], "llama-seed17/18/9"),
+        (["x4-seed17-lr0.1", "x4-seed18-lr0.1"], "x4-seed17/18-lr0.1"),
+        (["first", "second"], "first + 1 more"),
+        (["run", "run2"], "run + 1 more"),
+        (["run (a/run)", "run (b/run)"], "run (a/run) + 1 more"),
+        ([f"a-long-name-{number}" for number in range(100, 130)], "a-long-name-100 + 29 more"),
+    ],
+)
+def test_repeats_have_their_names_with_what_is_common_once(names, together):
+    assert common_name(names) == together
 
 
 def test_a_recipe_from_before_a_setting_came_is_like_one_that_has_its_default(tmp_path):
@@ -116,13 +143,13 @@ def test_the_summary_gives_means_spreads_and_what_is_in_progress(tmp_path):
     summary = summarise(group(read_runs(folders)))
     dense, itt = summary.lines
     assert (dense.state, itt.state) == ("in progress, 25 %", "1 more in progress")
-    assert itt.cells[1].text == "2"
-    perplexity = itt.cells[4]
+    assert itt.cells[4].text == "2"
+    perplexity = itt.cells[0]
     mean = (np.exp(4.0) + np.exp(4.2)) / 2
     assert perplexity.text == f"{mean:.2f}"
     assert perplexity.spread == f"{np.exp(4.0):.2f}–{np.exp(4.2):.2f}"
-    assert "| ITT×3 (1 more in progress) | 50/80 | 2 |" in summary.table().markdown()
-    assert dense.cells[4].text == f"{np.exp(4.1):.2f}"  # of its last evaluation
+    assert "| a + 2 more (1 more in progress) | 60.64 (54.60–66.69) |" in summary.table().markdown()
+    assert dense.cells[0].text == f"{np.exp(4.1):.2f}"  # of its last evaluation
 
 
 def test_seeds_that_diverged_are_told_beside_the_mean(tmp_path):
@@ -132,8 +159,8 @@ def test_seeds_that_diverged_are_told_beside_the_mean(tmp_path):
         for number, (name, loss) in enumerate(losses.items())
     ]
     (line,) = summarise(group(read_runs(folders))).lines
-    assert line.cells[4].text == f"{(np.exp(4.0) + np.exp(4.2)) / 2:.2f} (2 of 3)"
-    assert line.cells[3].text == "5.12 k"
+    assert line.cells[0].text == f"{(np.exp(4.0) + np.exp(4.2)) / 2:.2f} (2 of 3)"
+    assert line.cells[6].text == "5.12 k"
 
 
 def test_flops_of_a_log_that_ends_before_its_run_are_not_told(tmp_path):
@@ -141,7 +168,7 @@ def test_flops_of_a_log_that_ends_before_its_run_are_not_told(tmp_path):
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:20]))
     (line,) = summarise(group(read_runs([folder]))).lines
-    assert (line.cells[3].text, line.cells[6].text) == ("5.12 k", "–")
+    assert (line.cells[6].text, line.cells[7].text) == ("5.12 k", "–")
 
 
 def test_a_run_that_logged_no_time_has_taken_none_that_is_known(tmp_path):
@@ -151,7 +178,7 @@ def test_a_run_that_logged_no_time_has_taken_none_that_is_known(tmp_path):
     (folder / "metrics.jsonl").write_text("".join(texts))
     runs = read_runs([folder, write_run(tmp_path / "other", *DENSE)])
     dense, itt = summarise(group(runs)).lines
-    assert (dense.cells[8].text, itt.cells[8].text) == ("10 s", "–")
+    assert (dense.cells[9].text, itt.cells[9].text) == ("10 s", "–")
     assert Units(runs).time.name == "minutes"
     records = training_records(runs[0], "ITT", Units(runs), 10)
     assert len(records) == 10
@@ -227,7 +254,6 @@ def test_folders_that_are_no_runs_are_told(tmp_path):
         ("recipe.yaml", "hidden_size: 32", "hidden_size: big", "model.hidden_size=big is no"),
         ("summary.json", '"tokens": 5120', '"tokens": "5"', "summary.json cannot be read"),
         ("summary.json", '"validation_loss": 4.0', '"validation_loss": ""', "cannot be read"),
-        ("summary.json", '"tokens_per_second": 5', '"tokens_per_second": "a", "": 5', "cannot be"),
         ("summary.json", 'threshold": 4.01', 'threshold": "4"', "summary.json cannot be read"),
     ],
 )
