@@ -3,7 +3,7 @@
 Commands: `convert`, `verify`, `stats`, `sample-corpus`, `train-tokenizer`.
 
 convert.py            `convert`: the checklist
-    domains.py        folders of a corpus and their names
+    domains.py        files of a corpus, its domains and their names
     parts.py          what a worker takes at a time
     budgets.py        how much is wanted; estimate.py: of how much there is
     local_engine.py   parts on the cores of this machine; workers.py: its processes
@@ -20,4 +20,5 @@ convert_manifest.py   the manifest of `convert`; manifest.py: of every command
 verify.py, shard_files.py, stats.py   reading the result again
 corpus.py, docstrings.py   `sample-corpus`: real text from the running Python installation
 tokenizer_training.py      `train-tokenizer`: a LLaMA-style SentencePiece model
+    sentencepiece_process.py   its trainer, in a process of its own
 """

@@ -51,13 +51,20 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Root = Annotated[Path, typer.Argument(help="Folder with <domain>/**/*.jsonl.")]
+Root = Annotated[Path, typer.Argument(help="Folder with <domain>/**/*.jsonl, .json, .gz, .zst.")]
 Out = Annotated[Path, typer.Option(help="Folder to make; appears only when it is complete.")]
 Share = Annotated[
     float,
     typer.Option(min=0, max=1, help="Share of documents, by a hash of their text, to validate on."),
 ]
 TextField = Annotated[str, typer.Option(help="Field of a line that holds the document's text.")]
+DomainField = Annotated[
+    str | None,
+    typer.Option(
+        help="Field of a line that names its domain, like meta.redpajama_set_name.",
+        show_default="the folder",
+    ),
+]
 
 Folder = Annotated[str, typer.Argument(help="Folder that convert wrote.", metavar="OUT")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -88,12 +95,15 @@ def train_tokenizer(
     vocab_size: Annotated[int, typer.Option(min=1, help="Number of token ids.")] = 4096,
     validation_share: Share = 0.05,
     text_field: TextField = "text",
+    domain_field: DomainField = None,
 ) -> None:
     """Train a LLaMA-style SentencePiece tokenizer on the training documents of ROOT."""
-    from data_prep.tokenizer_training import train_tokenizer
+    from data_prep.documents import Fields
+    from data_prep.tokenizer_training import train_tokenizer, warnings
 
     with errors_as_sentences():
-        manifest = train_tokenizer(root, out, vocab_size, validation_share, text_field)
+        fields = Fields(text_field, domain_field)
+        manifest = train_tokenizer(root, out, vocab_size, validation_share, fields)
         if manifest is None:
             _say_complete(out)
         else:
@@ -102,6 +112,8 @@ def train_tokenizer(
                 f"tokenizer of {vocab_size:,} pieces in {out}, trained on "
                 f"{trained_on['documents']:,} documents, {trained_on['utf8_bytes'] / 1e6:.1f} MB"
             )
+            for warning in warnings(manifest, root):
+                typer.echo(f"warning: {warning}", err=True)
 
 
 def _count(text: str) -> int:
@@ -137,6 +149,7 @@ def convert(
         typer.Option(min=1, help="Processes.", show_default="one per core, fewer for little text"),
     ] = None,
     text_field: TextField = "text",
+    domain_field: DomainField = None,
     validation_share: Annotated[
         float,
         typer.Option(
@@ -223,6 +236,7 @@ def convert(
             tokenizer=tokenizer,
             seq_len=seq_len,
             text_field=text_field,
+            domain_field=domain_field,
             validation_share=validation_share,
             validation_tokens=validation_tokens,
             train_tokens=train_tokens,
@@ -253,8 +267,8 @@ def convert(
             _say_complete(out)
             return
         _print_stats(stats_of(ConvertManifest.model_validate(manifest)))
-        for shortfall in conversion.warnings(manifest):
-            typer.echo(f"warning: {shortfall}", err=True)
+        for warning in conversion.warnings(manifest, root):
+            typer.echo(f"warning: {warning}", err=True)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import numpy as np
 
 from data_prep.budgets import Budgets
 from data_prep.convert_manifest import StreamCounts
+from data_prep.domains import MIXED
 from data_prep.manifest import fingerprint
 from data_prep.part_store import INDEX, TAILS, DonePart, merge_indexes, store_tails
 from data_prep.rows import ShardOptions
@@ -34,7 +35,7 @@ def finish_streams(
     """Make rows of what the parts left over, and an index for every stream that has rows.
 
     Args:
-        parts: the parts that are used, in order, by domain.
+        parts: the parts that are used, in order, by source.
         options: how rows are stored.
         budgets: rows wanted.
         state: of the unfinished output.
@@ -45,15 +46,14 @@ def finish_streams(
     """
     streams: dict[str, dict[str, Stream]] = {split: {} for split in SPLITS}
     futures = {}
+    by_domain = parts_by_domain(parts)
     for split in SPLITS:
-        for domain, done in parts.items():
-            kept = sum(part.kept[split] for part in done)
-            tails = rows_of_tails(done, split, options)
+        for domain, done in by_domain.items():
+            kept = sum(part.kept[domain][split] for part in done)
+            tails = rows_of_tails(done, split, domain, options)
             limit = budgets.limit(split, domain)
             rows = tails if limit is None else tails[: max(0, limit - kept)]
-            counts = stream_counts(
-                done, split, (kept + len(rows)) * options.seq_len, options.seq_len
-            )
+            counts = stream_counts(done, split, domain, kept + len(rows), options.seq_len)
             streams[split][domain] = Stream(counts, {})
             arguments = (rows, options, state.folder, Path(split, domain), state.work / "tails")
             future = workers.submit(_store_tails, *arguments)
@@ -66,7 +66,7 @@ def finish_streams(
             stream = streams[split][domain]
             stream.files = future.result()
             if stream.counts.rows:
-                folders = [_part_folder(p) for p in parts[domain] if p.kept[split]]
+                folders = [_part_folder(p) for p in by_domain[domain] if p.kept[domain][split]]
                 folders += [TAILS] if stream.files else []
                 place = Path(split, domain)
                 merge_indexes(state.folder / place, folders)
@@ -74,24 +74,38 @@ def finish_streams(
     return streams
 
 
+def parts_by_domain(parts: dict[str, list[DonePart]]) -> dict[str, list[DonePart]]:
+    """Of every domain the parts that it has a place in, in order; parts are given by source."""
+    found: dict[str, list[DonePart]] = {source: [] for source in parts if source != MIXED}
+    for part in (part for done in parts.values() for part in done):
+        for domain in part.kept:
+            found.setdefault(domain, []).append(part)
+    return dict(sorted(found.items()))
+
+
 def totals(counts: list[StreamCounts]) -> dict[str, int]:
     """Sums over streams."""
     return {name: sum(getattr(c, name) for c in counts) for name in StreamCounts.model_fields}
 
 
-def rows_of_tails(parts: list[DonePart], split: str, options: ShardOptions) -> np.ndarray:
-    """What the parts left over, in their order, as rows: (rows, seq_len)."""
-    tails = [part.record.tails[split] for part in parts]
+def rows_of_tails(
+    parts: list[DonePart], split: str, domain: str, options: ShardOptions
+) -> np.ndarray:
+    """What the parts of a domain left over, in their order, as rows: (rows, seq_len)."""
+    tails = [part.record.tails[domain][split] for part in parts]
     ids = np.concatenate([np.empty(0, options.dtype), *tails])
     filled = len(ids) // options.seq_len * options.seq_len
     return ids[:filled].reshape(-1, options.seq_len)
 
 
-def stream_counts(parts: list[DonePart], split: str, tokens: int, seq_len: int) -> StreamCounts:
-    """Counts of a stream that has `tokens` ids in rows, made of these parts."""
-    splits = [part.record.splits[split] for part in parts]
+def stream_counts(
+    parts: list[DonePart], split: str, domain: str, rows: int, seq_len: int
+) -> StreamCounts:
+    """Counts of a stream of so many rows, made of these parts."""
+    tokens = rows * seq_len
+    splits = [part.record.domains[domain][split] for part in parts]
     read = sum(counts.tokens for counts in splits)
-    dropped = sum(len(part.record.tails[split]) for part in parts) % seq_len
+    dropped = sum(len(part.record.tails[domain][split]) for part in parts) % seq_len
     return StreamCounts(
         documents=sum(counts.documents for counts in splits),
         characters=sum(counts.characters for counts in splits),
@@ -99,7 +113,7 @@ def stream_counts(parts: list[DonePart], split: str, tokens: int, seq_len: int) 
         tokens=tokens,
         dropped_tokens=dropped,
         unused_tokens=read - tokens - dropped,
-        rows=tokens // seq_len,
+        rows=rows,
     )
 
 

@@ -1,18 +1,22 @@
 """Token budgets: how much of each domain is wanted, and which rows of which part that is."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from data_prep.conversion import PartRecord
-from data_prep.domains import PAPER_SHARES, domain_name
+from data_prep.domains import MIXED, PAPER_SHARES, domain_name
 from data_prep.split import SPLITS
 from itt_composer.errors import UserError
 from itt_composer.settings import read_yaml
 
+Kept: TypeAlias = dict[str, dict[str, int]]  # rows by domain and split
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
 
@@ -90,6 +94,10 @@ class Budgets:
             }
         )
 
+    def known_domains(self) -> frozenset[str] | None:
+        """Domains that have a share, or None where nothing is limited."""
+        return frozenset().union(*self.rows.values()) if self.rows else None
+
     def limit(self, split: str, domain: str) -> int | None:
         """Rows wanted, or None for all there are."""
         return self.rows.get(split, {}).get(domain)
@@ -99,17 +107,49 @@ class Budgets:
         limit = self.limit(split, domain)
         return limit is not None and rows >= limit
 
-    def limits(self, records: list[PartRecord]) -> list[dict[str, int]]:
-        """Rows to keep of each part of one domain, by split; records in the order of the parts."""
-        kept = []
-        used = dict.fromkeys(SPLITS, 0)
+    def train_rows(self, source: str) -> dict[str, int] | None:
+        """Training rows that are wanted of a source, by domain; None for all there are."""
+        rows = self.rows.get("train", {})
+        wanted = rows if source == MIXED else {d: n for d, n in rows.items() if d == source}
+        return wanted or None
+
+    def parts_needed(self, source: str, records: Iterable[PartRecord]) -> int:
+        """How many of the parts of a source, from the first on, its training budgets take."""
+        wanted = self.train_rows(source)
+        rows: Counter[str] = Counter()
+        count = 0
         for record in records:
-            rows = {}
-            for split in SPLITS:
-                limit = self.limit(split, record.domain)
-                there = record.splits[split].rows
-                rows[split] = there if limit is None else min(there, limit - used[split])
-                used[split] += rows[split]
+            if wanted is not None and all(rows[domain] >= n for domain, n in wanted.items()):
+                break
+            rows.update({domain: record.rows("train", domain) for domain in record.domains})
+            count += 1
+        return count
+
+    def is_limited(self, source: str) -> bool:
+        """Whether a budget may leave rows of a source out."""
+        if source == MIXED:
+            return bool(self.rows)
+        return any(self.limit(split, source) is not None for split in SPLITS)
+
+    def shared_out(self, records: list[PartRecord]) -> list[Kept]:
+        """Rows to keep of each part of one source, records in the order of the parts.
+
+        A domain takes nothing, and is not in what is kept, of the parts after the one that fills
+        its training budget.
+        """
+        kept: list[Kept] = []
+        used: Counter[tuple[str, str]] = Counter()
+        for record in records:
+            rows: Kept = {}
+            for domain, splits in record.domains.items():
+                if self.is_filled("train", domain, used["train", domain]):
+                    continue
+                rows[domain] = {}
+                for split in SPLITS:
+                    limit, there = self.limit(split, domain), splits[split].rows
+                    left = there if limit is None else min(there, limit - used[split, domain])
+                    rows[domain][split] = left
+                    used[split, domain] += left
             kept.append(rows)
         return kept
 

@@ -11,6 +11,7 @@ import numpy as np
 from data_prep.documents import (
     BadInputError,
     Document,
+    Fields,
     Piece,
     PieceReader,
     document_of,
@@ -25,6 +26,7 @@ from itt_composer.errors import UserError
 
 # Lines that are held, decoded and encoded together. The memory of a worker follows from it.
 BATCH_BYTES = 2_000_000
+MOST_DOMAINS = 1000  # that lines may name
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Settings:
 
     Attributes:
         root: the corpus.
-        text_field: field of a line that holds the document.
+        fields: of a line.
         validation_share: share of documents, by a hash of their text, that is for validation.
         tokenizer: the tokenizer.
         encoder: "fast" or "reference".
@@ -42,7 +44,7 @@ class Settings:
     """
 
     root: Path
-    text_field: str
+    fields: Fields
     validation_share: float
     tokenizer: Tokenizer
     encoder: str
@@ -60,7 +62,7 @@ class Reject(NamedTuple):
 
 @dataclass
 class SplitCounts:
-    """What a part has for a split; `rows` are full ones, the tail not counted."""
+    """What a part has for a domain and split; `rows` are full ones, the tail not counted."""
 
     documents: int = 0
     characters: int = 0
@@ -69,38 +71,47 @@ class SplitCounts:
     rows: int = 0
 
 
+def _both_splits() -> dict[str, SplitCounts]:
+    return {split: SplitCounts() for split in SPLITS}
+
+
 @dataclass
 class PartRecord:
     """What became of a part.
 
     Attributes:
-        domain, index: the part.
+        source, index: the part.
         inputs: of each piece: file, start, end and the SHA-256 of the bytes read.
         lines: lines read, rejected ones included.
         rejects: lines left out.
         cut_files: files that could be read to a damaged place only, or not at all.
         special_tokens: names of special tokens that were met in documents.
-        splits: counts by split; `tokens` are all ids, BOS, EOS and tail included.
-        tails: ids by split that fill no row, (fewer than seq_len,).
+        domains: counts by domain and split; `tokens` are all ids, BOS, EOS and tail included.
+        tails: ids by domain and split that fill no row, (fewer than seq_len,).
     """
 
-    domain: str
+    source: str
     index: int
     inputs: list[dict[str, Any]] = field(default_factory=list)
     lines: int = 0
     rejects: list[Reject] = field(default_factory=list)
     cut_files: list[str] = field(default_factory=list)
     special_tokens: int = 0
-    splits: dict[str, SplitCounts] = field(
-        default_factory=lambda: {split: SplitCounts() for split in SPLITS}
-    )
-    tails: dict[str, np.ndarray] = field(default_factory=dict)
+    domains: dict[str, dict[str, SplitCounts]] = field(default_factory=dict)
+    tails: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def rows(self, split: str, domain: str) -> int:
+        """Full rows of a domain."""
+        return self.domains[domain][split].rows if domain in self.domains else 0
 
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values."""
         tails = {
-            split: {"dtype": str(tail.dtype), "ids": b64encode(tail.tobytes()).decode()}
-            for split, tail in self.tails.items()
+            domain: {
+                split: {"dtype": str(tail.dtype), "ids": b64encode(tail.tobytes()).decode()}
+                for split, tail in splits.items()
+            }
+            for domain, splits in self.tails.items()
         }
         return asdict(self) | {"tails": tails}
 
@@ -111,18 +122,25 @@ class PartRecord:
             **values
             | {
                 "rejects": [Reject(*reject) for reject in values["rejects"]],
-                "splits": {name: SplitCounts(**c) for name, c in values["splits"].items()},
+                "domains": {
+                    domain: {split: SplitCounts(**c) for split, c in splits.items()}
+                    for domain, splits in values["domains"].items()
+                },
                 "tails": {
-                    name: np.frombuffer(b64decode(tail["ids"]), tail["dtype"])
-                    for name, tail in values["tails"].items()
+                    domain: {
+                        split: np.frombuffer(b64decode(tail["ids"]), tail["dtype"])
+                        for split, tail in splits.items()
+                    }
+                    for domain, splits in values["tails"].items()
                 },
             }
         )
 
 
 class RowBlock(NamedTuple):
-    """Rows of a split, in order: (rows, seq_len)."""
+    """Rows of a domain and split, in order: (rows, seq_len)."""
 
+    domain: str
     split: str
     rows: np.ndarray
 
@@ -169,9 +187,10 @@ class _Conversion:
         self.settings = settings
         self.on_progress = on_progress
         self.encoder = Encoder(settings.tokenizer, settings.encoder)
-        shards = settings.shards
-        self.packers = {split: RowPacker(shards.seq_len, shards.dtype) for split in SPLITS}
-        self.record = PartRecord(part.domain, part.index)
+        self.packers: dict[str, dict[str, RowPacker]] = {}
+        self.record = PartRecord(part.source, part.index)
+        if settings.fields.domain is None:
+            self._add_domain(part.source)
         self.told_bytes = 0  # of the piece's file, by on_progress
 
     def piece(self, piece: Piece) -> Iterator[RowBlock]:
@@ -179,12 +198,12 @@ class _Conversion:
         reader = PieceReader(self.settings.root, piece)
         for batch in self._batches(reader):
             read, documents, tokens = reader.raw_bytes, 0, 0
-            for split, lines in self._by_split(batch).items():
-                ids, count = self._encode(reader, split, lines)
+            for (domain, split), lines in self._by_stream(reader, batch).items():
+                ids, count = self._encode(reader, domain, split, lines)
                 documents, tokens = documents + count, tokens + len(ids)
-                rows = self.packers[split].add(ids)
-                self.record.splits[split].rows += len(rows)
-                yield RowBlock(split, rows)
+                rows = self.packers[domain][split].add(ids)
+                self.record.domains[domain][split].rows += len(rows)
+                yield RowBlock(domain, split, rows)
             self.on_progress(Progress(read - self.told_bytes, documents, tokens))
             self.told_bytes = read
         self.on_progress(Progress(reader.raw_bytes - self.told_bytes, 0, 0))
@@ -194,9 +213,17 @@ class _Conversion:
 
     def finish(self) -> PartRecord:
         """Give the record, the tails in it."""
-        self.record.tails = {split: packer.tail for split, packer in self.packers.items()}
+        self.record.tails = {
+            domain: {split: packer.tail for split, packer in packers.items()}
+            for domain, packers in self.packers.items()
+        }
         self.record.special_tokens = self.encoder.special_tokens
         return self.record
+
+    def _add_domain(self, domain: str) -> None:
+        shards = self.settings.shards
+        self.packers[domain] = {s: RowPacker(shards.seq_len, shards.dtype) for s in SPLITS}
+        self.record.domains[domain] = _both_splits()
 
     def _batches(self, reader: PieceReader) -> Iterator[list[_Line]]:
         """Yield the documents of a piece in batches, bad lines rejected."""
@@ -205,7 +232,7 @@ class _Conversion:
         try:
             for line in reader:
                 try:
-                    document = document_of(line, self.settings.text_field)
+                    document = document_of(line, self.settings.fields)
                 except ValueError as error:
                     self._reject(reader, reader.lines_read, str(error))
                     continue
@@ -220,15 +247,27 @@ class _Conversion:
         if batch:
             yield batch
 
-    def _by_split(self, batch: list[_Line]) -> dict[str, list[_Line]]:
-        lines: dict[str, list[_Line]] = {}
+    def _by_stream(
+        self, reader: PieceReader, batch: list[_Line]
+    ) -> dict[tuple[str, str], list[_Line]]:
+        """Lines by domain and split."""
+        lines: dict[tuple[str, str], list[_Line]] = {}
         for line in batch:
+            domain = line.document.domain or self.part.source
+            if domain not in self.packers:
+                if len(self.packers) == MOST_DOMAINS:
+                    raise UserError(
+                        f"{where(reader.path, reader.file_line(line.number))}more than "
+                        f'{MOST_DOMAINS:,} domains so far: "{self.settings.fields.domain}" is not '
+                        "a field that names a domain; give another --domain-field"
+                    )
+                self._add_domain(domain)
             split = split_of(line.document.data, self.settings.validation_share)
-            lines.setdefault(split, []).append(line)
+            lines.setdefault((domain, split), []).append(line)
         return lines
 
     def _encode(
-        self, reader: PieceReader, split: str, lines: list[_Line]
+        self, reader: PieceReader, domain: str, split: str, lines: list[_Line]
     ) -> tuple[np.ndarray, int]:
         """Ids of documents, BOS and EOS included, and how many documents they are."""
         tokenizer = self.settings.tokenizer
@@ -242,7 +281,7 @@ class _Conversion:
             ) from error
         if len(tokens.ids) and tokens.ids.max() >= tokenizer.vocab_size:
             lines, tokens = self._without_unknown_ids(reader, lines, tokens)
-        counts = self.record.splits[split]
+        counts = self.record.domains[domain][split]
         counts.documents += len(lines)
         counts.characters += sum(len(line.document.text) for line in lines)
         counts.utf8_bytes += sum(len(line.document.data) for line in lines)

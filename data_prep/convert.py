@@ -16,8 +16,9 @@ from typing import Any
 from data_prep.assembly import Stream, finish_streams, totals
 from data_prep.budgets import Budgets, read_shares
 from data_prep.conversion import Progress, Settings
-from data_prep.domains import find_domains
-from data_prep.estimate import estimate, validation_threshold
+from data_prep.documents import Fields
+from data_prep.domains import MIXED, Corpus, find_corpus, not_read_sentence
+from data_prep.estimate import Estimate, estimate, validation_threshold
 from data_prep.local_engine import LocalEngine
 from data_prep.manifest import MANIFEST, as_stored, fingerprint_files, is_inside
 from data_prep.output import LocalOutput, RemoteOutput, open_output
@@ -43,11 +44,12 @@ class Options:
     """What `convert` is asked for.
 
     Attributes:
-        root: folder with a folder per domain.
+        root: folder with a folder per domain, or with any files whose lines name their domain.
         out: folder or URL of an object store.
         tokenizer: file, folder or hub name.
         seq_len: ids per row.
         text_field: field of a line that holds the document.
+        domain_field: field of a line that names its domain, or None where the folder does.
         validation_share: share of documents, by a hash of their text, for validation; with
             `validation_tokens` the largest share that may be taken.
         validation_tokens, train_tokens: budgets over all domains, or None for everything.
@@ -71,6 +73,7 @@ class Options:
     tokenizer: str
     seq_len: int
     text_field: str = "text"
+    domain_field: str | None = None
     validation_share: float = 0.05
     validation_tokens: int | None = None
     train_tokens: int | None = None
@@ -92,7 +95,7 @@ class Options:
 
 
 def convert(options: Options) -> dict[str, Any] | None:
-    """Convert `root/<domain>/**/*.jsonl` into `out/{train,validation}/<domain>` MDS streams.
+    """Convert the documents below `root` into `out/{train,validation}/<domain>` MDS streams.
 
     Returns:
         The manifest, or None when `out` already held this output.
@@ -110,11 +113,11 @@ def convert(options: Options) -> dict[str, Any] | None:
         options.tokenizer, options.bos_token, options.eos_token, options.special_tokens
     )
     check_storage(_shard_options(options, tokenizer))
-    domains = find_domains(options.root)
-    budgets, recipe = _recipe(options, tokenizer, list(domains))
+    corpus = find_corpus(options.root, mixed=options.domain_field is not None)
+    budgets, recipe = _recipe(options, tokenizer, corpus)
     finished = output.finished(recipe)
     if finished is not None:
-        _check_inputs(finished, options, domains, output.written())
+        _check_inputs(finished, options, corpus, output.written())
         return None
     state = State(output.folder, output.name)
     state.open(recipe)
@@ -122,12 +125,14 @@ def convert(options: Options) -> dict[str, Any] | None:
         if output.finished(recipe) is not None:
             return None  # another process has just finished it
         output.begin(recipe, state)
-        threshold = _threshold(state, options, budgets, domains, tokenizer)
-        settings = _settings(options, tokenizer, threshold)
+        fields = Fields(options.text_field, options.domain_field, budgets.known_domains())
+        threshold = _threshold(state, options, budgets, corpus, fields, tokenizer)
+        settings = _settings(options, fields, tokenizer, threshold)
         spread = options.train_tokens is not None
-        plan = plan_parts(options.root, domains, options.part_size, spread)
+        plan = plan_parts(options.root, corpus.sources, options.part_size, spread)
         parts, streams = _convert_parts(options, settings, plan, budgets, state, output)
         manifest = as_stored(recipe) | _report(plan, parts, streams, threshold)
+        manifest["not_read"] = corpus.not_read
         if manifest["totals"]["train"]["rows"] == 0:
             state.discard()
             raise UserError(
@@ -142,12 +147,12 @@ def convert(options: Options) -> dict[str, Any] | None:
 
 
 def _recipe(
-    options: Options, tokenizer: Tokenizer, domains: list[str]
+    options: Options, tokenizer: Tokenizer, corpus: Corpus
 ) -> tuple[Budgets, dict[str, Any]]:
     """The budgets, and what the output follows from besides the input: changed, it is another."""
     shares = None
     if options.train_tokens is not None or options.validation_tokens is not None:
-        shares = read_shares(options.shares, domains)
+        shares = read_shares(options.shares, [d for d in corpus.sources if d != MIXED])
     elif options.shares is not None:
         raise UserError("--shares divides --train-tokens or --validation-tokens: give one of them")
     if options.master is not None and options.engine != "spark":
@@ -175,6 +180,7 @@ def _recipe(
         },
         "special_tokens": options.special_tokens,
         "text_field": options.text_field,
+        "domain_field": options.domain_field,
         "validation_share": options.validation_share,
         "validation_tokens": options.validation_tokens,
         "train_tokens": options.train_tokens,
@@ -193,7 +199,8 @@ def _threshold(
     state: State,
     options: Options,
     budgets: Budgets,
-    domains: dict[str, list[Path]],
+    corpus: Corpus,
+    fields: Fields,
     tokenizer: Tokenizer,
 ) -> float:
     """Share of documents that is for validation: as asked, or as the validation budget needs."""
@@ -201,22 +208,21 @@ def _threshold(
         return options.validation_share
 
     def compute() -> float:
-        found = {
-            domain: estimate(options.root, files, options.text_field, tokenizer)
-            for domain, files in domains.items()
-        }
+        found: dict[str, Estimate] = {}
+        for source, files in corpus.sources.items():
+            found |= estimate(options.root, source, files, fields, tokenizer)
         return validation_threshold(found, budgets, options.seq_len, options.validation_share)
 
     return state.threshold(compute)
 
 
-def _settings(options: Options, tokenizer: Tokenizer, threshold: float) -> Settings:
+def _settings(options: Options, fields: Fields, tokenizer: Tokenizer, threshold: float) -> Settings:
     encoder, reason = encoder_for(tokenizer, options.encoder)
     if reason is not None:
         logger.info("gigatoken is not proven for %s: the reference encodes, more slowly", reason)
     return Settings(
         root=options.root,
-        text_field=options.text_field,
+        fields=fields,
         validation_share=threshold,
         tokenizer=tokenizer,
         encoder=encoder,
@@ -249,13 +255,13 @@ def _convert_parts(
 
         size = sum(part.input_bytes for parts in plan.values() for part in parts)
         place = output.name if output.is_remote else output.folder
-        with conversion_progress(size, Progress(0, 0, 0)) as on_progress:
+        with conversion_progress(lambda: size, Progress(0, 0, 0)) as on_progress:
             return run_spark(plan, settings, budgets, limit, place, options.master, on_progress)
     engine = LocalEngine(plan, settings, budgets, state, output, limit)
-    size = engine.input_bytes()
+    size = engine.total_bytes
     count = options.workers or min(usable_cores(), -(-_as_text(plan, size) // options.part_size))
     with (
-        conversion_progress(size, engine.done_before()) as on_progress,
+        conversion_progress(lambda: engine.total_bytes, engine.done_before()) as on_progress,
         workers(max(1, count), on_progress) as running,
     ):
         parts = engine.run(running)
@@ -295,7 +301,7 @@ def _report(
             for split, domains in streams.items()
         },
         "rejects": {
-            domain: sum(len(part.record.rejects) for part in done) for domain, done in parts.items()
+            source: sum(len(part.record.rejects) for part in done) for source, done in parts.items()
         },
         "special_token_names": {
             domain: sum(part.record.special_tokens for part in done)
@@ -323,7 +329,7 @@ def _inputs(plan: dict[str, list[Part]], used: list[DonePart]) -> dict[str, dict
 
 
 def _check_inputs(
-    manifest: dict[str, Any], options: Options, domains: dict[str, list[Path]], written: float
+    manifest: dict[str, Any], options: Options, corpus: Corpus, written: float
 ) -> None:
     """Refuse an output that was made of other files than those that are there now.
 
@@ -331,7 +337,7 @@ def _check_inputs(
     the others are read again.
     """
     root = options.root
-    there = {p.relative_to(root).as_posix(): p for files in domains.values() for p in files}
+    there = {p.relative_to(root).as_posix(): p for files in corpus.sources.values() for p in files}
     stored = manifest["inputs"]
 
     def is_changed(name: str) -> bool:
@@ -371,13 +377,15 @@ def _write_rest(
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def warnings(manifest: dict[str, Any]) -> list[str]:
-    """What the user should know of the result: streams with too little, files lost in part."""
+def warnings(manifest: dict[str, Any], root: Path) -> list[str]:
+    """What the user should know of the result of `root`: too little text, files that are lost."""
     cut = [
-        f"{name} is damaged: what follows the line that {REJECTS} names is lost, however much it is"
+        f"{name} could not be read to its end: what follows the line that {REJECTS} names is lost, "
+        "however much it is"
         for name in manifest["cut_files"]
     ]
-    return _shortfalls(manifest) + cut
+    not_read = not_read_sentence(root, manifest["not_read"])
+    return [*_shortfalls(manifest), *cut, *([not_read] if not_read else [])]
 
 
 def _shortfalls(manifest: dict[str, Any]) -> list[str]:

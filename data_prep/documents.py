@@ -1,17 +1,27 @@
 """Reading RedPajama's jsonl form: one JSON object per line, the document in one of its fields."""
 
+import gzip
 import io
 import json
+import re
+import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+from data_prep.domains import compression_of, domain_name
 from itt_composer.errors import UserError
 
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 BUFFER = 1 << 20
+BLOCK = 1 << 16  # of decompressed gzip
+BOM = b"\xef\xbb\xbf"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
+# A folder of the output, in object stores too.
+DOMAIN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]{1,100}")
+HEAD = 1 << 12  # bytes in which the first line shows what kind of file it is
 # Of decompressed text: what a cut-off stream gave last is lost up to this.
 DECOMPRESSED_BUFFER = 1 << 12
 
@@ -45,23 +55,41 @@ class Piece:
     end: int
 
 
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a line say what: names, or paths like `meta.source`.
+
+    Attributes:
+        text: holds the document.
+        domain: names its domain; None where the folder does.
+        domains: those that it may name, None for any.
+    """
+
+    text: str = "text"
+    domain: str | None = None
+    domains: frozenset[str] | None = None
+
+
 class Document(NamedTuple):
-    """One document: its text, and the same in UTF-8."""
+    """One document: its text, the same in UTF-8, and its domain if the line names it."""
 
     text: str
     data: bytes
+    domain: str | None = None
 
 
 class PieceReader:
     """Lines of a piece, and the SHA-256 of the bytes of the file they were read from.
 
-    A compressed file is always one piece; then the hash is that of the compressed bytes.
+    Blank lines are passed over, but have a number. A compressed file is always one piece; then
+    the hash is that of the compressed bytes.
     """
 
     def __init__(self, root: Path, piece: Piece) -> None:
         self.path = root / piece.file
         self.piece = piece
         self.sha256 = sha256()
+        self.compression = compression_of(self.path)
         self.lines_read = 0
         self.raw_bytes = 0  # of the file, so that progress can be told for compressed ones too
         self._lines_before: int | None = None
@@ -70,15 +98,26 @@ class PieceReader:
         """Yield the lines.
 
         Raises:
-            BadInputError: the file is empty or its compressed stream is damaged or cut off.
+            BadInputError: the file holds nothing or no object per line, or its compressed stream
+                is damaged or cut off.
         """
+        has_lines = False
+        problem = None if self.compression else _problem(self._head())
         with self.path.open("rb", buffering=BUFFER) as file:
-            lines = self._compressed(file) if self.path.suffix in COMPRESSIONS else self._own(file)
-            for line in lines:
+            for line in () if problem else self._lines(file):
                 self.lines_read += 1
+                if _is_blank(line):
+                    continue
+                if self.compression and not has_lines and (problem := _problem(line)):
+                    break
+                has_lines = True
                 yield line
-        if self.lines_read == 0 and self.piece.start == 0:
-            raise BadInputError(0, "the file is empty: remove it or write its documents again")
+        if problem:
+            self.hash_all()
+        elif not has_lines and self.piece.end == self.path.stat().st_size:
+            problem = "the file is empty: remove it or write its documents again"
+        if problem and self.piece.start == 0:
+            raise BadInputError(0, problem)
 
     def file_line(self, number: int) -> int:
         """Number in the file of a line of the piece, both from 1."""
@@ -88,14 +127,22 @@ class PieceReader:
 
     def hash_all(self) -> str:
         """SHA-256 of the piece's bytes of the file, its lines not looked at."""
+        self.sha256, self.raw_bytes = sha256(), 0
         with self.path.open("rb") as file:
-            if self.path.suffix in COMPRESSIONS:
+            if self.compression:
                 while data := file.read(BUFFER):
                     self.sha256.update(data)
             else:
                 for _ in self._own(file):
                     pass
         return self.sha256.hexdigest()
+
+    def _head(self) -> bytes:
+        with self.path.open("rb") as file:
+            return file.read(HEAD)
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        return self._compressed(file) if self.compression else self._own(file)
 
     def _own(self, file: BinaryIO) -> Iterator[bytes]:
         position = self.piece.start
@@ -109,16 +156,12 @@ class PieceReader:
             yield line
 
     def _compressed(self, file: BinaryIO) -> Iterator[bytes]:
-        import pyarrow
-
         watched = _Watched(file, self)
-        source = pyarrow.PythonFile(watched, "r")
-        compression = COMPRESSIONS[self.path.suffix]
         try:
-            with pyarrow.CompressedInputStream(source, compression) as stream:
+            with _decompressed(watched, self.compression) as stream:
                 yield from io.BufferedReader(stream, DECOMPRESSED_BUFFER)
-        except OSError as error:
-            if error.errno is not None:
+        except (OSError, EOFError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
             while watched.read(BUFFER):  # for the hash of the whole file
                 pass
@@ -129,9 +172,66 @@ class PieceReader:
             self.lines_read += 1  # the line in which it broke off
             raise BadInputError(
                 self.lines_read,
-                f"here or in the megabyte of text after it the {compression} stream is damaged or "
-                f"cut off ({error})",
+                f"here or in the megabyte of text after it the {self.compression} stream is "
+                f"damaged or cut off ({error})",
             ) from error
+
+
+def _decompressed(file: io.RawIOBase, compression: str | None) -> Any:
+    """The text of a compressed file."""
+    if compression == "gzip":  # not by pyarrow, which takes zeros after the last member for damage
+        return _Gzip(file)
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), compression)
+
+
+def _is_blank(line: bytes) -> bool:
+    return line.isspace() or (line.startswith(BOM) and not line[len(BOM) :].strip())
+
+
+def _problem(head: bytes) -> str | None:
+    """Why a file that begins like this does not hold an object per line; None if it may."""
+    if head.startswith(UTF_16):
+        return "the file is UTF-16: write it in UTF-8"
+    first, line_break, rest = head.removeprefix(BOM).lstrip().partition(b"\n")
+    is_spread = first.strip() == b"{" and rest.lstrip()[:1] in (b'"', b"}")
+    has_comma = line_break and first.rstrip().endswith(b",")
+    if first.startswith(b"[") or is_spread or has_comma:
+        return (
+            "the file is JSON that is not one object per line: write it so (the elements of a "
+            "list with `jq -c '.[]'`), or move it out of the corpus"
+        )
+    return None
+
+
+class _Gzip(io.RawIOBase):
+    """The text of a gzip file, given so late that damage is met before what it made of the text."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self.blocks = self._blocks(gzip.GzipFile(fileobj=file))
+        self.rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.rest = self.rest or memoryview(next(self.blocks, b""))
+        size = min(len(buffer), len(self.rest))
+        buffer[:size], self.rest = self.rest[:size], self.rest[size:]
+        return size
+
+    def _blocks(self, file: gzip.GzipFile) -> Iterator[bytes]:
+        held: deque[bytes] = deque()
+        try:
+            while block := file.read1(BLOCK):
+                held.append(block)
+                if len(held) > BUFFER // BLOCK:
+                    yield held.popleft()
+        except EOFError:  # cut off, but sound so far
+            yield from held
+            raise
+        yield from held
 
 
 class _Watched(io.RawIOBase):
@@ -162,22 +262,22 @@ def _lines_before(path: Path, start: int) -> int:
     return count + 1 if start else 0
 
 
-def read_documents(path: Path, text_field: str) -> Iterator[Document]:
+def read_documents(path: Path, fields: Fields) -> Iterator[Document]:
     """Yield the documents of one file, in order.
 
     Args:
-        path: a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file.
-        text_field: name of the field that holds the text.
+        path: a file of JSON lines, plain, `.gz` or `.zst`.
+        fields: which hold the text and, if any does, the domain.
 
     Raises:
-        UserError: the file is empty or cut off, or a line is not a JSON object in UTF-8 with a
-            string in `text_field`; names file and line.
+        UserError: the file is empty or cut off, or a line is not a JSON object in UTF-8 with
+            strings in the fields; names file and line.
     """
     reader = PieceReader(path.parent, Piece(path.name, 0, path.stat().st_size))
     try:
         for line in reader:
             try:
-                yield document_of(line, text_field)
+                yield document_of(line, fields)
             except ValueError as error:
                 raise BadInputError(reader.lines_read, str(error)) from error
     except BadInputError as error:
@@ -189,29 +289,49 @@ def where(path: Path | str, line: int) -> str:
     return f"{path}, line {line}: " if line else f"{path}: "
 
 
-def document_of(line: bytes, text_field: str) -> Document:
+def document_of(line: bytes, fields: Fields) -> Document:
     """The document of a line.
 
     Raises:
         ValueError: there is none; says why.
     """
     try:
-        fields = json.loads(line.rstrip(b"\r\n").decode())
+        values = json.loads(line.removeprefix(BOM).rstrip(b"\r\n").decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1} of the line") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"broken JSON at column {error.colno} ({error.msg})") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"JSON that cannot be read ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"a JSON {type(fields).__name__} where an object was expected")
-    if text_field not in fields:
-        raise ValueError(f'no field "{text_field}"; name the text\'s field with --text-field')
-    text = fields[text_field]
-    if not isinstance(text, str):
-        raise ValueError(f'field "{text_field}" is {type(text).__name__}, not a string')
+    if not isinstance(values, dict):
+        raise ValueError(f"a JSON {type(values).__name__} where an object was expected")
+    text = _string(values, fields.text, "the text's field with --text-field")
+    domain = None
+    if fields.domain is not None:
+        name = _string(values, fields.domain, "the domain's field with --domain-field")
+        domain = _checked_domain(domain_name(name), fields)
     try:
-        return Document(text, text.encode())
+        return Document(text, text.encode(), domain)
     except UnicodeEncodeError:
-        reason = f'field "{text_field}" holds half of a surrogate pair, which is no text'
+        reason = f'field "{fields.text}" holds half of a surrogate pair, which is no text'
         raise ValueError(reason) from None
+
+
+def _string(values: dict[str, Any], name: str, what: str) -> str:
+    """The string in a field; a name with dots may be a path."""
+    found: Any = values
+    for key in (name,) if name in values else name.split("."):
+        if not isinstance(found, dict) or key not in found:
+            raise ValueError(f'no field "{name}"; name {what}')
+        found = found[key]
+    if not isinstance(found, str):
+        raise ValueError(f'field "{name}" is {type(found).__name__}, not a string')
+    return found
+
+
+def _checked_domain(name: str, fields: Fields) -> str:
+    if not DOMAIN_NAME.fullmatch(name):
+        raise ValueError(f'field "{fields.domain}" is {name[:80]!r}, which cannot name a folder')
+    if fields.domains is not None and name not in fields.domains:
+        raise ValueError(f"the domain {name} has no share: give it one in the file of --shares")
+    return name

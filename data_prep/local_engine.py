@@ -1,20 +1,21 @@
 """Converts the parts of a corpus on this machine, on all its cores."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate, takewhile
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from data_prep.budgets import Budgets
+from data_prep.budgets import Budgets, Kept
 from data_prep.conversion import Progress, Settings
 from data_prep.output import LocalOutput, RemoteOutput
 from data_prep.part_store import DonePart, store_part
 from data_prep.parts import Part
 from data_prep.rejects import RejectLimit
-from data_prep.split import SPLITS
 from data_prep.state import State
 from data_prep.workers import Workers
 
-TOKENS_PER_BYTE = 0.25  # a guess, until the first part of a domain is done
+TOKENS_PER_BYTE = 0.25  # a guess, until a domain has its first rows
 UPLOADS = 4  # at a time
 
 
@@ -22,7 +23,7 @@ class LocalEngine:
     """Has workers convert parts until everything, or every budget, is done.
 
     Args:
-        plan: parts by domain.
+        plan: parts by source.
         settings: the conversion's.
         budgets: rows wanted.
         state: of the unfinished output.
@@ -46,30 +47,36 @@ class LocalEngine:
         self.output = output
         self.reject_limit = reject_limit
         self.done = state.done(plan, settings.root)
-        self.taken = {domain: set(done) for domain, done in self.done.items()}
+        self.taken = {source: set(done) for source, done in self.done.items()}
         self.settled: set[tuple[str, int]] = set()  # their rows are final
         self.cut: set[tuple[str, int]] = set()  # being converted again, up to a budget's end
+        self.total_bytes = self.input_bytes()
 
     def done_before(self) -> Progress:
         """What earlier runs have done."""
         parts = [
-            (self.plan[d][i], p.record) for d, done in self.done.items() for i, p in done.items()
+            (self.plan[s][i], p.record) for s, done in self.done.items() for i, p in done.items()
         ]
+        counts = [c for _, r in parts for splits in r.domains.values() for c in splits.values()]
         return Progress(
             sum(part.input_bytes for part, _ in parts),
-            sum(record.splits[split].documents for _, record in parts for split in SPLITS),
-            sum(record.splits[split].tokens for _, record in parts for split in SPLITS),
+            sum(count.documents for count in counts),
+            sum(count.tokens for count in counts),
         )
 
     def input_bytes(self) -> int:
-        """Bytes of the input that will be read, about."""
+        """Bytes of the input that will have been read at the end, as far as that is known.
+
+        A part is read as a whole, however few of its rows a budget takes.
+        """
         return sum(
-            int(min(sum(part.input_bytes for part in parts), self._bytes_wanted(domain)))
-            for domain, parts in self.plan.items()
+            part.input_bytes
+            for source, parts in self.plan.items()
+            for part in (*(parts[index] for index in self.taken[source]), *self._wanted(source))
         )
 
     def run(self, workers: Workers) -> dict[str, list[DonePart]]:
-        """Convert; give the parts that are used, in order, by domain.
+        """Convert; give the parts that are used, in order, by source.
 
         Raises:
             UserError: bad input, or too many bad lines.
@@ -78,14 +85,15 @@ class LocalEngine:
         self._check_rejects()  # of earlier runs, which may have had another limit
         futures: set[Future[Any]] = set()
         with ThreadPoolExecutor(UPLOADS) as uploads:
-            for domain in self.plan:
-                futures |= self._settle(domain, workers, uploads)
+            for source in self.plan:
+                futures |= self._settle(source, workers, uploads)
             while True:
                 while len(futures) <= (0 if workers.count == 1 else workers.count):
                     part = self._next()
                     if part is None:
                         break
-                    self.taken[part.domain].add(part.index)
+                    self.taken[part.source].add(part.index)
+                    self.total_bytes = self.input_bytes()
                     futures.add(self._submit(workers, part, None))
                 if not futures:
                     break
@@ -94,12 +102,10 @@ class LocalEngine:
                     result = future.result()
                     if isinstance(result, DonePart):
                         futures |= self._add(result, workers, uploads)
-        return {domain: self._used_only(domain) for domain in self.plan}
+        return {source: self._used_only(source) for source in self.plan}
 
-    def _submit(
-        self, workers: Workers, part: Part, limits: dict[str, int] | None
-    ) -> "Future[DonePart]":
-        work = self.state.work / f"{part.domain}.{part.name}"
+    def _submit(self, workers: Workers, part: Part, limits: Kept | None) -> "Future[DonePart]":
+        work = self.state.work / f"{part.source}.{part.name}"
         record_file = self.state.record_file(part)
         folder: Path = self.state.folder
         return workers.submit(store_part, part, self.settings, folder, record_file, work, limits)
@@ -108,83 +114,95 @@ class LocalEngine:
         self, done: DonePart, workers: Workers, uploads: ThreadPoolExecutor
     ) -> "set[Future[Any]]":
         record = done.record
-        self.done[record.domain][record.index] = done
+        self.done[record.source][record.index] = done
         self._check_rejects()
-        return self._settle(record.domain, workers, uploads)
+        return self._settle(record.source, workers, uploads)
 
     def _check_rejects(self) -> None:
         records = [part.record for parts in self.done.values() for part in parts.values()]
-        finished = sum(self.plan[r.domain][r.index].input_bytes for r in records)
-        self.reject_limit.check(records, finished / max(1, self.input_bytes()))
+        finished = sum(self.plan[r.source][r.index].input_bytes for r in records)
+        self.total_bytes = self.input_bytes()
+        self.reject_limit.check(records, finished / max(1, self.total_bytes))
 
     def _next(self) -> Part | None:
-        """The largest part that may be begun; in a domain with a train budget, the next."""
+        """The largest part that may be begun; in a source with a train budget, the next."""
         candidates = []
-        for domain, parts in self.plan.items():
-            remaining = [part for part in parts if part.index not in self.taken[domain]]
-            if remaining and self.budgets.limit("train", domain) is None:
-                candidates.append(max(remaining, key=lambda part: part.input_bytes))
-            elif remaining and not self._expects_enough(domain):
-                candidates.append(remaining[0])
+        for source in self.plan:
+            wanted = self._wanted(source)
+            if wanted and self.budgets.train_rows(source) is not None:
+                candidates.append(wanted[0])
+            elif wanted:
+                candidates.append(max(wanted, key=lambda part: part.input_bytes))
         return max(candidates, key=lambda part: part.input_bytes, default=None)
 
-    def _expects_enough(self, domain: str) -> bool:
-        """Whether the parts done and in hand very likely fill the train budget."""
-        done = self.done[domain]
-        rows = sum(part.record.splits["train"].rows for part in done.values())
-        in_hand = [self.plan[domain][index] for index in self.taken[domain] - done.keys()]
-        guess = sum(part.input_bytes for part in in_hand) * self._rows_per_byte(domain)
-        return self.budgets.is_filled("train", domain, int(rows + guess))
+    def _wanted(self, source: str) -> list[Part]:
+        """Parts that are to be begun: all, or as many as very likely fill the train budgets."""
+        parts = [part for part in self.plan[source] if part.index not in self.taken[source]]
+        missing = self._text_missing(source)
+        text = accumulate((part.text_bytes for part in parts), initial=0)
+        return [part for part, before in zip(parts, text, strict=False) if before < missing]
 
-    def _rows_per_byte(self, domain: str) -> float:
-        done = self.done[domain]
-        rows = sum(part.record.splits["train"].rows for part in done.values())
-        size = sum(self.plan[domain][index].input_bytes for index in done)
-        return rows / size if rows else TOKENS_PER_BYTE / self.settings.shards.seq_len
+    def _text_missing(self, source: str) -> float:
+        """Bytes of text that fill the train budgets, beside the parts done and in hand; about."""
+        wanted = self.budgets.train_rows(source)
+        if wanted is None:
+            return inf
+        done, planned = self.done[source], self.plan[source]
+        size = sum(planned[index].text_bytes for index in done)
+        in_hand = sum(planned[i].text_bytes for i in self.taken[source] - done.keys())
+        missing = [0.0]
+        for domain, limit in wanted.items():
+            rows = sum(part.record.rows("train", domain) for part in done.values())
+            if rows < limit:
+                share = limit / sum(wanted.values())
+                guess = TOKENS_PER_BYTE / self.settings.shards.seq_len * share
+                missing.append((limit - rows) / (rows / size if rows else guess) - in_hand)
+        return max(missing)
 
-    def _bytes_wanted(self, domain: str) -> float:
-        limit = self.budgets.limit("train", domain)
-        return float("inf") if limit is None else limit / self._rows_per_byte(domain)
-
-    def _used(self, domain: str) -> list[DonePart]:
-        """Parts from the first on without a gap, up to the one that fills the train budget."""
-        used: list[DonePart] = []
-        rows = 0
-        for part in self.plan[domain]:
-            if part.index not in self.done[domain] or self.budgets.is_filled("train", domain, rows):
-                break
-            used.append(self.done[domain][part.index])
-            rows += used[-1].record.splits["train"].rows
-        return used
+    def _used(self, source: str) -> list[DonePart]:
+        """Parts from the first on without a gap, up to the one that fills the train budgets."""
+        done = self.done[source]
+        without_gap = [done[i] for i in takewhile(done.__contains__, range(len(self.plan[source])))]
+        needed = self.budgets.parts_needed(source, (part.record for part in without_gap))
+        return without_gap[:needed]
 
     def _settle(
-        self, domain: str, workers: Workers, uploads: ThreadPoolExecutor
+        self, source: str, workers: Workers, uploads: ThreadPoolExecutor
     ) -> "set[Future[Any]]":
-        """Upload the parts whose rows are final; have the one at a budget's end cut to size."""
+        """Upload the parts whose rows are final; have those at a budget's end cut to size."""
         futures: set[Future[Any]] = set()
-        limited = any(self.budgets.limit(split, domain) is not None for split in SPLITS)
-        parts = self._used(domain) if limited else list(self.done[domain].values())
-        limits = self.budgets.limits([part.record for part in parts])
-        for done, rows in zip(parts, limits, strict=True):
-            key = (domain, done.record.index)
-            part = self.plan[domain][done.record.index]
+        limited = self.budgets.is_limited(source)
+        parts = self._used(source) if limited else list(self.done[source].values())
+        shared_out = self.budgets.shared_out([part.record for part in parts])
+        for done, rows in zip(parts, shared_out, strict=True):
+            key = (source, done.record.index)
+            part = self.plan[source][done.record.index]
             if done.kept == rows and key not in self.settled:
                 self.settled.add(key)
                 if self.output.is_remote and not done.uploaded:
                     record_file = self.state.record_file(part)
                     futures.add(uploads.submit(self.output.upload, done, record_file))
-            elif done.kept != rows and all(rows[s] in (0, done.kept[s]) for s in SPLITS):
+            elif done.kept != rows and _keeps_all_or_nothing(done.kept, rows):
                 self.state.drop_rows(done, rows, self.state.record_file(part))
-                return futures | self._settle(domain, workers, uploads)
+                return futures | self._settle(source, workers, uploads)
             elif done.kept != rows and key not in self.cut:
                 self.cut.add(key)
                 futures.add(self._submit(workers, part, rows))
         return futures
 
-    def _used_only(self, domain: str) -> list[DonePart]:
+    def _used_only(self, source: str) -> list[DonePart]:
         """The used parts; what was converted beyond the budget is removed."""
-        used = self._used(domain)
-        for index in self.done[domain].keys() - {part.record.index for part in used}:
-            part = self.plan[domain][index]
-            self.state.forget(self.done[domain][index], self.state.record_file(part))
+        used = self._used(source)
+        for index in self.done[source].keys() - {part.record.index for part in used}:
+            part = self.plan[source][index]
+            self.state.forget(self.done[source][index], self.state.record_file(part))
         return used
+
+
+def _keeps_all_or_nothing(there: Kept, kept: Kept) -> bool:
+    """Whether no stream of a part ends in the middle of the rows that are there."""
+    return all(
+        kept.get(domain, {}).get(split, 0) in (0, rows)
+        for domain, splits in there.items()
+        for split, rows in splits.items()
+    )

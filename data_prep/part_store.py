@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.budgets import Kept
 from data_prep.conversion import PartRecord, Progress, RowBlock, Settings, convert_part
 from data_prep.manifest import fingerprint
 from data_prep.parts import Part
@@ -32,14 +33,15 @@ class DonePart:
 
     Attributes:
         record: what was in it.
-        kept: rows by split that were written; fewer than the record's where a budget ends.
+        kept: rows by domain and split that were written; fewer than the record's where a budget
+            ends, and no entry of a domain that takes nothing of this part.
         files: fingerprints of the files written, by path below the output.
         stats: size and modification time of the input files, in the order of the pieces.
         uploaded: the shards lie in the object store and no longer here.
     """
 
     record: PartRecord
-    kept: dict[str, int]
+    kept: Kept
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     stats: list[dict[str, int]] = field(default_factory=list)
     uploaded: bool = False
@@ -67,7 +69,7 @@ def store_part(
     folder: Path,
     record_file: Path,
     work: Path,
-    limits: dict[str, int] | None,
+    limits: Kept | None,
     on_progress: Callable[[Progress], None],
 ) -> DonePart:
     """Convert a part into `folder/<split>/<domain>/<part>` and write its record.
@@ -78,7 +80,7 @@ def store_part(
         folder: the unfinished output.
         record_file: where the record goes.
         work: folder for files that are not yet whole.
-        limits: most rows to write by split, or None for all.
+        limits: most rows to write by domain and split, or None for all.
         on_progress: told what was done.
 
     Raises:
@@ -86,27 +88,32 @@ def store_part(
         OSError: the disk is full, or a file cannot be read.
     """
     stats = [stat_of(settings.root / piece.file) for piece in part.pieces]
-    kept = dict.fromkeys(SPLITS, 0)
+    kept: Kept = {}
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    writers = {split: ShardWriter(work / split, settings.shards) for split in SPLITS}
+    writers: dict[tuple[str, str], ShardWriter] = {}
     tell = on_progress if limits is None else _untold  # done a second time, up to a budget's end
     try:
         for block in convert_part(part, settings, tell):
             if isinstance(block, RowBlock):
-                rows = block.rows
+                stream = block.domain, block.split
+                if stream not in writers:
+                    writers[stream] = ShardWriter(work.joinpath(*stream), settings.shards)
+                rows, written = block.rows, kept.setdefault(block.domain, dict.fromkeys(SPLITS, 0))
                 if limits is not None:
-                    rows = rows[: limits[block.split] - kept[block.split]]
-                writers[block.split].write(rows)
-                kept[block.split] += len(rows)
+                    most = limits.get(block.domain, {}).get(block.split, 0)
+                    rows = rows[: most - written[block.split]]
+                writers[stream].write(rows)
+                written[block.split] += len(rows)
             else:
-                done = DonePart(block, kept, stats=stats)
+                empty: Kept = {domain: dict.fromkeys(SPLITS, 0) for domain in block.domains}
+                done = DonePart(block, empty | kept if limits is None else limits, stats=stats)
     except UserError:
         files = [piece.file for piece in part.pieces]
         write_synced(record_file.with_suffix(BAD), json.dumps(files))
         raise
-    for split, writer in writers.items():
-        done.files |= _move(writer, folder, Path(split, part.domain, part.name))
+    for (domain, split), writer in writers.items():
+        done.files |= _move(writer, folder, Path(split, domain, part.name))
     done.save(record_file)
     return done
 

@@ -1,6 +1,6 @@
 """Parts: what one worker converts at a time, defined by the input alone.
 
-Small files of a domain are put together until they reach the part size; a larger plain file is
+Small files of a source are put together until they reach the part size; a larger plain file is
 cut into ranges of that size, at line starts. A compressed file is never cut. So the
 parts, and with them the shards, do not depend on the number of workers.
 """
@@ -11,7 +11,8 @@ from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 
-from data_prep.documents import COMPRESSIONS, Piece
+from data_prep.documents import Piece
+from data_prep.domains import compression_of
 
 # A compressed byte is counted as this many of text.
 TEXT_PER_COMPRESSED_BYTE = 3
@@ -19,15 +20,15 @@ TEXT_PER_COMPRESSED_BYTE = 3
 
 @dataclass(frozen=True)
 class Part:
-    """Pieces of one domain that are converted together.
+    """Pieces of one source that are converted together.
 
     Attributes:
-        domain: name of the domain.
-        index: place among the parts of the domain, from 0.
+        source: the domain, or `MIXED`.
+        index: place among the parts of the source, from 0.
         pieces: in the order of conversion.
     """
 
-    domain: str
+    source: str
     index: int
     pieces: tuple[Piece, ...]
 
@@ -48,25 +49,25 @@ class Part:
 
 
 def plan_parts(
-    root: Path, domains: dict[str, list[Path]], part_bytes: int, spread: bool
+    root: Path, sources: dict[str, list[Path]], part_bytes: int, spread: bool
 ) -> dict[str, list[Part]]:
-    """Cut the files of every domain into parts.
+    """Cut the files of every source into parts.
 
     Args:
         root: the corpus.
-        domains: files by domain, in order.
+        sources: files by source, in order.
         part_bytes: text of a part, about.
-        spread: order the parts of a domain by a hash of where they start, so that the first of
-            them are a fair sample of the domain; else as in the input.
+        spread: order the parts of a source by a hash of where they start, so that the first of
+            them are a fair sample of it; else as in the input.
     """
     plan = {}
-    for domain, files in domains.items():
+    for source, files in sources.items():
         sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
         pieces = [p for file, size in sizes.items() for p in pieces_of(file, size, part_bytes)]
         groups = list(_groups(pieces, part_bytes))
         if spread:
             groups.sort(key=_place)
-        plan[domain] = [Part(domain, index, pieces) for index, pieces in enumerate(groups)]
+        plan[source] = [Part(source, index, pieces) for index, pieces in enumerate(groups)]
     return plan
 
 
@@ -76,8 +77,7 @@ def pieces_of(file: str, size: int, part_bytes: int) -> list[Piece]:
     They begin at multiples of the part size, so that a line mended near the end of a file does
     not move them; the last one has half to one and a half of it.
     """
-    compressed = Path(file).suffix in COMPRESSIONS
-    count = 1 if compressed else max(1, round(size / part_bytes))
+    count = 1 if compression_of(Path(file)) else max(1, round(size / part_bytes))
     bounds = [*(part_bytes * number for number in range(count)), size]
     return [Piece(file, *ends) for ends in pairwise(bounds)]
 
@@ -100,8 +100,8 @@ def _groups(pieces: list[Piece], part_bytes: int) -> Iterator[tuple[Piece, ...]]
 
 
 def _text_bytes(piece: Piece) -> int:
-    is_compressed = Path(piece.file).suffix in COMPRESSIONS
-    return (piece.end - piece.start) * (TEXT_PER_COMPRESSED_BYTE if is_compressed else 1)
+    factor = TEXT_PER_COMPRESSED_BYTE if compression_of(Path(piece.file)) else 1
+    return (piece.end - piece.start) * factor
 
 
 def _place(pieces: tuple[Piece, ...]) -> bytes:

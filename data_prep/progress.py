@@ -17,12 +17,13 @@ LOG_SECONDS = 10.0
 
 @contextmanager
 def conversion_progress(
-    total_bytes: int, done_before: Progress
+    total_bytes: Callable[[], int], done_before: Progress
 ) -> Iterator[Callable[[Progress], None]]:
     """Give a function to call with what this run has done so far; writes to stderr.
 
     Args:
-        total_bytes: of the input, as it lies on disk.
+        total_bytes: gives those of the input, as it lies on disk, that will be read; what a budget
+            needs is known better the more is done.
         done_before: by earlier runs of the same conversion.
     """
     meter = _Meter(total_bytes, done_before)
@@ -33,19 +34,20 @@ def conversion_progress(
         return
     columns = TextColumn("converting"), BarColumn(), TextColumn("{task.fields[state]}")
     with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=max(1, total_bytes), state="")
+        task = bar.add_task("", total=None, state="")
 
         def show(done: Progress) -> None:
             meter.done = done
             completed = done_before.input_bytes + done.input_bytes
-            bar.update(task, completed=completed, state=meter.text())
+            total = max(1, total_bytes())
+            bar.update(task, completed=completed, total=total, state=meter.text())
 
         show(meter.done)
         yield show
 
 
 class _Meter:
-    def __init__(self, total_bytes: int, before: Progress) -> None:
+    def __init__(self, total_bytes: Callable[[], int], before: Progress) -> None:
         self.total_bytes = total_bytes
         self.before = before
         self.done = Progress(0, 0, 0)
@@ -63,12 +65,13 @@ class _Meter:
         seconds = max(1e-9, time.monotonic() - self.started)
         rate = self.done.input_bytes / seconds
         completed = self.before.input_bytes + self.done.input_bytes
+        total = self.total_bytes()
         documents = self.before.documents + self.done.documents
         line = (
-            f"{documents:,} documents, {completed / 1e6:,.1f} of {self.total_bytes / 1e6:,.1f} MB, "
+            f"{documents:,} documents, {completed / 1e6:,.1f} of {total / 1e6:,.1f} MB, "
             f"{rate / 1e6:.1f} MB/s, {self.done.tokens / seconds / 1e6:.2f} M tokens/s"
         )
-        left = max(0, self.total_bytes - completed)
+        left = max(0, total - completed)
         return f"{line}, {_clock(left / rate)} left" if rate else line
 
 

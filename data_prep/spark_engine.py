@@ -1,10 +1,10 @@
 """Converts the parts of a corpus on a Spark cluster, for more text than one machine manages.
 
-For each domain:
+For each domain, or once if lines name their domain:
 
 Stage 1   one task per part runs `convert_part`; rows and records stay on the executors' disks
-Stage 2   for each split the streaming library's `dataframe_to_mds` writes a folder of shards per
-          part and one more of the rows that are made of tails, and merges their indexes
+Stage 2   for each domain and split the streaming library's `dataframe_to_mds` writes a folder of
+          shards per part and one more of the rows that are made of tails, and merges their indexes
 
 Rows, their order and the counts are the local engine's; only the folders have other names.
 Executors need this package installed, the corpus under the same path as here, and either an
@@ -12,6 +12,7 @@ output folder that all of them share or their own access to the object store.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from data_prep.assembly import Stream
+from data_prep.assembly import Stream, parts_by_domain
 from data_prep.budgets import Budgets
 from data_prep.conversion import PartRecord, Progress, RowBlock, Settings, convert_part
 from data_prep.part_store import DonePart, stat_of
@@ -32,7 +33,7 @@ from data_prep.spark_session import (
     spark_session,
     unlogged_warnings,
 )
-from data_prep.spark_shards import SCHEMA, SparkStream, frame_of_rows
+from data_prep.spark_shards import SCHEMA, SparkStream, frame_of_record, frame_of_rows
 from data_prep.split import SPLITS
 from itt_composer.errors import UserError
 
@@ -56,16 +57,16 @@ def run_spark(
     All parts are converted; with a train budget those after the one that fills it go unused.
 
     Args:
-        plan: parts by domain, in order.
+        plan: parts by source, in order.
         settings: the conversion's.
         budgets: rows wanted.
-        reject_limit: stops the run when it is passed, looked at after each domain.
+        reject_limit: stops the run when it is passed, looked at after each source.
         out: a folder, or the URL of an object store.
         master: see `spark_session`.
         on_progress: called when a task ends, with the sums so far; from another thread.
 
     Returns:
-        The parts that are used, in order, by domain, and the streams by split and domain, which
+        The parts that are used, in order, by source, and the streams by split and domain, which
         list all files.
 
     Raises:
@@ -84,17 +85,18 @@ def run_spark(
         batch = str(max(1, BATCH_BYTES // row_bytes))
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", batch)
         count = progress_counter(spark, on_progress)
-        for domain, planned in plan.items():
+        for source, planned in plan.items():
             converted = _converted(spark, planned, settings, count)
             done = _done_parts(converted)
             finished += sum(part.input_bytes for part in planned)
             records += [part.record for part in done]
             reject_limit.check(records, finished / max(1, total))
-            parts[domain] = _used(done, domain, budgets)
-            for split in SPLITS:
-                limit = budgets.limit(split, domain)
-                stream = SparkStream(spark, settings.shards, out, Path(split, domain))
-                streams[split][domain] = stream.write(converted, parts[domain], limit)
+            parts[source] = _used(done, source, budgets)
+            for domain, own in parts_by_domain({source: parts[source]}).items():
+                for split in SPLITS:
+                    limit = budgets.limit(split, domain)
+                    stream = SparkStream(spark, settings.shards, out, Path(split, domain))
+                    streams[split][domain] = stream.write(converted, own, limit)
             converted.unpersist()
     return parts, streams
 
@@ -118,18 +120,18 @@ def _frames(
     part: Part, settings: Settings, count: Callable[[Progress], None]
 ) -> Iterator[pd.DataFrame]:
     """Convert one part on an executor."""
-    rows = dict.fromkeys(SPLITS, 0)
+    rows: Counter[tuple[str, str]] = Counter()
     try:
         stats = [stat_of(settings.root / piece.file) for piece in part.pieces]
         for item in convert_part(part, settings, count):
             if isinstance(item, RowBlock):
+                stream = item.domain, item.split
                 if len(item.rows):
-                    yield frame_of_rows(item.split, part.index, rows[item.split], item.rows)
-                rows[item.split] += len(item.rows)
+                    yield frame_of_rows(item, part.index, rows[stream])
+                rows[stream] += len(item.rows)
             else:
-                done = json.dumps({"record": item.to_json(), "kept": rows, "stats": stats})
-                columns = {"split": "", "part": part.index, "row": 0, "ids": None, "done": [done]}
-                yield pd.DataFrame(columns)
+                done = json.dumps({"record": item.to_json(), "kept": {}, "stats": stats})
+                yield frame_of_record(part.index, done)
     except OSError as error:
         raise UserError(
             f"a Spark executor cannot read {error.filename or settings.root} "
@@ -145,16 +147,9 @@ def _done_parts(converted: "DataFrame") -> list[DonePart]:
     ]
 
 
-def _used(done: list[DonePart], domain: str, budgets: Budgets) -> list[DonePart]:
-    """Parts up to the one that fills the train budget, each with the rows to keep."""
-    used: list[DonePart] = []
-    rows = 0
-    for part in done:
-        if budgets.is_filled("train", domain, rows):
-            break
-        used.append(part)
-        rows += part.record.splits["train"].rows
-    limits = budgets.limits([part.record for part in used])
-    for part, kept in zip(used, limits, strict=True):
+def _used(done: list[DonePart], source: str, budgets: Budgets) -> list[DonePart]:
+    """Parts up to the one that fills the train budgets, each with the rows to keep."""
+    used = done[: budgets.parts_needed(source, (part.record for part in done))]
+    for part, kept in zip(used, budgets.shared_out([p.record for p in used]), strict=True):
         part.kept = kept
     return used

@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,13 @@ from itt_composer.errors import UserError
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+# Of Spark 3; 18 and later lack what it, or Arrow in it, asks of Java.
+OLDEST_JAVA, NEWEST_JAVA = 8, 17
+HOW_TO_GET_JAVA = (
+    "install Java 8, 11 or 17 (Debian and Ubuntu: apt install openjdk-17-jre-headless) and set "
+    "JAVA_HOME to it"
+)
+TOO_NEW_JAVA = ("getSubject is not supported", "java.nio.DirectByteBuffer.<init>(long, int) not")
 HOW_TO_INSTALL = "pip install -e '.[spark]'"
 # Spark takes a configuration without an appender for none, and has a shell log its start if the
 # level of the shell's own logger is not set.
@@ -84,14 +92,22 @@ def _settings(master: str | None, folder: Path) -> dict[str, str]:
 
 
 def _check_java() -> None:
+    if "PYSPARK_GATEWAY_PORT" in os.environ:
+        return  # a driver that spark-submit started has its JVM already
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home, "bin", "java")) if home else "java"
-    # A driver that spark-submit started has its JVM already.
-    if "PYSPARK_GATEWAY_PORT" not in os.environ and shutil.which(java) is None:
-        raise UserError(
-            f"Spark needs Java and there is no {java}: install Java 8, 11 or 17 (Debian and "
-            "Ubuntu: apt install openjdk-17-jre-headless) or set JAVA_HOME"
-        )
+    if shutil.which(java) is None:
+        raise UserError(f"Spark needs Java and there is no {java}: {HOW_TO_GET_JAVA}")
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    version = java_version(said)
+    if version is not None and not OLDEST_JAVA <= version <= NEWEST_JAVA:
+        raise UserError(f"Spark does not run on Java {version} ({java}): {HOW_TO_GET_JAVA}")
+
+
+def java_version(said: str) -> int | None:
+    """The version, like 8 or 17, in what `java -version` says; None if it says none."""
+    match = re.search(r'version "(?:1\.)?(\d+)', said)
+    return int(match[1]) if match else None
 
 
 @contextmanager
@@ -112,6 +128,8 @@ def sentence_of(failure: str) -> str:
     Args:
         failure: text of Spark's exception, with the stack traces of Python and Java.
     """
+    if any(sign in failure for sign in TOO_NEW_JAVA):
+        return f"Spark does not run on the Java of its driver or an executor: {HOW_TO_GET_JAVA}"
     python, _, _ = failure.partition("\n\tat ")  # where the first stack trace of Java begins
     errors = PYTHON_ERROR.findall(python.rpartition("Traceback (most recent call last):")[2])
     if "Traceback (most recent call last):" not in python or not errors:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from data_prep.assembly import Stream, rows_of_tails, stream_counts
+from data_prep.conversion import RowBlock
 from data_prep.manifest import fingerprint
 from data_prep.part_store import INDEX, DonePart
 from data_prep.rows import COLUMN, ShardOptions
@@ -23,15 +24,23 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 # A row of ids, little-endian; or, with `done`, the JSON of what was in a part and no ids.
-SCHEMA = "split string, part int, row int, ids binary, done string"
+SCHEMA = "domain string, split string, part int, row int, ids binary, done string"
 TAILS = -1  # the part of rows that are made of tails
 
 
-def frame_of_rows(split: str, part: int, first: int, rows: np.ndarray) -> pd.DataFrame:
-    """Rows of a part, (rows, seq_len), numbered from `first`, by `SCHEMA`."""
+def frame_of_rows(block: RowBlock, part: int, first: int) -> pd.DataFrame:
+    """Rows of a part, numbered from `first`, by `SCHEMA`."""
+    rows = block.rows
     ids = [row.tobytes() for row in rows.astype(rows.dtype.newbyteorder("<"))]
     numbers = range(first, first + len(rows))
-    return pd.DataFrame({"split": split, "part": part, "row": numbers, "ids": ids, "done": None})
+    stream = {"domain": block.domain, "split": block.split}
+    return pd.DataFrame(stream | {"part": part, "row": numbers, "ids": ids, "done": None})
+
+
+def frame_of_record(part: int, done: str) -> pd.DataFrame:
+    """What was in a part, as JSON, by `SCHEMA`."""
+    stream = {"domain": "", "split": ""}
+    return pd.DataFrame(stream | {"part": part, "row": 0, "ids": None, "done": [done]})
 
 
 class SparkStream:
@@ -57,20 +66,23 @@ class SparkStream:
 
     def write(self, converted: "DataFrame", parts: list[DonePart], limit: int | None) -> Stream:
         """Write the kept rows of parts, then those that are made of their tails."""
-        split, seq_len = self.place.parts[0], self.options.seq_len
-        kept = {part.record.index: part.kept[split] for part in parts}
-        tails = rows_of_tails(parts, split, self.options)
+        split, domain = self.place.parts
+        kept = {part.record.index: part.kept[domain][split] for part in parts}
+        tails = rows_of_tails(parts, split, domain, self.options)
         if limit is not None:
             tails = tails[: max(0, limit - sum(kept.values()))]
         kept[TAILS] = len(tails)
         rows = sum(kept.values())
-        stream = Stream(stream_counts(parts, split, rows * seq_len, seq_len), {})
+        stream = Stream(stream_counts(parts, split, domain, rows, self.options.seq_len), {})
         if not self.is_remote:
             shutil.rmtree(self.target, ignore_errors=True)
         if rows:
-            frame = converted.filter((converted["split"] == split) & converted["done"].isNull())
+            frame = converted.filter(
+                (converted["domain"] == domain) & (converted["split"] == split)
+            )
             if len(tails):
-                frame = frame.union(self._frame_of(frame_of_rows(split, TAILS, 0, tails)))
+                block = RowBlock(domain, split, tails)
+                frame = frame.union(self._frame_of(frame_of_rows(block, TAILS, 0)))
             stream.files = self._convert(frame, kept)
         return stream
 

@@ -2,7 +2,7 @@
 
 .OUT.partial/                the output as it grows, renamed to OUT at the end
 .OUT.partial/.state/         recipe.json, lock, work/, and of every part that is done
-                             parts/<domain>/<part>.json, or <part>.bad if a line stopped it
+                             parts/<source>/<part>.json, or <part>.bad if a line stopped it
 """
 
 import json
@@ -13,12 +13,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from data_prep.budgets import Kept
 from data_prep.conversion import PartRecord
 from data_prep.documents import Piece, PieceReader
 from data_prep.manifest import changes
 from data_prep.part_store import BAD, DonePart, stat_of, write_synced
 from data_prep.parts import Part
-from data_prep.split import SPLITS
 from itt_composer.errors import UserError
 
 STATE = ".state"
@@ -96,10 +96,10 @@ class State:
 
     def record_file(self, part: Part) -> Path:
         """Where the record of a part lies once it is done."""
-        return self.own / "parts" / part.domain / f"{part.name}.json"
+        return self.own / "parts" / part.source / f"{part.name}.json"
 
     def done(self, plan: dict[str, list[Part]], root: Path) -> dict[str, dict[int, DonePart]]:
-        """The parts that are done and are still what the plan asks for, by domain and index.
+        """The parts that are done and are still what the plan asks for, by source and index.
 
         A part that the plan no longer has, for its files were mended or cut otherwise, is
         forgotten and so are its shards, and those of parts that were killed before their record.
@@ -108,7 +108,7 @@ class State:
             UserError: a file that a done part was made of has changed, and it was not one with a
                 bad line, which may be mended.
         """
-        found: dict[str, dict[int, DonePart]] = {domain: {} for domain in plan}
+        found: dict[str, dict[int, DonePart]] = {source: {} for source in plan}
         files = sorted((self.own / "parts").glob("*/*.json"))
         all_done = [DonePart.load(file) for file in files]
         bad = self._stopped_at() | {r.file for done in all_done for r in done.record.rejects}
@@ -123,7 +123,7 @@ class State:
             if is_stale:
                 self.forget(done, file)
             else:
-                found[done.record.domain][done.record.index] = done
+                found[done.record.source][done.record.index] = done
         known = {name for parts in found.values() for part in parts.values() for name in part.files}
         self._remove_all_but(known)
         return found
@@ -158,10 +158,14 @@ class State:
             if done.uploaded:
                 self.forget(done, file)
 
-    def drop_rows(self, done: DonePart, kept: dict[str, int], file: Path) -> None:
-        """Remove all of a part's rows in the splits of which none is kept."""
-        folders = {split: f"{split}/{done.record.domain}/{file.stem}" for split in SPLITS}
-        dropped = [folder for split, folder in folders.items() if kept[split] < done.kept[split]]
+    def drop_rows(self, done: DonePart, kept: Kept, file: Path) -> None:
+        """Remove all of a part's rows in the domains and splits of which none is kept."""
+        dropped = [
+            f"{split}/{domain}/{file.stem}"
+            for domain, splits in done.kept.items()
+            for split, rows in splits.items()
+            if rows > kept.get(domain, {}).get(split, 0)
+        ]
         done.files = {
             name: stored
             for name, stored in done.files.items()
@@ -180,7 +184,7 @@ class State:
 
 
 def _is_planned(record: PartRecord, plan: dict[str, list[Part]]) -> bool:
-    parts = plan.get(record.domain, [])
+    parts = plan.get(record.source, [])
     pieces = tuple(Piece(piece["file"], piece["start"], piece["end"]) for piece in record.inputs)
     return record.index < len(parts) and parts[record.index].pieces == pieces
 

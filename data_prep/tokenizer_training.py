@@ -1,18 +1,25 @@
 """`train-tokenizer`: a LLaMA-style SentencePiece model of a corpus."""
 
-import io
-from collections.abc import Iterator
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from subprocess import PIPE, Popen
+from tempfile import TemporaryFile
 from typing import Any
 
-import sentencepiece
-
-from data_prep.documents import read_documents
-from data_prep.domains import find_domains
+from data_prep import sentencepiece_process
+from data_prep.documents import Fields, read_documents
+from data_prep.domains import find_corpus, not_read_sentence
 from data_prep.manifest import (
     already_complete,
     complete_folder,
     fingerprint_files,
+    is_inside,
     write_manifest,
 )
 from data_prep.split import split_of
@@ -40,11 +47,19 @@ LLAMA_SETTINGS: dict[str, Any] = {
     "eos_id": 2,
     "pad_id": -1,
     "num_threads": 4,
+    "minloglevel": 2,
 }
+# The trainer's process dies of 65,536 characters without a break, and it leaves out a line of
+# more than `max_sentence_length` bytes: longer lines are cut, at a blank where there is one.
+LONGEST_LINE = 1 << 15  # characters
+# It takes this character for its own mark and would leave the whole line out. In a line, a tab is
+# what it learns nothing of.
+COUNTED = ("documents", "utf8_bytes", "cut_runs", "reserved_characters")
+RESERVED, UNLEARNED = "\u2585", "\t"
 
 
 def train_tokenizer(
-    root: Path, out: Path, vocab_size: int, validation_share: float, text_field: str
+    root: Path, out: Path, vocab_size: int, validation_share: float, fields: Fields
 ) -> dict[str, Any] | None:
     """Train a tokenizer on the training documents of `root` and write its folder `out`.
 
@@ -52,75 +67,166 @@ def train_tokenizer(
     that SentencePiece gives.
 
     Args:
-        root: folder with `<domain>/**/*.jsonl`.
+        root: folder with `<domain>/**/*.jsonl`; with any files if lines name their domain.
         out: folder to make; appears only when it is complete.
         vocab_size: number of ids, including 3 special and 256 byte pieces.
         validation_share: share (0..1) of documents, by `split_of`, that training must not see.
-        text_field: name of the field that holds the text.
+        fields: of a line.
 
     Returns:
         The manifest, or None when `out` already held this tokenizer.
 
     Raises:
-        UserError: bad input, too little text for `vocab_size`, or `out` holds something else.
+        UserError: bad input, too little text for `vocab_size`, text on which SentencePiece dies,
+            or `out` lies inside `root` or holds something else.
     """
-    files = [path for paths in find_domains(root).values() for path in paths]
+    if is_inside(out, root):
+        raise UserError(f"--out {out} lies inside the input {root}: choose a folder outside it")
+    corpus = find_corpus(root, mixed=fields.domain is not None)
+    files, others = [p for paths in corpus.sources.values() for p in paths], corpus.not_read
     recipe = {
         "command": "train-tokenizer",
         "vocab_size": vocab_size,
         "validation_share": validation_share,
-        "text_field": text_field,
+        "text_field": fields.text,
+        "domain_field": fields.domain,
         "inputs": fingerprint_files(root, files),
     }
     if already_complete(out, recipe):
         return None
     with complete_folder(out) as folder:
-        counts = {"documents": 0, "utf8_bytes": 0}
-        # A list, as SentencePiece loses what an iterator raises and trains on the part it got.
-        lines = list(_training_lines(files, validation_share, text_field, counts))
-        if not lines:
+        counts: Counter[str] = Counter()
+        lines = _training_lines(files, validation_share, fields, counts)
+        first = next(lines, None)
+        if first is None:
             raise UserError(f"{root} has no training text: add some or lower --validation-share")
-        model = folder / MODEL_FILE
-        model.write_bytes(_train(lines, vocab_size))
-        load_tokenizer(str(model)).save(folder)
-        return write_manifest(folder, recipe, {"trained_on": counts})
+        try:
+            content = _train(chain([first], lines), vocab_size)
+        except _TrainerDiedError as error:
+            alone = {p: _training_lines([p], validation_share, fields, Counter()) for p in files}
+            where = next((p for p, own in alone.items() if _is_deadly(own, vocab_size)), root)
+            raise UserError(
+                f"SentencePiece's trainer does not take the text of {where} and has ended "
+                f"({error}): move what is unusual in it out of {root} for the training"
+            ) from error
+        (folder / MODEL_FILE).write_bytes(content)
+        load_tokenizer(str(folder / MODEL_FILE)).save(folder)
+        trained_on = {name: counts[name] for name in COUNTED}
+        return write_manifest(folder, recipe, {"trained_on": trained_on, "not_read": others})
+
+
+def warnings(manifest: dict[str, Any], root: Path) -> list[str]:
+    """What the user should know of a tokenizer's training: what it was not trained on."""
+    trained_on = manifest["trained_on"]
+    runs, reserved = trained_on["cut_runs"], trained_on["reserved_characters"]
+    found = [
+        runs
+        and f"text without a blank was cut after {LONGEST_LINE:,} characters at {runs:,} places, "
+        "for SentencePiece's trainer does not take more",
+        reserved
+        and f"the character {RESERVED} (U+2585) at {reserved:,} places was not learned, for "
+        "SentencePiece keeps it for itself; it is encoded as bytes",
+        not_read_sentence(root, manifest["not_read"]),
+    ]
+    return [sentence for sentence in found if sentence]
 
 
 def _training_lines(
-    files: list[Path], validation_share: float, text_field: str, counts: dict[str, int]
+    files: list[Path], validation_share: float, fields: Fields, counts: Counter[str]
 ) -> Iterator[str]:
-    """Yield the lines of the training documents and count those documents in `counts`.
+    """Yield the lines of the training documents and count what is `COUNTED`.
 
     Like LLaMA's, the tokenizer is trained on lines, so no piece crosses or holds a line break.
     """
     for path in files:
-        for document in read_documents(path, text_field):
+        for document in read_documents(path, fields):
             if split_of(document.data, validation_share) == "train":
                 counts["documents"] += 1
                 counts["utf8_bytes"] += len(document.data)
-                yield from filter(None, document.text.split("\n"))
+                for line in document.text.split("\n"):
+                    yield from _as_taken(line, counts)
 
 
-def _train(lines: list[str], vocab_size: int) -> bytes:
-    model = io.BytesIO()
+def _as_taken(line: str, counts: Counter[str]) -> Iterator[str]:
+    """Yield a line so that SentencePiece takes all of it: without its mark, and cut if long."""
+    if RESERVED in line:
+        counts["reserved_characters"] += line.count(RESERVED)
+        line = line.replace(RESERVED, UNLEARNED)
+    start = 0
+    while len(line) - start > LONGEST_LINE:
+        blank = line.rfind(" ", start + 1, start + LONGEST_LINE + 1)
+        if blank < 0:
+            counts["cut_runs"] += 1
+        end = blank if blank > 0 else start + LONGEST_LINE
+        yield line[start:end]
+        start = end + (blank > 0)  # it begins a line with a blank of its own
+    if start < len(line):
+        yield line[start:]
+
+
+class _TrainerDiedError(Exception):
+    """SentencePiece ended the process in which it was trained."""
+
+
+def _is_deadly(lines: Iterable[str], vocab_size: int) -> bool:
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=vocab_size,
-            minloglevel=2,
-            **LLAMA_SETTINGS,
-        )
-    except RuntimeError as error:
-        # SentencePiece raises this for a vocabulary too large or too small for the text.
+        _train(lines, vocab_size)
+    except _TrainerDiedError:
+        return True
+    except UserError:  # a part of a corpus may well be too small for the vocabulary
+        pass
+    return False
+
+
+def _train(lines: Iterable[str], vocab_size: int) -> bytes:
+    """The model of lines, trained in a process of its own.
+
+    Raises:
+        UserError: the lines cannot be read, the vocabulary does not fit the text, or the process
+            was killed.
+        _TrainerDiedError: the trainer did not take the text.
+    """
+    settings = json.dumps(LLAMA_SETTINGS | {"vocab_size": vocab_size})
+    command = [sys.executable, "-m", sentencepiece_process.__name__, settings]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with TemporaryFile() as out, TemporaryFile() as err:
+        process = Popen(command, stdin=PIPE, stdout=out, stderr=err, env=environment)
+        try:
+            # Of a pipe that breaks, the exit code says why.
+            with suppress(BrokenPipeError), process.stdin as pipe:  # type: ignore[union-attr]
+                for line in lines:
+                    pipe.write(line.encode() + b"\n")  # type: ignore[union-attr]
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        out.seek(0)
+        err.seek(0)
+        content, messages = out.read(), err.read().decode(errors="replace")
+    if code == 0:
+        return content
+    if code == sentencepiece_process.REFUSED:
         raise UserError(
             f"SentencePiece cannot make {vocab_size} pieces from this corpus "
-            f"({_reason(error)}): change --vocab-size or give it more text"
-        ) from error
-    return model.getvalue()
+            f"({_reason(content.decode())}): change --vocab-size or give it more text"
+        )
+    if code < 0:
+        raise UserError(
+            f"the process that trains the tokenizer was killed by signal {-code}, perhaps for want "
+            "of memory: run the command again, with less text if it happens again"
+        )
+    raise _TrainerDiedError(f"exit code {code}; {_last_check(messages)}")
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(message: str) -> str:
     """SentencePiece's message without its source position, failed condition and option names."""
-    message = str(error).replace("\n", " ").rpartition("] ")[2].partition(" Increase")[0]
+    message = message.replace("\n", " ").rpartition("] ")[2].partition(" Increase")[0]
     return message.strip(" .")
+
+
+def _last_check(messages: str) -> str:
+    """What SentencePiece last printed: the check that failed, if it was one."""
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    checks = [line for line in lines if ".h(" in line or ".cc(" in line]
+    return (checks or lines or ["no message"])[-1]

@@ -13,6 +13,7 @@ from fork_server import ForkServer
 from small_recipe import RECIPE
 
 from data_prep.convert import Options, convert
+from data_prep.documents import Fields
 from data_prep.tokenizer_training import train_tokenizer
 from itt_composer.config import Recipe, load_recipe
 
@@ -43,7 +44,7 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.parent.mkdir(parents=True)
         documents = (text[start : start + 500] for start in range(0, len(text), 500))
         file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    train_tokenizer(folder / "text", folder / "tokenizer", 512, 0.2, "text")
+    train_tokenizer(folder / "text", folder / "tokenizer", 512, 0.2, Fields())
     return folder
 
 

@@ -14,6 +14,7 @@ from pydoc_data.topics import topics
 import pytest
 from documented_commands import REPOSITORY, Documented, documented, parse
 
+from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
 from data_prep.tokenizer_training import train_tokenizer
 from eval.suite import load_suite
@@ -73,7 +74,8 @@ SMALLER = {
 STAGES = list(SMALLER)
 # Commands of ours that are read alone, and why.
 READ_ALONE = {
-    r"--engine spark": "takes Java: tests/data_prep/test_spark.py",
+    r"--engine spark": "takes Java: tests/data_prep/test_spark_engine.py",
+    r"--shares shares\.yaml": "tests/data_prep/test_budgets.py",
     r"eval fetch": "takes the hub: tests/evaluation/test_fetch.py",
     r"^python -m (data_prep|eval tables)$": "names a program",
     r"--print-config": "is what reading it does",
@@ -86,6 +88,7 @@ ELSEWHERE = {
     r"^(pip|apt-get|aws) ": "changes the machine, or takes a network",
     r"^lm_eval |cli_evaluate": "lm-eval's own: tests/evaluation/test_harness.py",
     r"^bash \.ci/run$": "runs these tests",
+    r"^grep ": "makes a file of shares: tests/data_prep/test_budgets.py",
     r"^scripts/experiment\.sh ": "tests/test_experiment.py",
     r"^(export|job=|while|\[|exit)": "a batch system's script: tests/test_forward_sigterm.py",
 }
@@ -193,7 +196,7 @@ def workspace(tmp_path_factory) -> Path:
         file = folder / "redpajama" / domain / "all.jsonl"
         file.parent.mkdir(parents=True)
         file.write_text("\n".join(lines) + "\n")
-    train_tokenizer(folder / "redpajama", folder / "tokenizer", 512, 0.05, "text")
+    train_tokenizer(folder / "redpajama", folder / "tokenizer", 512, 0.05, Fields())
     shutil.copy(folder / "tokenizer" / "tokenizer.model", folder)
     (folder / "story.txt").write_text("The tower of London is 900 years old.")
     problem = {"question": "1 + 1?", "options": ["A)2", "B)3"], "rationale": "2", "correct": "A"}

@@ -1,6 +1,7 @@
 """Budgets: rows exactly as asked, shortfalls told, no document on both sides."""
 
 import re
+import subprocess
 from collections import Counter
 
 import numpy as np
@@ -20,9 +21,12 @@ from small_conversions import (
 
 from data_prep.budgets import Budgets, parse_count, read_shares, validation_share_needed
 from data_prep.conversion import PartRecord, SplitCounts
+from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
 from data_prep.estimate import Estimate, estimate, validation_threshold
 from data_prep.tokenizer import load_tokenizer
+from itt_composer.config import load_recipe
+from itt_composer.data.shards import check_shards
 from itt_composer.errors import UserError
 
 SEQ_LEN = 64
@@ -132,14 +136,16 @@ def test_parts_keep_their_first_rows_until_the_budget_is_full(rows, train, valid
     budgets = Budgets({"train": {"d": train}, "validation": {"d": validation}})
     records = [
         PartRecord(
-            "d", index, splits={"train": SplitCounts(rows=a), "validation": SplitCounts(rows=b)}
+            *("d", index),
+            domains={"d": {"train": SplitCounts(rows=a), "validation": SplitCounts(rows=b)}},
         )
         for index, (a, b) in enumerate(rows)
     ]
-    kept = budgets.limits(records)
+    used = records[: budgets.parts_needed("d", records)]
+    kept = budgets.shared_out(used)
     for split, place, limit in [("train", 0, train), ("validation", 1, validation)]:
-        own = [limits[split] for limits in kept]
-        there = [counts[place] for counts in rows]
+        own = [limits["d"][split] for limits in kept]
+        there = [counts[place] for counts in rows[: len(used)]]
         assert sum(own) == min(limit, sum(there))
         full = sum(a == b for a, b in zip(own, there, strict=True))
         assert own[full + 1 :] == [0] * len(own[full + 1 :]) or 0 in there
@@ -327,7 +333,7 @@ def test_tokens_of_a_corpus_are_estimated_well(three, tokenizer):
     files = sorted((three / "common_crawl").iterdir())
     texts = texts_of(three / "common_crawl")
     tokens = sum(len(loaded.encode(text)) + 2 for text in texts)
-    found = estimate(three, files, "text", loaded)
+    found = estimate(three, "cc", files, Fields(), loaded)["cc"]
     assert found.tokens == pytest.approx(tokens, rel=0.25)
     assert len(found.lengths) == 5 * 8
     first = [len(loaded.encode(text)) + 2 for text in texts[:8]]
@@ -343,8 +349,8 @@ def test_estimate_passes_over_bad_lines_and_bad_files(tmp_path, tokenizer):
     (tmp_path / "d" / "a.jsonl").touch()
     (tmp_path / "d" / "c.jsonl.gz").write_bytes(b"not gzip")
     files = sorted((tmp_path / "d").iterdir())
-    assert len(estimate(tmp_path, files, "text", loaded).lengths) == 5
-    nothing = estimate(tmp_path, files[:1], "text", loaded)
+    assert len(estimate(tmp_path, "d", files, Fields(), loaded)["d"].lengths) == 5
+    nothing = estimate(tmp_path, "d", files[:1], Fields(), loaded)["d"]
     assert (nothing.tokens, len(nothing.lengths)) == (0, 0)
 
 
@@ -386,7 +392,7 @@ def test_rows_beyond_a_validation_budget_are_dropped_without_converting_again(
     converted_parts = []
 
     def counted(part, *arguments):
-        converted_parts.append((part.domain, part.index))
+        converted_parts.append((part.source, part.index))
         return store_part(part, *arguments)
 
     store_part = local_engine.store_part
@@ -397,3 +403,43 @@ def test_rows_beyond_a_validation_budget_are_dropped_without_converting_again(
     # At most one part of each domain, the one in which its budget ends, is converted once more.
     assert len(converted_parts) - len(set(converted_parts)) <= 3
     assert len(set(converted_parts)) > 12
+
+
+@pytest.mark.parametrize("part_size", ["20kb", "64mb"])
+def test_progress_ends_at_all_of_the_bytes_that_a_budget_needs(
+    convert, three, shares, tmp_path, part_size
+):
+    asked = {"train_tokens": "6k", "part_size": part_size, "workers": 1}
+    result = converted(convert, three, shares, tmp_path / "shards", **asked)
+    assert result.exit_code == 0, result.output
+    done, total = re.findall(r"([\d.]+) of ([\d.]+) MB", result.stderr)[-1]
+    assert done == total
+    assert float(done) > 0
+
+
+def test_redpajama_without_its_withdrawn_books_is_converted_and_trained_as_documented(
+    convert, corpus, tmp_path
+):
+    command = "grep -v book: yamls/data/redpajama.yaml > shares.yaml"
+    for page in ("data", "recipes"):
+        assert command in (REPOSITORY / f"docs/{page}.md").read_text(encoding="utf-8")
+    file = tmp_path / "shares.yaml"
+    subprocess.run(
+        command.replace("shares.yaml", str(file)), shell=True, check=True, cwd=REPOSITORY
+    )
+    domains = [domain for domain in PAPER_SHARES if domain != "book"]
+    texts = [text[:1500] for text in texts_of(corpus / "code")]
+    for number, domain in enumerate(domains):
+        write_jsonl(tmp_path / "root" / domain / "a.jsonl", texts[number::6])
+    asked = {"root": tmp_path / "root", "shares": file, "train_tokens": "6400", "workers": 1}
+    result = convert(**asked)
+    assert result.exit_code == 0, result.output
+    assert "train/book" not in result.stderr
+    manifest = manifest_of(tmp_path / "shards")
+    assert sum(manifest["shares"].values()) == pytest.approx(1)
+    assert manifest["totals"]["train"]["rows"] == pytest.approx(100, abs=2)  # rounded by domain
+    recipe = REPOSITORY / "yamls/pretrain/itt_x4_162m.yaml"
+    changed = [f"data.local={tmp_path / 'shards'}", "data.seq_len=64", "data.domains.book=null"]
+    data = load_recipe(str(recipe), changed).data
+    assert list(data.domains) == domains
+    check_shards(data.local, data.seq_len, 32_000, data.domains, 64)

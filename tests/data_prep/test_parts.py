@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import subprocess
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -114,6 +115,18 @@ def test_spread_parts_do_not_follow_the_order_of_the_input(tmp_path):
     assert starts != sorted(starts)
     # A fair sample: the first quarter of the parts comes from all over the file.
     assert max(starts[:25]) - min(starts[:25]) > 5000
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_gzip_padded_with_zeros_is_not_damaged(tmp_path, members):
+    lines = [json.dumps({"text": f"{number} " * 20}).encode() + b"\n" for number in range(3000)]
+    data = b"".join(gzip.compress(b"".join(lines)) for _ in range(members)) + bytes(700)
+    (tmp_path / "a.jsonl.gz").write_bytes(data)
+    subprocess.run(["gzip", "-t", tmp_path / "a.jsonl.gz"], check=True)
+    reader = PieceReader(tmp_path, Piece("a.jsonl.gz", 0, len(data)))
+    assert list(reader) == lines * members
+    assert reader.raw_bytes == len(data)
+    assert reader.sha256.hexdigest() == sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("repeat", [1, 2])

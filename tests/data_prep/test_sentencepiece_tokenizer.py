@@ -1,9 +1,20 @@
 """The trained tokenizer: LLaMA's habits, transformers' ids, no look at validation documents."""
 
+import subprocess
+from collections import Counter
+
 import pytest
 import sentencepiece
-from small_conversions import AWKWARD, content, manifest_of, texts_of, write_jsonl
+from small_conversions import (
+    AWKWARD,
+    assert_one_line,
+    content,
+    manifest_of,
+    texts_of,
+    write_jsonl,
+)
 
+from data_prep import tokenizer_training
 from data_prep.split import split_of
 
 
@@ -102,3 +113,86 @@ def test_a_bad_line_stops_the_training(root, run, tmp_path):
     assert result.exit_code == 1
     assert f"{path}, line {len(texts_of(root)) + 1}: broken JSON" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+LONG = "XQ" * 35_000  # a run in which SentencePiece's trainer ends its process
+
+
+@pytest.fixture
+def with_awkward_lines(root, tmp_path):
+    """Good text, and in a second file lines that SentencePiece's trainer does not take as such."""
+    good = texts_of(root)
+    write_jsonl(tmp_path / "root" / "d" / "a.jsonl", good)
+    sparkline = "zqjx ▂▅▇ zqjx ▅"  # U+2585 is its own mark
+    lines = [LONG, "日本" * 40_000, " " * 70_000, "one word " * 150_000, *[sparkline] * 400]
+    write_jsonl(tmp_path / "root" / "d" / "b.jsonl", ["\n".join(lines), "\u0000\u2581\ufffe"])
+    return tmp_path / "root"
+
+
+def test_lines_that_sentencepiece_does_not_take_are_cut_learned_from_and_counted(
+    run, with_awkward_lines, tmp_path
+):
+    out = tmp_path / "tokenizer"
+    asked = ("--vocab-size", 800, "--validation-share", 0)
+    result = run("train-tokenizer", with_awkward_lines, "--out", out, *asked)
+    assert result.exit_code == 0, result.output
+    trained_on = manifest_of(out)["trained_on"]
+    texts = texts_of(with_awkward_lines)
+    size = sum(len(text.encode()) for text in texts)
+    counts = {"documents": len(texts), "utf8_bytes": size}
+    # 70,000 and 80,000 characters in runs of 32,768; blanks can be cut anywhere.
+    assert trained_on == counts | {"cut_runs": 4, "reserved_characters": 800}
+    assert "cut after 32,768 characters at 4 places" in result.stderr
+    assert "the character ▅ (U+2585) at 800 places was not learned" in result.stderr
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model"))
+    assert {"▁zqjx", "XQXQ", "▁word"} <= {processor.id_to_piece(n) for n in range(800)}
+    assert processor.decode(processor.encode("▂▅▇")) == "▂▅▇"
+
+
+def test_long_lines_are_cut_at_blanks_and_lose_nothing_else(monkeypatch):
+    monkeypatch.setattr(tokenizer_training, "LONGEST_LINE", 8)
+    for line in ("", "a b", "12345678", "123456789", "1234567 9", " a  b   c    d     e", "x" * 30):
+        counts = Counter()
+        pieces = list(tokenizer_training._as_taken(line, counts))
+        assert all(0 < len(piece) <= 8 for piece in pieces)
+        assert "".join(pieces).replace(" ", "") == line.replace(" ", "")
+        assert counts["cut_runs"] == {"123456789": 1, "x" * 30: 3}.get(line, 0)
+        if not counts["cut_runs"] and line:
+            assert " ".join(pieces) == line
+
+
+def test_file_on_which_the_trainer_ends_is_named_and_nothing_is_left(
+    run, with_awkward_lines, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tokenizer_training, "LONGEST_LINE", 100_000)
+    asked = ("--vocab-size", 800, "--validation-share", 0)
+    result = run("train-tokenizer", with_awkward_lines, "--out", tmp_path / "out", *asked)
+    error = assert_one_line(result)
+    file = with_awkward_lines / "d" / "b.jsonl"
+    assert error.startswith(f"SentencePiece's trainer does not take the text of {file} and has end")
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
+def test_a_trainer_that_was_killed_is_one_sentence_and_nothing_is_left(
+    run, root, tmp_path, monkeypatch
+):
+    def killed(*arguments, **options):
+        process = subprocess.Popen(*arguments, **options)
+        process.kill()
+        return process
+
+    monkeypatch.setattr(tokenizer_training, "Popen", killed)
+    result = run("train-tokenizer", root, "--out", tmp_path / "out")
+    assert "was killed by signal 9, perhaps for want of memory" in assert_one_line(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_not_read_and_an_output_inside_the_input_are_told(root, run, tmp_path):
+    write_jsonl(tmp_path / "root" / "d" / "a.jsonl", texts_of(root))
+    (tmp_path / "root" / "d" / "README.md").write_text("about it")
+    asked = ("train-tokenizer", tmp_path / "root", "--vocab-size", 400, "--out")
+    error = assert_one_line(run(*asked, tmp_path / "root" / "tokenizer"))
+    assert "lies inside the input" in error
+    result = run(*asked, tmp_path / "out")
+    assert "warning: 1 file below" in result.stderr
+    assert manifest_of(tmp_path / "out")["not_read"] == ["d/README.md"]

@@ -1,5 +1,6 @@
 """The Spark engine on a session of this machine: the same rows and counts as the local engine."""
 
+import json
 import os
 import re
 import shutil
@@ -14,20 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_conversions import content, rows_of, write_jsonl
+from small_conversions import content, rows_of, texts_of, write_jsonl
 from streaming import StreamingDataset
 
 from data_prep.budgets import Budgets
 from data_prep.conversion import Progress, Settings
 from data_prep.convert import Options, convert
 from data_prep.convert_manifest import read_convert_manifest
-from data_prep.domains import find_domains
+from data_prep.documents import Fields
+from data_prep.domains import find_corpus
 from data_prep.manifest import fingerprint
 from data_prep.parts import plan_parts
 from data_prep.rejects import RejectLimit
 from data_prep.rows import ShardOptions
 from data_prep.spark_engine import run_spark
-from data_prep.spark_session import sentence_of, spark_session
+from data_prep.spark_session import java_version, sentence_of, spark_session
 from data_prep.tokenizer import load_tokenizer
 from itt_composer.errors import UserError
 
@@ -79,7 +81,7 @@ def local(
 def settings(root_with_bad_lines: Path, tokenizer: Path) -> Settings:
     return Settings(
         root=root_with_bad_lines,
-        text_field="text",
+        fields=Fields(),
         validation_share=0.2,
         tokenizer=load_tokenizer(str(tokenizer)),
         encoder="fast",
@@ -96,7 +98,12 @@ def run_engine(settings: Settings) -> Callable[..., Any]:
         out: object, budgets: Budgets | None = None, spread: bool = False, **changed: Any
     ) -> Any:
         used = replace(settings, **changed)
-        plan = plan_parts(used.root, find_domains(used.root), PART_BYTES, spread)
+        plan = plan_parts(
+            used.root,
+            find_corpus(used.root, used.fields.domain is not None).sources,
+            PART_BYTES,
+            spread,
+        )
         limit = RejectLimit(0.5)
         return run_spark(plan, used, budgets or Budgets({}), limit, out, "local[2]", told.append)
 
@@ -200,6 +207,24 @@ def test_a_store_that_cannot_be_used_is_told_in_a_sentence(spark, bucket, run_en
         run_engine("s3://nowhere")
 
 
+def test_lines_that_name_their_domain_give_the_rows_of_the_local_engine(
+    spark, run_engine, root_with_bad_lines, tokenizer, tmp_path
+):
+    texts = texts_of(root_with_bad_lines / "code")
+    named = [{"text": text, "source": "abb"[number % 3]} for number, text in enumerate(texts)]
+    (tmp_path / "root").mkdir()
+    lines = [json.dumps(line) + "\n" for line in named]
+    (tmp_path / "root" / "x.jsonl").write_text("".join(lines))
+    (tmp_path / "shares.yaml").write_text("a: 0.3\nb: 0.7\n")
+    options = {"train_tokens": 19_200, "shares": tmp_path / "shares.yaml", "domain_field": "source"}
+    convert_locally(tmp_path / "root", tokenizer, tmp_path / "local", **options)
+    budgets = Budgets.of(19_200, None, {"a": 0.3, "b": 0.7}, SEQ_LEN)
+    changed = {"root": tmp_path / "root", "fields": Fields("text", "source", frozenset("ab"))}
+    _, streams = run_engine(tmp_path / "spark", budgets, spread=True, **changed)
+    assert {d: s.counts.rows for d, s in streams["train"].items()} == {"a": 90, "b": 210}
+    assert_same(streams, tmp_path / "spark", tmp_path / "local")
+
+
 def test_a_bad_line_is_told_as_everywhere(spark, run_engine, root_with_bad_lines, tmp_path):
     file = root_with_bad_lines / "prose" / "all.jsonl"
     with pytest.raises(UserError) as error:
@@ -210,7 +235,7 @@ def test_a_bad_line_is_told_as_everywhere(spark, run_engine, root_with_bad_lines
 
 
 def test_input_that_executors_do_not_see_is_named(spark, settings, tmp_path):
-    plan = plan_parts(settings.root, find_domains(settings.root), PART_BYTES, False)
+    plan = plan_parts(settings.root, find_corpus(settings.root).sources, PART_BYTES, False)
     elsewhere = replace(settings, root=tmp_path / "elsewhere")
     sentence = rf"^a Spark executor cannot read {tmp_path}/elsewhere/code/\S+ \(No such file or di"
     with pytest.raises(UserError, match=sentence):
@@ -239,6 +264,12 @@ JAVA_TRACE = "\n\tat org.apache.spark.Task.run(Task.scala:1)\nCaused by: Traceba
         (
             f"An error occurred.\n: org.apache.SparkException: Master gone{JAVA_TRACE}",
             "Spark failed: An error occurred. : org.apache.SparkException: Master gone",
+        ),
+        (
+            "An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.\n: "
+            f"java.lang.UnsupportedOperationException: getSubject is not supported{JAVA_TRACE}",
+            "Spark does not run on the Java of its driver or an executor: install Java 8, 11 or 17 "
+            "(Debian and Ubuntu: apt install openjdk-17-jre-headless) and set JAVA_HOME to it",
         ),
     ],
 )
@@ -279,4 +310,31 @@ def test_without_java_says_what_to_install(tmp_path):
     code, out, err = run_alone({"PATH": str(tmp_path)})
     assert (code, out) == (1, "")
     assert err.startswith("error: Spark needs Java and there is no java: install Java 8, 11 or 17")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ('openjdk version "17.0.15" 2025-04-15', 17),
+        ('java version "1.8.0_392"', 8),
+        ('openjdk version "25" 2025-09-16 LTS', 25),
+        ('openjdk version "21-ea" 2023-09-19', 21),
+        ("Picked up JAVA_TOOL_OPTIONS: -Xmx1g", None),
+    ],
+)
+def test_version_of_java_is_read_as_it_says_it(line, version):
+    assert java_version(f"{line}\nOpenJDK Runtime Environment") == version
+
+
+def test_java_that_spark_does_not_run_on_is_named_with_those_that_it_does(tmp_path):
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\necho 'openjdk version \"21.0.8\" 2025-07-15 LTS' >&2\n")
+    java.chmod(0o755)
+    code, out, err = run_alone({"PATH": "/usr/bin:/bin", "JAVA_HOME": str(tmp_path)})
+    assert (code, out) == (1, "")
+    assert err.startswith(
+        f"error: Spark does not run on Java 21 ({java}): install Java 8, 11 or 17"
+    )
     assert err.count("\n") == 1
