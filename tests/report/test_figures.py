@@ -269,6 +269,27 @@ def test_a_run_that_has_just_begun_leaves_the_axis_as_it_is(runs, tmp_path):
     assert ends_of_axis([*runs, begun]) == ends_of_axis(runs)
 
 
+def test_rules_that_give_the_same_perplexity_are_told_as_one_point(tmp_path):
+    run = write_run(tmp_path / "itt", analysed=True)
+    result = json.loads((run / "perplexity.json").read_text())
+    settings = result["settings"]
+    changed_file(
+        run / "perplexity.json",
+        settings=[
+            *settings[:5],
+            *(
+                one | {"perplexity": other["perplexity"]}
+                for one, other in zip(settings[5:], settings[:5], strict=True)
+            ),
+        ],
+    )
+    (elastic,) = [one for one in build([run], [], "t").page.figures if one.name == "elastic"]
+    assert "Of 4 of 4 settings the points of two rules lie on one another" in elastic.caption
+    changed_file(run / "perplexity.json", settings=settings)
+    (elastic,) = [one for one in build([run], [], "t").page.figures if one.name == "elastic"]
+    assert "lie on one another" not in elastic.caption
+
+
 def ends_of_axis(folders):
     params = build(folders, [], "t").page.figures[0].spec["params"]
     return {one["name"]: one["value"] for one in params if one["name"] in ("least", "greatest")}
