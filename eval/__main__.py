@@ -16,6 +16,7 @@ from rich.progress import Progress
 from eval import fetch, paper, tables, task_report
 from eval.rendering import wide_console
 from eval.suite import PerplexitySuite, TaskSuite, load_suite
+from eval.task_data import check_present
 from eval.task_progress import TaskProgress
 from itt_composer.default_command import DefaultCommand
 from itt_composer.launched import (
@@ -100,6 +101,7 @@ def run_tasks(suite: TaskSuite, signals: StopSignals) -> None:
         paper.row(suite.compare_with)
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of datasets, and of the bootstrap
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # of which a second on one core is enough
+    check_present(suite.selected_tasks(), suite.data_dir)
     from eval import harness, ranks
 
     signals.take()  # Composer has been imported

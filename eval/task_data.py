@@ -162,11 +162,27 @@ def open_tasks(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> Itera
             yield OpenTasks(manager, leaves, {})
             return
         files = _find_files(leaves, tasks, Path(data_dir))
+        for name, settings in tasks.items():
+            for leaf in leaves[name]:
+                _check_files(name, leaf, leaf.shots(settings), files[leaf.name])
         with (
             TemporaryDirectory(prefix="tasks-") as folder,
             _redirected(manager, Path(folder), leaves, files),
         ):
             yield OpenTasks(manager, leaves, files)
+
+
+def check_present(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> None:
+    """Refuse tasks that there are not or whose files are missing, all at once and without torch.
+
+    Raises:
+        UserError: a sentence for each.
+    """
+    manager = task_manager()
+    check_names(manager, tasks)
+    if data_dir is not None:
+        leaves = {name: leaf_tasks(manager, name) for name in tasks}
+        _find_files(leaves, tasks, Path(data_dir))
 
 
 @cache
@@ -268,7 +284,7 @@ def _walk_group(
 def _find_files(
     leaves: Mapping[str, list[LeafTask]], tasks: Mapping[str, TaskSettings], data_dir: Path
 ) -> dict[str, dict[str, Path]]:
-    """By leaf task and split: every file that is needed, checked.
+    """By leaf task and split: every file that is needed.
 
     Raises:
         UserError: see `open_tasks`.
@@ -293,9 +309,6 @@ def _find_files(
         sentences += _missing_files(name, missing, data_dir)
     if sentences:
         raise UserError("\n".join(sentences))
-    for name, settings in tasks.items():
-        for leaf in leaves[name]:
-            _check_files(name, leaf, leaf.shots(settings), files[leaf.name])
     return files
 
 

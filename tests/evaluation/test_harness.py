@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,35 +179,31 @@ def cuts(tasks):
         )
 
 
-def test_whole_shots_that_fit_are_those_of_lm_eval_with_as_many(run, model, data_dir, tmp_path):
-    results, _ = run(f"only=[{','.join(CUT)}]", "shots_that_fit=true", "log_samples=true")
-    tasks = load_suite(SUITE, [f"model={model}"])
-    with open_tasks(tasks.selected_tasks(), str(data_dir)) as source:
-        for name in CUT:
-            shots = results["tasks"][name]["shots"]
-            whole = tasks.tasks[name].shots
-            assert 0 < shots < whole
-            assert results["tasks"][name]["notes"] == [
-                f"{shots} of {whole} shots, the most that 1,024 tokens hold whole before every "
-                "question"
-            ]
-            theirs = simple_evaluate(
-                model="hf",
-                model_args={"pretrained": str(model), "device": "cpu"},
-                tasks=[name],
-                num_fewshot=shots,
-                limit=3,
-                bootstrap_iters=0,
-                task_manager=source.manager,
-            )
-            ours = samples_of(tmp_path / "out", name)
-            for sample in theirs["samples"][name]:
-                mine = ours[name, sample["doc_id"]]
-                assert mine["prompt_hash"] == sample["prompt_hash"]
-                check_answers(mine["filtered_resps"], sample["filtered_resps"])
-    # One more would not have fitted.
-    more, _ = run("only=[boolq]", f"tasks.boolq.shots={results['tasks']['boolq']['shots'] + 1}")
-    assert dict(cuts(more["tasks"]))["boolq"]["requests_cut"] > 0
+def test_whole_shots_that_fit_give_what_so_many_shots_give_and_one_more_is_cut(run, tmp_path):
+    few = f"only=[{','.join(CUT)}]"
+    fitting = run(few, "shots_that_fit=true", "log_samples=true")[0]["tasks"]
+    hashes = {task: prompts_of(tmp_path / "out", task) for task in CUT}
+    shutil.rmtree(tmp_path / "out")
+    shots = {name: fitting[name]["shots"] for name in CUT}
+    for name, whole in zip(CUT, (32, 25, 32), strict=True):
+        assert 0 < shots[name] < whole
+        told = f"{shots[name]} of {whole} shots, the most that 1,024 tokens hold whole before every"
+        assert fitting[name]["notes"] == [f"{told} question"]
+    as_many = [f"tasks.{name}.shots={number}" for name, number in shots.items()]
+    given = run(few, *as_many, "log_samples=true")[0]["tasks"]
+    assert {task: prompts_of(tmp_path / "out", task) for task in CUT} == hashes
+    assert [given[name]["value"] for name in CUT] == [fitting[name]["value"] for name in CUT]
+    assert set(requests_cut(given).values()) == {0}
+    one_more = [f"tasks.{name}.shots={number + 1}" for name, number in shots.items()]
+    assert all(requests_cut(run(few, *one_more)[0]["tasks"]).values())
+
+
+def prompts_of(folder, task):
+    return [sample["prompt_hash"] for sample in samples_of(folder, task).values()]
+
+
+def requests_cut(tasks):
+    return {name: sum(run["requests_cut"] for run in task["runs"]) for name, task in tasks.items()}
 
 
 def test_shots_that_all_fit_are_asked_whole(run):
@@ -449,6 +446,21 @@ def test_a_mistake_is_told_in_one_sentence(model, data_dir, tmp_path, override):
     assert MISTAKES[override] in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_all_missing_files_are_told_at_once_before_torch_is_imported(
+    model, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "eval.harness", None)  # which imports torch
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    shutil.rmtree(data / "piqa")
+    (data / "boolq/train.jsonl").unlink()
+    result = invoke(*arguments(model, data, tmp_path / "out", "only=[piqa,sciq,boolq]"))
+    assert result.exit_code == 1
+    assert [line.partition(" with ")[0] for line in result.stderr.splitlines()] == [
+        f"error: data_dir={data} has no piqa/validation.parquet (or .jsonl)",
+        f"data_dir={data} has no boolq/train.parquet (or .jsonl)",
+    ]
 
 
 def test_what_is_no_repeat_of_an_experiment_is_refused(run, model, make_folder, tmp_path):
