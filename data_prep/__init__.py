@@ -21,3 +21,5 @@ verify.py, shard_files.py, stats.py   reading the result again
 corpus.py, docstrings.py   `sample-corpus`: real text from the running Python installation
 tokenizer_training.py      `train-tokenizer`: a LLaMA-style SentencePiece model
 """
+
+import itt_composer  # noqa: F401 - first: it prepares what `python -m` runs here
