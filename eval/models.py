@@ -17,7 +17,7 @@ from transformers import (
 
 from eval.paper import GEOMETRY_FIELDS
 from eval.suite import HUB_NAME, NO_MODEL, ModelSettings, model_name
-from itt_composer.checkpoints import ALLOW_CODE, find_checkpoint
+from itt_composer.checkpoints import ALLOW_CODE
 from itt_composer.errors import UserError
 from itt_composer.exporting import load_model_of
 from itt_composer.flops import dense_parameters, thinking_parameters
@@ -25,6 +25,7 @@ from itt_composer.model_folder import tokenizer_files
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.models.loading import load_model
+from itt_composer.run_folder import find_checkpoint
 from itt_composer.thinking import ELASTIC_FIELDS
 from itt_composer.tokenizer import load_tokenizer as load
 
@@ -162,7 +163,8 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
         rules = tokenizer.backend_tokenizer.to_str()
     else:
         rules = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
-    return rules + json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    settings = [tokenizer.special_tokens_map, tokenizer.split_special_tokens]
+    return rules + json.dumps(settings, sort_keys=True, default=str)
 
 
 def why_no_numbers(model: PreTrainedModel) -> str:
@@ -189,6 +191,8 @@ def think_as(model: PreTrainedModel, asked: Mapping[str, Any]) -> None:
             raise UserError(f"{name}={value} needs an ITT model, not {type(model).__name__}")
         if value == getattr(model.config, name):
             continue
+        if model.config.thinking == "dense":
+            raise UserError(f"{name}={value} needs an ITT model, not a LLaMA")
         try:
             getattr(model, f"set_{name}")(value)
         except ValueError as error:

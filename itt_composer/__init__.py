@@ -1,7 +1,7 @@
 """Inner Thinking Transformer: pretraining recipes for MosaicML Composer.
 
-Importing this package makes `AutoConfig`, `AutoModelForCausalLM` and `AutoTokenizer` know the model
-type "itt"; its tokenizers are LLaMA's where a folder does not name another.
+Importing this package makes `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and `AutoTokenizer`
+know the model type "itt"; its tokenizers are LLaMA's where a folder does not name another.
 The registration waits until transformers loads its own, so that command lines which only check
 their input start without torch.
 """

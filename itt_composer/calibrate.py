@@ -51,11 +51,14 @@ def main(
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("calibrating")
-            calibrate(
-                model,
-                measure,
-                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
+            try:
+                calibrate(
+                    model,
+                    measure,
+                    on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+            except ValueError as error:
+                raise UserError(f"{model_folder} gives scores that are NaN: {error}") from None
         if model.config.router_selection == "top_p":
             print(
                 "note: under top-p ratios were shares of the weight; from now on they are shares "
@@ -71,9 +74,10 @@ def _load(folder: Path, shards: Path, manifest: dict[str, Any]) -> "IttForCausal
     import torch
 
     from itt_composer.models import IttForCausalLM
-    from itt_composer.models.loading import load_model
+    from itt_composer.models.loading import load_model, refuse_broken
 
     model = load_model(folder)
+    refuse_broken(model, str(folder))
     if not isinstance(model, IttForCausalLM) or not model.config.adaptive_routing:
         raise UserError(f"{folder} holds a model without routers: there is nothing to calibrate")
     check_vocabulary(shards, manifest, str(folder), model.config.vocab_size, str(folder))

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.torch_version import TorchVersion
 
 from itt_composer.errors import UserError
-from itt_composer.run_folder import LATEST, METADATA, complete_checkpoints
+from itt_composer.run_folder import METADATA
 
 ALLOW_CODE = "--allow-code-execution"
 # What a checkpoint holds beside tensors and plain values: times, random states, a version.
@@ -91,38 +91,6 @@ class Checkpoint:
     def run_folder(self) -> Path:
         """Where the run that wrote it has its `recipe.yaml`, unless it was moved."""
         return self.path.parent.parent
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the latest of a run folder.
-
-    Where the link to the latest is missing, as on a file system without links, that is the newest.
-
-    Raises:
-        UserError: there is none.
-    """
-    latest = path if path.name == LATEST else path / "checkpoints" / LATEST
-    newest = complete_checkpoints(latest.parent)
-    if latest.exists():
-        path = latest
-    elif newest:
-        path = newest[0]
-    elif path.is_dir() and not (path / METADATA).is_file():
-        if (path / "recipe.yaml").is_file():
-            raise UserError(
-                f"{path} is a run folder without a checkpoint (checkpoints/{LATEST}); wait for its "
-                "first, or name another"
-            )
-        if any(path.glob("*.distcp")):
-            raise UserError(f"{path} is half-written (it has no {METADATA}); take another")
-        raise UserError(
-            f"{path} is no checkpoint (it has no {METADATA}) and no run folder (it has no "
-            f"checkpoints/{LATEST}); name one of these, or a .pt file"
-        )
-    found = path.resolve()
-    if not found.exists():
-        raise UserError(f"{found} is missing; name a checkpoint or a run folder")
-    return found
 
 
 def load_checkpoint(path: Path, allow_code: bool = False) -> Checkpoint:

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from itt_composer.errors import Mistakes, UserError
+from itt_composer.llama_config import check_heads, check_rope_scaling
 from itt_composer.recipe_checks import check_together
 from itt_composer.registry import (
     ALGORITHMS,
@@ -118,18 +119,10 @@ class ModelRecipe(_Group):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelRecipe":
-        if self.head_dim is None and self.hidden_size % (2 * self.num_attention_heads):
-            raise ValueError(
-                f"hidden_size={self.hidden_size} does not split into "
-                f"{self.num_attention_heads} heads of even size"
-            )
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: positions rotate pairs")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}"
-            )
+        check_heads(
+            self.hidden_size, self.num_attention_heads, self.num_key_value_heads, self.head_dim
+        )
+        check_rope_scaling(self.rope_scaling)
         return self
 
 
@@ -153,7 +146,7 @@ class DataRecipe(_Group):
         shuffle_block_size: rows of the stretch in which a shard's rows are spread, over all
             domains.
         num_canonical_nodes: parts of an epoch that are read side by side; with `remote`, the
-            number of nodes, so that each downloads a part only. Fixed for a run.
+            number of nodes, so that each downloads a part only. Part of the rows' order.
         num_workers: loader processes per rank.
         predownload: rows that a worker downloads ahead, or null for eight batches.
         cache_limit: most bytes of the cache, of each split ("200gb"), or null.

@@ -8,13 +8,17 @@ Nothing that lies in a checkpoint or a model is run. OUT appears when it is comp
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from itt_composer.default_command import DefaultCommand
-from itt_composer.errors import errors_as_sentences
+from itt_composer.errors import Mistakes, UserError, errors_as_sentences
+from itt_composer.files import check_new_folder, check_place
+from itt_composer.llama_config import check_llama_folder
+from itt_composer.run_folder import find_checkpoint
 from itt_composer.settings import comma_separated
+from itt_composer.thinking import ThinkingSettings
 
 
 class CheckpointByDefault(DefaultCommand):
@@ -30,6 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
+ModelType = Literal["llama", "itt"]
+MANY_LAYERS = 1000  # where the model is on the hub, its layers are counted later
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")]
 
 
@@ -57,12 +63,29 @@ def checkpoint(
             "code as you.",
         ),
     ] = False,
+    model_type: Annotated[
+        ModelType | None,
+        typer.Option(
+            help="llama is a plain LLaMA that every tool loads without itt_composer, for dense "
+            "models.",
+            show_default="llama for a dense model, itt for one that thinks",
+        ),
+    ] = None,
 ) -> None:
     """Export a training checkpoint; the word `checkpoint` may be left out."""
     with errors_as_sentences():
+        mistakes = Mistakes()
+        with mistakes:
+            check_new_folder(out)
+            check_place(out, "OUT")
+        with mistakes:
+            find_checkpoint(checkpoint)
+        with mistakes:
+            check_tokenizer_folder(tokenizer)
+        mistakes.tell()
         from itt_composer.exporting import export_checkpoint
 
-        export_checkpoint(checkpoint, out, tokenizer, allow_code_execution)
+        export_checkpoint(checkpoint, out, tokenizer, allow_code_execution, model_type)
         typer.echo(f"model in {out}")
 
 
@@ -95,12 +118,50 @@ def from_llama(
 ) -> None:
     """Make a LLaMA an ITT that computes the same until it is trained further."""
     with errors_as_sentences():
-        ratios = comma_separated(select_ratios, float, "--select-ratios")
-        layers = comma_separated(thinking_layers, int, "--thinking-layers")
+        mistakes = Mistakes()
+        ratios = layers = llama = None
+        with mistakes:
+            check_new_folder(out)
+            check_place(out, "OUT")
+        with mistakes:
+            llama = check_llama_folder(model)
+        with mistakes:
+            ratios = comma_separated(select_ratios, float, "--select-ratios")
+        with mistakes:
+            layers = comma_separated(thinking_layers, int, "--thinking-layers")
+        with mistakes:
+            check_thinking(thinking_steps, ratios, layers, (llama or {}).get("num_hidden_layers"))
+        mistakes.tell()
         from itt_composer.upcycling import convert_llama
 
         convert_llama(model, out, thinking_steps, ratios, layers, seed)
         typer.echo(f"model in {out}")
+
+
+def check_tokenizer_folder(tokenizer: Path | None) -> None:
+    """Refuse a --tokenizer that is no folder.
+
+    Raises:
+        UserError: it is a file, or not there.
+    """
+    if tokenizer is not None and not tokenizer.is_dir():
+        wrong = "is a file" if tokenizer.exists() else "is not there"
+        raise UserError(f"--tokenizer {tokenizer} {wrong}; name the tokenizer's folder")
+
+
+def check_thinking(
+    steps: int, ratios: list[float] | None, layers: list[int] | None, count: int | None
+) -> None:
+    """Refuse thinking settings that no ITT of `count` layers has.
+
+    Raises:
+        UserError: names the field.
+    """
+    settings = ThinkingSettings("itt", steps, layers, ratios)
+    try:
+        settings.resolve(MANY_LAYERS if count is None else count)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"no such ITT: {error}") from None
 
 
 if __name__ == "__main__":

@@ -8,13 +8,20 @@ from typing import Any
 import yaml
 from transformers.modeling_utils import no_init_weights
 
-from itt_composer.checkpoints import Checkpoint, find_checkpoint, load_checkpoint
+from itt_composer.checkpoints import Checkpoint, load_checkpoint
 from itt_composer.data.shards import is_tokenizer_of, read_manifest
 from itt_composer.errors import UserError
 from itt_composer.files import check_new_folder
 from itt_composer.metrics import read_metrics
-from itt_composer.model_folder import Training, set_document_ends, write_model_folder
+from itt_composer.model_folder import (
+    Training,
+    as_published,
+    set_document_ends,
+    write_model_folder,
+)
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.loading import refuse_broken
+from itt_composer.run_folder import find_checkpoint
 from itt_composer.settings import values_of
 from itt_composer.tokenizer import load_tokenizer
 
@@ -24,7 +31,11 @@ CONFIG_FIELDS = IttConfig().to_dict().keys() | {"torch_dtype"}
 
 
 def export_checkpoint(
-    path: Path, out: Path, tokenizer: Path | None = None, allow_code: bool = False
+    path: Path,
+    out: Path,
+    tokenizer: Path | None = None,
+    allow_code: bool = False,
+    model_type: str | None = None,
 ) -> None:
     """Write the model of a checkpoint as a transformers folder.
 
@@ -33,13 +44,16 @@ def export_checkpoint(
         out: folder to make.
         tokenizer: folder of the tokenizer; None takes that of the shards the recipe names.
         allow_code: run code that the checkpoint may hold.
+        model_type: see `as_published`.
 
     Raises:
-        UserError: `out` is not empty; no checkpoint, a damaged one, or one that would run code;
-            no tokenizer.
+        UserError: `out` is not empty; no checkpoint, a damaged one, one that would run code or
+            holds NaN; no tokenizer; a model that is none of `model_type`.
     """
     check_new_folder(out)
-    model, checkpoint, tokenizer = load_model_of(find_checkpoint(path), tokenizer, allow_code)
+    trained, checkpoint, tokenizer = load_model_of(find_checkpoint(path), tokenizer, allow_code)
+    refuse_broken(trained, str(checkpoint.path))
+    model = as_published(trained, model_type)
     losses = validation_losses(checkpoint.run_folder, checkpoint.batches)
     training = Training(
         run_name=checkpoint.run_name,

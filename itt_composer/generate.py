@@ -8,7 +8,6 @@ temperature is given. With `--color` each token has a shade by its thinking step
 thinking layers.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from rich.style import Style
 from rich.text import Text
 
 from itt_composer.errors import UserError, errors_as_sentences
+from itt_composer.llama_config import LLAMA_TYPES, THINKING_KEYS, llama_config, read_config
 from itt_composer.settings import comma_separated
 from itt_composer.thinking import ThinkingSettings, check_early_exit, check_select_ratios
 from itt_composer.tokenizer import document_ids, load_tokenizer
@@ -143,8 +143,8 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
     """Load the model, print the prompt and its continuation, and on stderr what it took.
 
     Raises:
-        UserError: the model or its tokenizer cannot be loaded, the model has no thresholds, or
-            the prompt does not fit.
+        UserError: the model or its tokenizer cannot be loaded, the model has no thresholds or
+            gives NaN, or the prompt does not fit.
     """
     import torch
     from transformers import logging
@@ -170,18 +170,23 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
     stream = TextStream(tokenizer, counter, _writer(console, most if is_shaded else 0), is_shaded)
     torch.manual_seed(options.seed)
     started = time.perf_counter()
-    output_BS = model.generate(
-        torch.tensor([ids], device=device),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
-        streamer=stream,
-        # Whatever the folder's generation config says: text streams from one beam.
-        use_cache=True,
-        num_beams=1,
-        cache_implementation=None,
-        max_new_tokens=min(options.max_new_tokens, room),
-        **_sampling(options),
-        **({"on_step": counter.on_step} if num_steps else {}),
-    )
+    try:
+        output_BS = model.generate(
+            torch.tensor([ids], device=device),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
+            streamer=stream,
+            logits_processor=[_without_nan(model, folder)],
+            # Whatever the folder's generation config says: text streams from one beam.
+            use_cache=True,
+            num_beams=1,
+            cache_implementation=None,
+            max_new_tokens=min(options.max_new_tokens, room),
+            **_sampling(options),
+            **({"on_step": counter.on_step} if num_steps else {}),
+        )
+    except UserError:
+        console.print()
+        raise
     seconds = time.perf_counter() - started
     console.print()
     new_tokens = output_BS.shape[1] - len(ids)
@@ -285,6 +290,23 @@ def _writer(console: Console, most: int) -> Callable[[str, int | None], None]:
     return write
 
 
+def _without_nan(model: Any, folder: Path) -> Callable[[Any, Any], Any]:
+    """Looks at the logits of each token; NaN would choose id 0 or end in the sampler."""
+
+    def check(ids_BS: Any, scores_BV: Any) -> Any:
+        if scores_BV.isnan().any():
+            from itt_composer.models.loading import refuse_broken
+
+            refuse_broken(model, str(folder))
+            raise UserError(
+                f"{folder} gives NaN as logits after {ids_BS.shape[1]} tokens, although its "
+                f"weights are finite: {model.dtype} is too narrow for what it computes"
+            )
+        return scores_BV
+
+    return check
+
+
 def _sampling(options: Options) -> dict[str, Any]:
     if options.temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -300,21 +322,17 @@ def _most_steps(config: Any) -> tuple[int, int]:
 
 def _thinking(folder: Path) -> ThinkingSettings:
     """The thinking settings of a transformers folder; a model of another kind is dense."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"{folder} is not a transformers folder (it has no config.json); a finished training "
-            "run has one in its folder model/"
-        )
+    config = read_config(folder, str(folder))
+    if config.get("model_type") not in LLAMA_TYPES:
+        return ThinkingSettings("dense").resolve(1)
+    config = llama_config(config, str(folder))
+    if config["model_type"] == "llama":
+        return ThinkingSettings("dense").resolve(1)
     try:
-        config = json.loads(file.read_bytes())
-        if config.get("model_type") != "itt":
-            return ThinkingSettings("dense").resolve(1)
-        names = ThinkingSettings.__dataclass_fields__
-        settings = ThinkingSettings(**{name: config[name] for name in names if name in config})
+        settings = ThinkingSettings(**{key: config[key] for key in THINKING_KEYS & config.keys()})
         return settings.resolve(config["num_hidden_layers"])
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is no model's configuration: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'} is no model's configuration: {error}") from None
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

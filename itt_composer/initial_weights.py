@@ -9,12 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 from itt_composer.config import Recipe
 from itt_composer.errors import UserError
-from itt_composer.thinking import ELASTIC_FIELDS
+from itt_composer.llama_config import LLAMA_TYPES, llama_config, read_config
+from itt_composer.thinking import ELASTIC_FIELDS, ThinkingSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from itt_composer.models import IttForCausalLM
 
 NOT_IN_A_CONFIG = ("attn_implementation",)
+INPUT, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+# What a configuration that leaves a key out means, by transformers' LlamaConfig.
+LLAMA_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "mlp_bias": False,
+}
 # Of LLaMA's configuration, what no recipe sets.
 FIXED = {"hidden_act": "silu", "attention_dropout": 0.0}
 
@@ -27,12 +48,7 @@ def check_initial_weights(recipe: Recipe) -> None:
     """
     assert recipe.init_from is not None
     folder = Path(recipe.init_from)
-    config = _read_config(folder)
-    if config.get("model_type") != "itt":
-        raise UserError(
-            f"init_from={folder} holds a model of type {config.get('model_type')!r}, not 'itt'; "
-            f"`python -m itt_composer.export from-llama` makes one from a LLaMA"
-        )
+    config = _config_of(folder)
     model = recipe.model.model_dump(exclude=set(NOT_IN_A_CONFIG))
     model["head_dim"] = model["head_dim"] or model["hidden_size"] // model["num_attention_heads"]
     thinking = vars(recipe.resolved_thinking())
@@ -42,10 +58,11 @@ def check_initial_weights(recipe: Recipe) -> None:
     }
     for key, value in (wanted | FIXED).items():
         name = key.rpartition(".")[2]
-        # transformers leaves out what is its default, of these keys one only.
-        found = config.get(name, False if name == "tie_word_embeddings" else None)
+        found = config.get(name)
         if found != value:
             fix = f"set {key} to the folder's" if "." in key else "no recipe trains such a model"
+            if key == "thinking.thinking" and found == "dense":
+                fix = "`python -m itt_composer.export from-llama` makes it think"
             raise UserError(
                 f"init_from={folder} has {name}={json.dumps(found)}, but the recipe "
                 f"{key}={json.dumps(value)}; {fix}"
@@ -62,29 +79,57 @@ def load_initial_weights(model: "IttForCausalLM", folder: Path) -> None:
     import torch
     from safetensors import SafetensorError, safe_open
 
+    from itt_composer.models.loading import refuse_broken
+
     own = model.state_dict()
     loaded = set()
     for file in _weight_files(folder):
         try:
             with safe_open(file, framework="pt") as stored, torch.no_grad():
                 for name in stored.keys():  # noqa: SIM118 (not a mapping)
-                    if name not in own:
-                        raise UserError(f"{file} holds {name}, which the recipe's model has not")
                     tensor = stored.get_tensor(name)
-                    if tensor.shape != own[name].shape:
-                        raise UserError(
-                            f"{file} holds {name} of shape {tuple(tensor.shape)}, but the recipe's "
-                            f"model has {tuple(own[name].shape)}"
-                        )
+                    _check_tensor(name, tensor, own, file)
+                    if name == OUTPUT and model.config.tie_word_embeddings:
+                        _check_tied(tensor, folder)
                     own[name].copy_(tensor)
                     loaded.add(name)
         except (FileNotFoundError, SafetensorError) as error:
             raise UserError(f"{file} is missing or damaged ({error}); write it again") from None
     if model.config.tie_word_embeddings:
-        loaded.add("lm_head.weight")
+        loaded.add(OUTPUT)
     missing = sorted(own.keys() - loaded)
     if missing:
         raise UserError(f"init_from={folder} lacks {', '.join(missing)}; make the folder again")
+    refuse_broken(model, f"init_from={folder}")
+
+
+def _check_tensor(
+    name: str, tensor: "torch.Tensor", own: "dict[str, torch.Tensor]", file: Path
+) -> None:
+    if name not in own:
+        raise UserError(f"{file} holds {name}, which the recipe's model has not")
+    if tensor.shape != own[name].shape:
+        raise UserError(
+            f"{file} holds {name} of shape {tuple(tensor.shape)}, but the recipe's "
+            f"model has {tuple(own[name].shape)}"
+        )
+    if not tensor.is_floating_point():
+        raise UserError(f"{file} holds {name} as {tensor.dtype}, which are no weights to train")
+
+
+def _check_tied(output: "torch.Tensor", folder: Path) -> None:
+    """Refuse an output embedding beside another input embedding, to which the model ties it."""
+    import torch
+    from safetensors import safe_open
+
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as stored:
+            if INPUT in stored.keys() and not torch.equal(  # noqa: SIM118 (not a mapping)
+                stored.get_tensor(INPUT), output
+            ):
+                raise UserError(
+                    f"init_from={folder} says tie_word_embeddings, but {OUTPUT} is not {INPUT}"
+                )
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -98,16 +143,18 @@ def _weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{index} is no index of weights; make the folder again") from None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"init_from={folder} is not a transformers folder (it has no config.json)"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{file} is no configuration ({error}); make the folder again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file} is no configuration; make the folder again")
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The configuration in the folder; a LLaMA's as that of our dense model, defaults included."""
+    config = read_config(folder, f"init_from={folder}")
+    kind = config.get("model_type")
+    if kind not in LLAMA_TYPES:
+        raise UserError(f"init_from={folder} holds a model of type {kind!r}, not an ITT or a LLaMA")
+    config = llama_config(config, f"init_from={folder}")
+    if config.get("quantization_config") is not None:
+        raise UserError(f"init_from={folder} is quantized; name the weights it was made from")
+    if kind == "llama":
+        config |= vars(ThinkingSettings("dense").resolve(1))
+    config = LLAMA_DEFAULTS | {key: value for key, value in config.items() if value is not None}
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
     return config

@@ -1,6 +1,7 @@
 """The transformers folder of a model: safetensors, config, generation config, tokenizer, card.
 
-Training and `itt_composer.export` write it through the same function.
+Training and `itt_composer.export` write it through the same function. A dense model is written as
+the plain LLaMA it is, which every tool loads without this package.
 """
 
 import json
@@ -9,10 +10,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from itt_composer.errors import UserError
 from itt_composer.files import whole_folder
+from itt_composer.llama_config import COMMON_KEYS, LLAMA_KEYS
 from itt_composer.models import IttForCausalLM
 from itt_composer.tokenizer import readable_config
 
@@ -30,7 +34,7 @@ CARD = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [itt]
+tags: [{model_type}]
 ---
 
 # {name}
@@ -38,16 +42,16 @@ tags: [itt]
 {kind} ([arXiv 2502.13842](https://arxiv.org/abs/2502.13842)), made with `itt_composer`.
 
 ```python
-import itt_composer  # makes the Auto classes know ITT models
-from transformers import AutoModelForCausalLM
+{imports}from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("<this folder>")
 ```
 
 {facts}
 """
+IMPORTS = {"llama": "", "itt": "import itt_composer  # makes the Auto classes know ITT models\n"}
 MODEL_KINDS = {
-    "dense": "A LLaMA",
+    "dense": "A LLaMA, the dense baseline of an Inner Thinking Transformer",
     "loop": "A Loop model: layers {layers} are applied {steps} times; the baseline of ITT",
     "itt": "An Inner Thinking Transformer: layers {layers} think up to {steps} steps",
 }
@@ -74,7 +78,7 @@ class Training:
     loss_by_threshold: float | None
     recipe: str | None
 
-    def card(self, model: IttForCausalLM) -> str:
+    def card(self, model: IttForCausalLM | LlamaForCausalLM) -> str:
         """The README.md of the trained model."""
         perplexity = _perplexity(self.validation_loss)
         if self.loss_by_threshold is not None:
@@ -95,16 +99,52 @@ def _perplexity(loss: float | None) -> str:
     return "not known" if loss is None else f"{math.exp(min(loss, 700.0)):.2f}"
 
 
-def model_card(model: IttForCausalLM, name: str, facts: str) -> str:
+def model_card(model: IttForCausalLM | LlamaForCausalLM, name: str, facts: str) -> str:
     """A README.md with what every model's says and, at its end, `facts` in Markdown."""
-    config = model.config
-    layers = ", ".join(map(str, config.thinking_layers))
-    kind = MODEL_KINDS[config.thinking].format(layers=layers, steps=config.thinking_steps)
-    return CARD.format(name=name, kind=kind, facts=facts)
+    kind, model_type = MODEL_KINDS["dense"], model.config.model_type
+    if isinstance(model, IttForCausalLM):
+        config = model.config
+        layers = ", ".join(map(str, config.thinking_layers))
+        kind = MODEL_KINDS[config.thinking].format(layers=layers, steps=config.thinking_steps)
+    return CARD.format(
+        name=name, kind=kind, facts=facts, model_type=model_type, imports=IMPORTS[model_type]
+    )
+
+
+def as_published(
+    model: IttForCausalLM, model_type: str | None = None
+) -> IttForCausalLM | LlamaForCausalLM:
+    """The model as its folder shall hold it, around the same weights.
+
+    Args:
+        model: any of ours.
+        model_type: "llama" or "itt"; None means "llama" for a dense model and "itt" for others.
+
+    Raises:
+        UserError: a model that thinks cannot be a LLaMA.
+    """
+    is_dense = model.config.thinking == "dense"
+    if model_type == "itt" or (model_type is None and not is_dense):
+        return model
+    if not is_dense:
+        raise UserError(
+            "--model-type llama is for dense models, and this one thinks: leave the option out"
+        )
+    fields = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name in LLAMA_KEYS | COMMON_KEYS and name not in ("model_type", "architectures")
+    }
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(LlamaConfig(**fields))
+    llama.load_state_dict(model.state_dict(), strict=True, assign=True)
+    llama.tie_weights()  # type: ignore[operator]
+    llama.generation_config = model.generation_config
+    return llama
 
 
 def write_model_folder(
-    folder: Path, model: IttForCausalLM, card: str, tokenizer: Path | None
+    folder: Path, model: IttForCausalLM | LlamaForCausalLM, card: str, tokenizer: Path | None
 ) -> None:
     """Write a model so that transformers loads it, whole or not at all.
 
@@ -113,14 +153,18 @@ def write_model_folder(
 
     Args:
         folder: appears, or is replaced, when everything is written.
-        model: its own weights, config and generation config.
+        model: its own weights, config and generation config; see `as_published`.
         card: the README.md.
         tokenizer: folder whose tokenizer files are copied, or None.
 
     Raises:
         UserError: the weights cannot be written.
     """
-    if model.config.router_selection == "top_k" and model.has_thresholds:
+    if (
+        isinstance(model, IttForCausalLM)
+        and model.config.router_selection == "top_k"
+        and model.has_thresholds
+    ):
         model.set_router_selection("threshold")
     with whole_folder(folder) as partial:
         _save(model, partial)
@@ -146,7 +190,7 @@ def replace_model(folder: Path, model: IttForCausalLM) -> None:
         _save(model, partial)
 
 
-def _save(model: IttForCausalLM, folder: Path) -> None:
+def _save(model: IttForCausalLM | LlamaForCausalLM, folder: Path) -> None:
     try:
         model.save_pretrained(folder)
     except SafetensorError as error:

@@ -258,3 +258,35 @@ def _named_checkpoints(folder: Path) -> list[Path]:
 def _is_complete(checkpoint: Path) -> bool:
     """Of a sharded checkpoint, the metadata is written last."""
     return not checkpoint.is_dir() or (checkpoint / METADATA).is_file()
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the latest of a run folder.
+
+    Where the link to the latest is missing, as on a file system without links, that is the newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    latest = path if path.name == LATEST else path / "checkpoints" / LATEST
+    newest = complete_checkpoints(latest.parent)
+    if latest.exists():
+        path = latest
+    elif newest:
+        path = newest[0]
+    elif path.is_dir() and not (path / METADATA).is_file():
+        if (path / "recipe.yaml").is_file():
+            raise UserError(
+                f"{path} is a run folder without a checkpoint (checkpoints/{LATEST}); wait for its "
+                "first, or name another"
+            )
+        if any(path.glob("*.distcp")):
+            raise UserError(f"{path} is half-written (it has no {METADATA}); take another")
+        raise UserError(
+            f"{path} is no checkpoint (it has no {METADATA}) and no run folder (it has no "
+            f"checkpoints/{LATEST}); name one of these, or a .pt file"
+        )
+    found = path.resolve()
+    if not found.exists():
+        raise UserError(f"{found} is missing; name a checkpoint or a run folder")
+    return found

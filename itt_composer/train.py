@@ -318,7 +318,12 @@ def save_results(
     """Write `model/` and, as the mark of a finished run, `summary.json`."""
     from itt_composer.algorithms.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD
     from itt_composer.flops import dense_parameters, thinking_parameters
-    from itt_composer.model_folder import Training, set_document_ends, write_model_folder
+    from itt_composer.model_folder import (
+        Training,
+        as_published,
+        set_document_ends,
+        write_model_folder,
+    )
 
     timestamp = trainer.state.timestamp
     tokenizer = Path(recipe.data.local) / "tokenizer"
@@ -332,8 +337,9 @@ def save_results(
         loss_by_threshold=losses.get(BY_THRESHOLD),
         recipe=recipe_as_yaml(recipe),
     )
-    card = training.card(model)
-    write_model_folder(run.model, model, card, tokenizer if tokenizer.is_dir() else None)
+    published = as_published(model)
+    card = training.card(published)
+    write_model_folder(run.model, published, card, tokenizer if tokenizer.is_dir() else None)
     summary = {
         "run_name": recipe.run_name,
         "thinking": model.config.thinking,

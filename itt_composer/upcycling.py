@@ -7,17 +7,16 @@ the start, so the steps grow in from nothing.
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from transformers import AutoConfig, GenerationConfig, LlamaConfig, PretrainedConfig
+from transformers import GenerationConfig, PretrainedConfig
 from transformers.utils import logging
 
 from itt_composer.errors import UserError
 from itt_composer.files import check_new_folder
+from itt_composer.llama_config import check_llama_folder
 from itt_composer.model_folder import (
     TOKENIZER_FILES,
     model_card,
@@ -25,9 +24,13 @@ from itt_composer.model_folder import (
     write_model_folder,
 )
 from itt_composer.models import IttConfig, IttForCausalLM
-
-LLAMA_FIELDS = LlamaConfig().to_dict().keys() - {"model_type", "architectures"}
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
+from itt_composer.models.loading import (
+    as_dense,
+    first_words,
+    load_config,
+    load_weights,
+    refuse_broken,
+)
 
 
 def convert_llama(
@@ -55,7 +58,13 @@ def convert_llama(
     with _quiet_transformers():
         llama = _llama_config(source)
         try:
-            config = itt_config(llama, thinking_steps, select_ratios, thinking_layers)
+            config = as_dense(
+                llama,
+                thinking="itt",
+                thinking_steps=thinking_steps,
+                select_ratios=select_ratios,
+                thinking_layers=thinking_layers,
+            )
         except ValueError as error:
             raise UserError(f"no such ITT: {error}") from None
         torch.manual_seed(seed)
@@ -69,44 +78,16 @@ def convert_llama(
         write_model_folder(out, model, card, _tokenizer_folder(source))
 
 
-def itt_config(
-    llama: PretrainedConfig,
-    thinking_steps: int,
-    select_ratios: list[float] | None,
-    thinking_layers: list[int] | None,
-) -> IttConfig:
-    """The LLaMA's configuration, thinking.
-
-    Raises:
-        ValueError: a thinking setting is impossible; the sentence names the field.
-    """
-    fields = {name: value for name, value in llama.to_dict().items() if name in LLAMA_FIELDS}
-    return IttConfig(
-        **fields,
-        thinking="itt",
-        thinking_steps=thinking_steps,
-        select_ratios=select_ratios,
-        thinking_layers=thinking_layers,
-    )
-
-
 def load_llama(source: str, config: IttConfig) -> IttForCausalLM:
     """An ITT with a LLaMA's weights, fresh routers and steps that contribute nothing yet.
 
     Raises:
         UserError: the weights cannot be read, or are not those of a LLaMA of this configuration.
     """
-    try:
-        loaded: Any = IttForCausalLM.from_pretrained(
-            source, config=config, dtype="auto", output_loading_info=True
-        )
-    except UNREADABLE as error:
-        raise UserError(f"{source} cannot be loaded: {_first_words(error)}") from None
-    model, report = loaded
-    missing = set(report["missing_keys"]) & _llama_weights(config)
-    for what, names in (("lacks", missing), ("has besides", set(report["unexpected_keys"]))):
-        if names:
-            raise UserError(f"{source} is no whole LLaMA: it {what} {', '.join(sorted(names))}")
+    model, missing = load_weights(source, config)
+    if lost := missing & _llama_weights(config):
+        raise UserError(f"{source} is no whole LLaMA: it lacks {', '.join(sorted(lost))}")
+    refuse_broken(model, source)
     for layer in model.thinking_layers:
         layer.step_encoding.data[0] = 1
         layer.step_encoding.data[1:] = 0
@@ -115,16 +96,11 @@ def load_llama(source: str, config: IttConfig) -> IttForCausalLM:
 
 
 def _llama_config(source: str) -> PretrainedConfig:
-    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
-        raise UserError(f"there is no folder {source}; name a transformers folder or a hub name")
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise UserError(f"{source} is no transformers model: {_first_words(error)}") from None
+    check_llama_folder(source)
+    config = load_config(source)
     is_dense = config.model_type == "itt" and config.thinking == "dense"
     if config.model_type != "llama" and not is_dense:
-        kind = "thinks already" if config.model_type == "itt" else f"is a {config.model_type!r}"
-        raise UserError(f"{source} {kind}; from-llama takes a LLaMA")
+        raise UserError(f"{source} is a {config.model_type!r}; from-llama takes a LLaMA")
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(f"{source} is quantized; from-llama takes the weights it was made from")
     return config
@@ -132,9 +108,8 @@ def _llama_config(source: str) -> PretrainedConfig:
 
 def _llama_weights(config: IttConfig) -> set[str]:
     """The names of the weights that a LLaMA of this configuration has."""
-    fields = {name: value for name, value in config.to_dict().items() if name in LLAMA_FIELDS}
     with torch.device("meta"):
-        return set(IttForCausalLM(IttConfig(**fields, thinking="dense")).state_dict())
+        return set(IttForCausalLM(as_dense(config)).state_dict())
 
 
 def _make_generation_savable(model: IttForCausalLM) -> None:
@@ -159,13 +134,9 @@ def _tokenizer_folder(source: str) -> Path | None:
             folder = Path(snapshot_download(source, allow_patterns=list(TOKENIZER_FILES)))
         except (OSError, LocalEntryNotFoundError, HFValidationError) as error:
             raise UserError(
-                f"the tokenizer of {source} cannot be fetched: {_first_words(error)}"
+                f"the tokenizer of {source} cannot be fetched: {first_words(error)}"
             ) from None
     return folder if tokenizer_files(folder) else None
-
-
-def _first_words(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager

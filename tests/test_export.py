@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import itt_composer.train
 from itt_composer import exporting, model_folder
-from itt_composer.checkpoints import find_checkpoint, load_checkpoint
+from itt_composer.checkpoints import load_checkpoint
 from itt_composer.config import load_recipe
 from itt_composer.errors import UserError
 from itt_composer.export import app
@@ -25,7 +25,7 @@ from itt_composer.exporting import export_checkpoint
 from itt_composer.flops import dense_parameters
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
 from itt_composer.models import IttConfig, IttForCausalLM
-from itt_composer.run_folder import RunFolder
+from itt_composer.run_folder import RunFolder, find_checkpoint
 from itt_composer.train import build_model, build_trainer, train
 from itt_composer.upcycling import convert_llama
 

@@ -11,7 +11,6 @@ from composer.core import Callback
 from damage import flip_a_bit
 
 from itt_composer.callbacks.run_checkpoints import write_file
-from itt_composer.checkpoints import find_checkpoint
 from itt_composer.errors import UserError
 from itt_composer.resume import (
     Start,
@@ -21,7 +20,7 @@ from itt_composer.resume import (
     point_latest_to,
     remove,
 )
-from itt_composer.run_folder import RunFolder
+from itt_composer.run_folder import RunFolder, find_checkpoint
 
 
 @pytest.fixture

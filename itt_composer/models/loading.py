@@ -1,12 +1,41 @@
-"""Loading a model from a transformers folder or the hub, never running code that lies in it."""
+"""Loading a model from a transformers folder or the hub, whole, never running code that lies in it.
 
+A LLaMA comes as the dense model of ours, which computes the same bits.
+"""
+
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import cached_file
 
 import itt_composer  # noqa: F401  (makes the Auto classes know ITT models)
 from itt_composer.errors import UserError
+from itt_composer.llama_config import (
+    COMMON_KEYS,
+    HARMLESS_KEYS,
+    LLAMA_KEYS,
+    LLAMA_TYPES,
+    in_version_4,
+    llama_config,
+    refuse_unread,
+)
+from itt_composer.models.configuration import IttConfig
+from itt_composer.models.modeling import IttForCausalLM
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# How kinds of models name the rotary base, and the share of a head's dimensions that rotate.
+THETA_NAMES = ("rope_theta", "rotary_emb_base")
+PARTIAL_NAMES = ("partial_rotary_factor", "rotary_pct")
+# Code of the folder's own, in whose place the class of transformers is taken.
+CODE_KEYS = frozenset({"auto_map"})
 
 
 def load_model(folder: str | Path, revision: str | None = None) -> PreTrainedModel:
@@ -16,22 +45,173 @@ def load_model(folder: str | Path, revision: str | None = None) -> PreTrainedMod
         folder: or a name on the hub.
         revision: branch, tag or commit of a model on the hub; None is its main branch.
 
+    Returns:
+        an `IttForCausalLM` for our models and LLaMAs, a dense one for the latter.
+
     Raises:
-        UserError: the folder holds none that can be read whole.
+        UserError: the folder holds none that can be read whole, or its configuration has keys that
+            nothing reads.
     """
+    source = str(folder)
+    config = load_config(source, revision)
+    if isinstance(config, LlamaConfig) and not isinstance(config, IttConfig):
+        config = as_dense(config)
+    model, missing = load_weights(source, config, revision)
+    if missing:
+        raise UserError(f"{source} cannot be loaded: its files lack {', '.join(sorted(missing))}")
+    return model.eval()
+
+
+def load_config(source: str, revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a folder or of a model on the hub, every key of which is read.
+
+    Raises:
+        UserError: there is none, of an unknown kind of model, or with keys that nothing reads.
+    """
+    named = f"{source} cannot be loaded: it"
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder),
+        raw, _ = PretrainedConfig.get_config_dict(source, revision=revision or "main")
+        if not raw.get("model_type"):
+            raise UserError(f"{named} has no config.json that names its model_type")
+        if raw["model_type"] not in CONFIG_MAPPING:
+            raise UserError(
+                f"{named} is of a kind that transformers {transformers.__version__} does not "
+                f"know: model_type={raw['model_type']!r}"
+            )
+        return _config_from(CONFIG_MAPPING[raw["model_type"]], raw, named)
+    except UserError:
+        raise
+    except Exception as error:  # broken files and configurations raise all kinds
+        raise UserError(f"{source} cannot be loaded: {first_words(error)}") from None
+
+
+def load_weights(
+    source: str, config: PretrainedConfig, revision: str | None = None
+) -> tuple[Any, set[str]]:
+    """The model of a configuration with the weights of a folder, and the names of those it lacks.
+
+    Raises:
+        UserError: weights cannot be read, do not fit, or would be left over.
+    """
+    kind: Any = IttForCausalLM if isinstance(config, IttConfig) else AutoModelForCausalLM
+    try:
+        model, report = kind.from_pretrained(
+            source,
+            config=config,
             dtype="auto",
             trust_remote_code=False,
             output_loading_info=True,
             revision=revision or "main",
         )
-    except Exception as error:  # broken files and configurations raise all kinds
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder} cannot be loaded: {reason}") from None
-    model, report = loaded
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"]))
-        raise UserError(f"{folder} cannot be loaded: its files lack {missing}")
-    return model.eval()
+        dropped = set(report["unexpected_keys"]) | _untied(source, config, model, revision)
+    except Exception as error:  # as above
+        raise UserError(f"{source} cannot be loaded: {first_words(error)}") from None
+    if dropped:
+        raise UserError(
+            f"{source} cannot be loaded: it has besides {', '.join(sorted(dropped))}, for which "
+            f"the model of its config.json has no place"
+        )
+    return model, set(report["missing_keys"])
+
+
+def as_dense(llama: PretrainedConfig, **thinking: Any) -> IttConfig:
+    """A LLaMA's configuration as ours: the dense model, or with the thinking settings given.
+
+    Raises:
+        ValueError: a thinking setting is impossible; the sentence names the field.
+    """
+    fields = {
+        name: value
+        for name, value in llama.to_dict().items()
+        if name in LLAMA_KEYS | COMMON_KEYS and name not in ("model_type", "architectures")
+    }
+    return IttConfig(**fields, **(thinking or {"thinking": "dense"}))
+
+
+def broken_weights(model: nn.Module) -> list[str]:
+    """The names of parameters that hold NaN or infinity, as those of a model that diverged."""
+    return [
+        name
+        for name, weight in model.named_parameters()
+        if not all(torch.isfinite(end) for end in weight.detach().aminmax())
+    ]
+
+
+def refuse_broken(model: nn.Module, named: str) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    if broken := broken_weights(model):
+        raise UserError(
+            f"{named} is of no use: {broken[0]} holds NaN or infinity, and {len(broken) - 1} other "
+            "weights, as those of a model that diverged; take an earlier checkpoint"
+        )
+
+
+def first_words(error: Exception) -> str:
+    """The beginning of a library's message, on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _config_from(kind: type[PretrainedConfig], raw: dict[str, Any], named: str) -> Any:
+    """A configuration of this kind, and of the parts it is composed of, all keys read."""
+    if raw.get("model_type") in LLAMA_TYPES:
+        return kind.from_dict(llama_config(raw, named))
+    parameters = {
+        name
+        for base in kind.__mro__
+        if issubclass(base, PretrainedConfig)
+        for name in inspect.signature(base.__init__).parameters
+    }
+    theta = next((name for name in THETA_NAMES if name in parameters), None)
+    if theta is not None:
+        partial = next((name for name in PARTIAL_NAMES if name in parameters), None)
+        raw = in_version_4(raw, named, theta, partial)
+    known = parameters | kind().to_dict().keys() | set(kind.attribute_map)
+    refuse_unread(raw, known | COMMON_KEYS | HARMLESS_KEYS | CODE_KEYS, named)
+    for name, part in kind.sub_configs.items():
+        content = raw.get(name)
+        if isinstance(content, dict):
+            part = CONFIG_MAPPING[content["model_type"]] if "model_type" in content else part
+            raw[name] = _config_from(part, content, f"{named} ({name})").to_dict()
+    return kind.from_dict(raw)
+
+
+def _untied(
+    source: str, config: PretrainedConfig, model: PreTrainedModel, revision: str | None
+) -> set[str]:
+    """An output embedding in the files that is not the input's, to which the model ties it."""
+    output = model.get_output_embeddings()
+    if not config.get_text_config().tie_word_embeddings or output is None:
+        return set()
+    names = {name for name, module in model.named_modules() if module is output}
+    (name,) = {f"{name}.weight" for name in names}
+    for file in _weight_files(source, revision):
+        with safe_open(file, framework="pt") as stored:
+            if name in stored.keys():  # noqa: SIM118 (not a mapping)
+                weight = stored.get_tensor(name).to(output.weight.dtype)  # type: ignore[arg-type]
+                if not torch.equal(weight, output.weight.detach().cpu()):  # type: ignore[operator]
+                    return {name}
+    return set()
+
+
+def _weight_files(source: str, revision: str | None) -> list[str]:
+    """The safetensors files of a model, which transformers has just read."""
+
+    def find(name: str) -> str | None:
+        return cached_file(
+            source,
+            name,
+            revision=revision or "main",
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+
+    if (index := find(INDEX)) is not None:
+        names = set(json.loads(Path(index).read_bytes())["weight_map"].values())
+        return [file for name in names if (file := find(name)) is not None]
+    file = find(WEIGHTS)
+    return [] if file is None else [file]

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -380,4 +380,5 @@ def _padding_in(attention_mask: Tensor | None, seq_len: int) -> Tensor | None:
     return ~own if own.dtype == torch.bool else own < 0
 
 
+AutoModel.register(IttConfig, IttModel)
 AutoModelForCausalLM.register(IttConfig, IttForCausalLM)

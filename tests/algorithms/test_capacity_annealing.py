@@ -7,10 +7,10 @@ import torch
 from composer.core import Callback
 
 from itt_composer.algorithms.capacity_annealing import CapacityAnnealing
-from itt_composer.checkpoints import find_checkpoint, load_checkpoint
+from itt_composer.checkpoints import load_checkpoint
 from itt_composer.errors import UserError
 from itt_composer.models.composer_model import unwrap
-from itt_composer.run_folder import RunFolder
+from itt_composer.run_folder import RunFolder, find_checkpoint
 
 # Ratios from 0.1 to 0.5 and 0.8, temperature from 2 to 1, over the first five of ten batches.
 ANNEALED = (

@@ -298,7 +298,7 @@ def test_a_mistake_is_told_in_one_sentence(runs, shards, tmp_path):
     tells(invoke(run / "model", *output), "is no run folder (it has no recipe.yaml): give --data")
     tells(invoke(run, "--select-ratios", "1,2"), "select_ratios=[1.0, 2.0]: select_ratios has 2")
     tells(invoke(run, "--router-selection", "best"), "router_selection=best: router_selection must")
-    tells(invoke(runs["dense"], "--select-ratios", "1"), "select_ratios=[1.0]: ")
+    tells(invoke(runs["dense"], "--select-ratios", "1"), "needs an ITT model, not a LLaMA")
     tells(invoke(run, "--data", tmp_path), "has no manifest.json")
     tells(invoke(run, "--text", tmp_path / "no.txt"), "cannot use ")
     (tmp_path / "empty.txt").write_text(" \n")

@@ -5,9 +5,10 @@ import shutil
 import pytest
 import torch
 from small_recipe import RECIPE
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from eval.models import load_evaluated, think_causally
+from eval.paper import kind_label
 from eval.suite import ModelSettings
 from itt_composer.errors import UserError
 from itt_composer.exporting import export_checkpoint
@@ -69,7 +70,8 @@ def test_the_hash_tells_weights_thinking_precision_and_tokenizer(run, tmp_path):
     own = load(run)
     shutil.copytree(run / "model", tmp_path / "other")
     config = tmp_path / "other/tokenizer_config.json"
-    config.write_text(config.read_text().replace('"add_bos_token": true', '"add_bos_token": false'))
+    as_text, as_token = (f'"split_special_tokens": {value}' for value in ("true", "false"))
+    config.write_text(config.read_text().replace(as_text, as_token))
     hashes = {
         own.sha256(),
         load(run, select_ratios=[0.9, 0.9]).sha256(),
@@ -84,14 +86,20 @@ def test_the_hash_tells_weights_thinking_precision_and_tokenizer(run, tmp_path):
 
 
 def test_any_transformers_model_is_taken_with_its_own_settings(tmp_path, shards):
-    config = LlamaConfig(vocab_size=512, hidden_size=32, num_hidden_layers=1, intermediate_size=48)
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    evaluated = load(tmp_path, tokenizer=str(shards / "tokenizer"))
-    assert evaluated.description()["model_type"] == "llama"
-    assert evaluated.tokenizer().vocab_size == 512
-    think_causally(evaluated.model)
-    with pytest.raises(UserError, match=r"select_ratios=\[0\.5\] needs an ITT model"):
-        load(tmp_path, select_ratios=[0.5])
+    geometry = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1}
+    sizes = {"intermediate_size": 48, "num_attention_heads": 2}
+    kinds = {
+        "llama": (LlamaForCausalLM, LlamaConfig),
+        "mistral": (MistralForCausalLM, MistralConfig),
+    }
+    for kind, (model, config) in kinds.items():
+        model(config(**geometry, **sizes)).save_pretrained(tmp_path / kind)
+        evaluated = load(tmp_path / kind, tokenizer=str(shards / "tokenizer"))
+        assert kind_label(evaluated.description()) == {"llama": "LLaMA"}.get(kind, kind)
+        assert evaluated.tokenizer().vocab_size == 512
+        think_causally(evaluated.model)
+        with pytest.raises(UserError, match=r"select_ratios=\[0\.5\] needs an ITT model"):
+            load(tmp_path / kind, select_ratios=[0.5])
 
 
 def test_what_is_no_model_is_refused(run, tmp_path):

@@ -208,7 +208,7 @@ def test_ratios_of_another_count_are_refused(measure, itt, ratios):
 
 
 def test_ratios_for_another_model_are_refused(measure, llama):
-    with pytest.raises(UserError, match="needs an ITT model, not LlamaForCausalLM"):
+    with pytest.raises(UserError, match="needs an ITT model, not a LLaMA"):
         measure(llama, [[0.5, 0.5, 0.5]])
 
 
