@@ -22,3 +22,5 @@ corpus.py, docstrings.py   `sample-corpus`: real text from the running Python in
 tokenizer_training.py      `train-tokenizer`: a LLaMA-style SentencePiece model
     sentencepiece_process.py   its trainer, in a process of its own
 """
+
+import itt_composer  # noqa: F401 - first: it prepares what `python -m` runs here

@@ -9,13 +9,13 @@ their input start without torch.
 import importlib
 import sys
 
-import wrapt
-
 from itt_composer import command_line
 
-__version__ = "0.1.0"
+command_line.prepare()  # first: what follows takes a part of a second
 
-command_line.prepare()
+import wrapt  # noqa: E402
+
+__version__ = "0.1.0"
 
 # Registers its class with transformers at its end.
 _CONFIG, _MODEL = "itt_composer.models.configuration", "itt_composer.models.modeling"

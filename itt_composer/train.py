@@ -131,6 +131,8 @@ def train(
 
     # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
+    # Of the last batch of an evaluation, which may be a small one.
+    warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
     device = device_of(recipe)
     # Composer asks for the node by this name, torchrun gives it by the other.
     os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))

@@ -15,7 +15,7 @@ launcher=$!
 is_asked=0
 is_interrupted=0
 to_ranks() { kill -"$1" $(cat "/proc/$launcher/task/$launcher/children"); }
-trap 'is_asked=1; to_ranks TERM' TERM
+trap 'is_asked=1; to_ranks TERM' TERM HUP # the terminal is closed
 trap 'is_interrupted=1; to_ranks INT' INT
 wait "$launcher"
 code=$?

@@ -74,9 +74,6 @@ class ProgressBar(Callback):
         self._bar.update(self._training, visible=not is_going_on)
         self._draw()
 
-    def fit_end(self, state: State, logger: Logger) -> None:
-        self._bar.stop()
-
     def close(self, state: State, logger: Logger) -> None:
         self._bar.stop()
 

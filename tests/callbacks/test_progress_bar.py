@@ -65,6 +65,7 @@ def test_lines_and_bar_respect_each_other_in_a_terminal_of_80_columns(
     with terminal(monkeypatch) as received:
         trainer, _ = make_trainer(recipe)
         trainer.fit()
+        trainer.close()
         print("after it")
     stream = b"".join(received).decode()
     assert "Config" not in stream
