@@ -213,8 +213,9 @@ def benchmark(options: argparse.Namespace, work: Path) -> None:
     tiny.parent.mkdir(parents=True)
     tiny.write_text((json.dumps({"text": "some words " * 50}) + "\n") * options.seq_len)
 
-    start = {n: convert(tiny.parents[1], work / "started", options, n) for n in (1, 2)}
-    ours = {n: convert(root, work / "ours", options, n) for n in (1, 2)}
+    counts = range(1, options.workers + 1)
+    start = {n: convert(tiny.parents[1], work / "started", options, n) for n in counts}
+    ours = {n: convert(root, work / "ours", options, n) for n in counts}
     size = text_megabytes(work / "ours")
     this = (sys.executable, __file__)
     common = (root, options.tokenizer)
@@ -226,8 +227,7 @@ def benchmark(options: argparse.Namespace, work: Path) -> None:
     plain_size = int(plain.output) / 1e6
 
     rows = [
-        ("ours, 1 worker", size, ours[1], start[1]),
-        ("ours, 2 workers", size, ours[2], start[2]),
+        *((f"ours, {n} worker{'s' * (n > 1)}", size, ours[n], start[n]) for n in counts),
         ("plain loop", plain_size, plain, plain_start),
     ]
     print(f"{size:,.0f} MB of text: {of}; rows of {options.seq_len} ids; {machine()};")
@@ -254,11 +254,15 @@ def benchmark(options: argparse.Namespace, work: Path) -> None:
                 return measured.cpu, measured.wall
             return measured.cpu - at_start.cpu, measured.wall - at_start.wall
 
-        (cpu, wall), (_, wall_2) = (used(ours[n], start[n]) for n in (1, 2))
+        cpu, wall = used(ours[1], start[1])
+        of_most = used(ours[options.workers], start[options.workers])[1]
         plain_cpu = used(plain, plain_start)[0] / plain_size
-        return plain_cpu / (cpu / size), bare_cpu / bare_size / (cpu / size), wall / wall_2
+        return plain_cpu / (cpu / size), bare_cpu / bare_size / (cpu / size), wall / of_most
 
-    names = ("plain loop / ours, CPU per MB", "bare encoder / ours", "1 worker / 2 workers, wall")
+    names = (
+        *("plain loop / ours, CPU per MB", "bare encoder / ours"),
+        f"1 worker / {options.workers} workers, wall",
+    )
     print("\n| | to reach | all in all | without start |")
     print("| --- | --- | --- | --- |")
     for name, goal, whole, steady in zip(
@@ -283,6 +287,7 @@ def main() -> None:
     parser.add_argument("--reference-megabytes", type=int, default=24, help="for the plain loop")
     parser.add_argument("--tokenizer", default=str(SHARED / "llama2_tokenizer" / "tokenizer.model"))
     parser.add_argument("--seq-len", type=int, default=4096)
+    parser.add_argument("--workers", type=int, choices=(1, 2), default=2, help="at most")
     parser.add_argument("--work", type=Path, help="folder for the files; a temporary one if absent")
     parser.add_argument("--profile", action="store_true", help="where the time goes, no table")
     options = parser.parse_args()

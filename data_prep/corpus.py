@@ -138,7 +138,11 @@ def _write_documents(folder: Path, size: int) -> dict[str, dict[str, int]]:
             counts[document.domain]["characters"] += len(document.text)
             counts[document.domain]["utf8_bytes"] += utf8_bytes
             written += utf8_bytes
-    return counts
+    for domain in DOMAINS:  # of which a small corpus does not reach all
+        if not counts[domain]["documents"]:
+            (folder / domain / f"{domain}.jsonl").unlink()
+            (folder / domain).rmdir()
+    return {domain: found for domain, found in counts.items() if found["documents"]}
 
 
 def installed_documents() -> Iterator[CorpusDocument]:

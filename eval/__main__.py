@@ -18,7 +18,12 @@ from eval.rendering import wide_console
 from eval.suite import PerplexitySuite, TaskSuite, load_suite
 from eval.task_progress import TaskProgress
 from itt_composer.default_command import DefaultCommand
-from itt_composer.launched import end_with_launcher, failures_told_once, is_first_rank
+from itt_composer.launched import (
+    StopSignals,
+    end_with_launcher,
+    failures_told_once,
+    is_first_rank,
+)
 
 
 class SuiteByDefault(DefaultCommand):
@@ -50,20 +55,26 @@ def run(
 ) -> None:
     """Run a suite on a model; the word `run` may be left out."""
     end_with_launcher()
-    with failures_told_once():
+    with failures_told_once(), StopSignals("nothing is written") as signals:
         suite = load_suite(suite_file, overrides or [])
         if isinstance(suite, TaskSuite):
-            run_tasks(suite)
+            signals.at_once = (
+                f"finished tasks are kept in {suite.output}/tasks, and the same command goes on "
+                "with the next"
+            )
+            run_tasks(suite, signals)
         else:
-            measure_perplexity(suite)
+            signals.at_once = "nothing is written, and the same command starts anew"
+            measure_perplexity(suite, signals)
 
 
-def measure_perplexity(suite: PerplexitySuite) -> None:
+def measure_perplexity(suite: PerplexitySuite, signals: StopSignals) -> None:
     """Measure on all ranks; the first prints and writes."""
     # After the checks, because it imports torch.
     from eval import perplexity, ranks
     from eval.perplexity_report import print_results, write_results
 
+    signals.take()  # Composer has been imported
     console = Console(stderr=True)
     is_shown = console.is_terminal and is_first_rank()
     ranks.join()
@@ -83,7 +94,7 @@ def measure_perplexity(suite: PerplexitySuite) -> None:
     ranks.leave()
 
 
-def run_tasks(suite: TaskSuite) -> None:
+def run_tasks(suite: TaskSuite, signals: StopSignals) -> None:
     """Measure a suite of tasks, print its table and write its files."""
     if suite.compare_with is not None:
         paper.row(suite.compare_with)
@@ -91,6 +102,7 @@ def run_tasks(suite: TaskSuite) -> None:
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # of which a second on one core is enough
     from eval import harness, ranks
 
+    signals.take()  # Composer has been imported
     with TaskProgress() as progress:
         results = harness.run(suite, progress)
     if is_first_rank():

@@ -64,7 +64,8 @@ def command(
     suite: Annotated[Path, typer.Option(help="Whose tasks are fetched if none is named.")] = SUITE,
 ) -> None:
     """Store the data of tasks in a folder, so that `data_dir=DIR` needs no network."""
-    with errors_as_sentences():
+    kept = f"what {folder} holds is whole and kept, and the same command goes on"
+    with errors_as_sentences(kept):
         # Whoever names a task may want other shots than a suite has.
         tasks = {name: TaskSettings(shots=1) for name in names} if names else tasks_of(suite)
         folder.mkdir(parents=True, exist_ok=True)

@@ -30,13 +30,13 @@ class CountedOnce:
     def __init__(self) -> None:
         self.repeated = 0
         self.notes: list[str] = []
-        self._seen: dict[str, tuple[Any, float]] = {}
+        self._seen: dict[str, tuple[Any, Any]] = {}
 
     def new_settings(self, result: Result) -> list[dict[str, Any]]:
         """The settings of a result that no result before it holds."""
         new = []
         for setting in result["settings"]:
-            key, figure = _key(result, setting), setting.get("perplexity", math.nan)
+            key, figure = _key(result, setting), setting.get("perplexity")
             path = result["model"].get("path")
             if key not in self._seen:
                 self._seen[key] = path, figure
@@ -44,12 +44,19 @@ class CountedOnce:
                 continue
             self.repeated += 1
             first, counted = self._seen[key]
-            if not math.isclose(counted, figure, rel_tol=SAME_FIGURE):
+            if not _are_same(counted, figure):
                 self.notes.append(
                     f"{first} and {path} have the same weights and were measured in the same way, "
-                    f"but came to {counted:.2f} and {figure:.2f}; the first counts"
+                    f"but came to {counted:.6g} and {figure:.6g}; the first counts"
                 )
         return new
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    try:
+        return math.isclose(one, other, rel_tol=SAME_FIGURE)
+    except TypeError:  # a file that was changed by hand, of which drawing tells
+        return True
 
 
 def merged(results: Iterable[Result]) -> tuple[list[dict[str, Any]], list[str]]:

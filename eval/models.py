@@ -163,7 +163,8 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
         rules = tokenizer.backend_tokenizer.to_str()
     else:
         rules = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab()], sort_keys=True)
-    return rules + json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    settings = [tokenizer.special_tokens_map, tokenizer.split_special_tokens]
+    return rules + json.dumps(settings, sort_keys=True, default=str)
 
 
 def why_no_numbers(model: PreTrainedModel) -> str:

@@ -4,21 +4,22 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 
-LEAST_WIDTH = 160  # of what is printed where there is no terminal
+NO_LIMIT = 10_000  # columns of what is printed where there is no terminal
 
 
 def wide_console() -> Console:
-    """Of the terminal, or where there is none wide enough that nothing is cut off."""
+    """Of the terminal, or where there is none wide enough that tables stay whole."""
     console = Console()
     if not console.is_terminal:  # a pipe has no width of its own
-        console.width = LEAST_WIDTH
+        console.width = NO_LIMIT
     return console
 
 
@@ -40,22 +41,45 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def print(self, console: Console) -> None:
-        """For a terminal."""
-        table = RichTable(
-            title=escape(self.title),
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            collapse_padding=True,
-            pad_edge=False,
-        )
-        for number, column in enumerate(self.columns):
-            is_text = number < self.text_columns
-            table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
-        for row in self.rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
+        """For a terminal: no column is narrowed.
+
+        A table that is wider comes in parts, the first columns in each; a part that is wider even
+        so goes on beyond the edge.
+        """
+        if self.title:
+            console.print(f"[table.title]{escape(self.title)}[/]", highlight=False, soft_wrap=True)
+        for number, part in enumerate(self._parts(console)):
+            if number:
+                console.print("further columns of the same rows:", highlight=False)
+            table, width = self._of_columns(part), console.width
+            console.width = max(width, _width(table, console))
+            console.print(table)
+            console.width = width
         for note in self.notes:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+    def _parts(self, console: Console) -> list[list[int]]:
+        """Columns by their places, as many together as the console is wide."""
+        first = list(range(self.text_columns))
+        if _width(self._of_columns(first), console) > console.width / 2:
+            first = [0]
+        parts, part = [], list(first)
+        for place in range(len(first), len(self.columns)):
+            if part != first and _width(self._of_columns([*part, place]), console) > console.width:
+                parts.append(part)
+                part = list(first)
+            part.append(place)
+        return [*parts, part]
+
+    def _of_columns(self, places: Sequence[int]) -> RichTable:
+        table = RichTable(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+        for place in places:
+            justify: Literal["left", "right"] = "left" if place < self.text_columns else "right"
+            column = escape(self.columns[place])
+            table.add_column(column, justify=justify, no_wrap=True, vertical="bottom")
+        for row in self.rows:
+            table.add_row(*(escape(row[place]) for place in places))
+        return table
 
     def markdown(self) -> str:
         """For a page: a heading, the table, its notes."""
@@ -66,6 +90,12 @@ class Table:
 
     def _places(self) -> range:
         return range(len(self.columns))
+
+
+def _width(table: RichTable, console: Console) -> int:
+    """Of a table that no column of is narrowed."""
+    options = console.options.update(max_width=NO_LIMIT)
+    return Measurement.get(console, options, table).maximum
 
 
 @dataclass

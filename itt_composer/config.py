@@ -146,7 +146,7 @@ class DataRecipe(_Group):
         shuffle_block_size: rows of the stretch in which a shard's rows are spread, over all
             domains.
         num_canonical_nodes: parts of an epoch that are read side by side; with `remote`, the
-            number of nodes, so that each downloads a part only. Fixed for a run.
+            number of nodes, so that each downloads a part only. Part of the rows' order.
         num_workers: loader processes per rank.
         predownload: rows that a worker downloads ahead, or null for eight batches.
         cache_limit: most bytes of the cache, of each split ("200gb"), or null.

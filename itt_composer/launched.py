@@ -160,7 +160,7 @@ def tell_at_once(sentence: str) -> None:
     Past Python's streams, which the main thread may hold, and over a progress bar.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        start = "\r\x1b[2K" if os.isatty(2) else ""
+        start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""  # a bar may hide the cursor
         os.write(2, f"{start}{sentence}\n".encode())
 
 

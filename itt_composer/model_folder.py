@@ -160,8 +160,11 @@ def write_model_folder(
     Raises:
         UserError: the weights cannot be written.
     """
-    is_ours = isinstance(model, IttForCausalLM)
-    if is_ours and model.config.router_selection == "top_k" and model.has_thresholds:
+    if (
+        isinstance(model, IttForCausalLM)
+        and model.config.router_selection == "top_k"
+        and model.has_thresholds
+    ):
         model.set_router_selection("threshold")
     with whole_folder(folder) as partial:
         _save(model, partial)

@@ -4,18 +4,18 @@ Parameters, FLOPs in both accountings beside the paper's own figure, tokens, GPU
 all of them computed from the recipe files; nothing is measured.
 """
 
+import shutil
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from eval.paper import recipe_tflops
+from eval.rendering import Table, wide_console
 from itt_composer.config import Recipe, load_recipe, model_config
 from itt_composer.errors import UserError, errors_as_sentences
 from itt_composer.files import json_text
@@ -99,11 +99,8 @@ def main(
     elif markdown:
         print(f"{markdown_table(rows)}\n\n{caption(assumptions)}")
     else:
-        console = Console()
-        # A pipe has no width of its own.
-        console.width = console.width if console.is_terminal else 120
-        print_table(rows, console)
-        console.print(caption(assumptions), highlight=False)
+        table_of(rows).print(wide_console())
+        print(textwrap.fill(caption(assumptions), shutil.get_terminal_size((120, 0)).columns))
 
 
 def find_recipes(folder: Path, pattern: str = "*") -> Iterator[tuple[str, Recipe]]:
@@ -232,15 +229,10 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def print_table(rows: list[Row], console: Console) -> None:
+def table_of(rows: list[Row]) -> Table:
     """For a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for header in HEADERS:
-        justify: Literal["left", "right"] = "left" if header in LEFT else "right"
-        table.add_column(header.replace(" ", "\n"), justify=justify, vertical="bottom")
-    for row in rows:
-        table.add_row(*cells(row))
-    console.print(table)
+    headers = [header.replace(" ", "\n") for header in HEADERS]
+    return Table("", headers, [cells(row) for row in rows])
 
 
 def markdown_table(rows: list[Row]) -> str:

@@ -269,6 +269,7 @@ data.worker_timeout=9.0
 train.max_duration=40ba
 train.global_batch_size=6
 train.microbatch_size=2
+train.device=gpu
 train.precision=amp_bf16
 train.eval_interval=6ba
 train.eval_batches=1

@@ -1,5 +1,6 @@
 """Every recipe: its figures beside the paper's, its settings, and no two that say the same."""
 
+import io
 import json
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from rich.console import Console
 from typer.testing import CliRunner
 
 from itt_composer import recipes
@@ -277,3 +279,18 @@ def test_tokens_of_a_run_follow_from_its_duration():
     assert tokens("300sp") == 300 * 4096
     assert tokens("2e9tok") == 2 * 10**9
     assert tokens("1ep") is None
+
+
+def test_names_and_figures_are_whole_on_a_terminal_of_80_columns():
+    out = io.StringIO()
+    names = ["itt_x4_162m_no_step_encoding", "llama_162m"]
+    recipes.table_of([row(name) for name in names]).print(Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for name in names:
+        shown = [line for line in lines if line.startswith(f" {name} ")]
+        assert len(shown) > 1
+        assert (
+            " ".join(shown).replace(name, "").split()
+            == " ".join(recipes.cells(row(name))[1:]).split()
+        )

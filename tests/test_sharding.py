@@ -267,7 +267,7 @@ def test_two_launchers_with_their_own_node_ranks_train_one_model(finished, recip
 def test_what_a_number_of_ranks_cannot_do_is_one_sentence(
     recipe, keys, ranks, ranks_per_node, sentence
 ):
-    settings = load_recipe(recipe, [keys]).train
+    settings = load_recipe(recipe, [keys, "train.device=gpu"]).train
     with pytest.raises(UserError, match=re.escape(sentence)):
         check_sharding(settings, ranks, ranks_per_node)
     check_sharding(settings, 1, 1)

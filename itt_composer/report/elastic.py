@@ -7,6 +7,7 @@ import altair as alt
 
 from eval.perplexity_report import RULES, mean_shares, percentages
 from itt_composer.report.axes import NUMBER, Look, colour, looks_of, zoom
+from itt_composer.report.curves import ALIKE
 from itt_composer.report.experiments import Experiment
 from itt_composer.report.figures import Control, Figure, Option, Print
 from itt_composer.report.labels import PLACES, placed
@@ -101,7 +102,8 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
         "text; thresholds decide token by token, as when text is generated, and a line joins the "
         "same ratios by both rules. "
         "Look for a slope that falls to the right, and for thresholds that stay close to top-k. "
-        + ("A model without a router stands beside them." if has_dense else ""),
+        + ("A model without a router stands beside them." if has_dense else "")
+        + _covered(records),
         alt.layer(*layers)
         .add_params(zoom())
         .transform_filter("datum.thinks")
@@ -164,6 +166,25 @@ def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
     for record in first:
         record["named"] = len(first) <= MOST_NAMES
     return records
+
+
+def _covered(records: Sequence[dict[str, Any]]) -> str:
+    """A sentence on ratios whose points lie on one another, whatever the rule."""
+    shown = [record for record in records if record["thinks"]]
+    by_ratios: dict[str, list[float]] = {}
+    for record in shown:
+        by_ratios.setdefault(record["key"], []).append(record["perplexity"])
+    values = [record["perplexity"] for record in shown]
+    most = ALIKE * (max(values, default=0.0) - min(values, default=0.0))
+    close = [
+        1 for found in by_ratios.values() if len(found) > 1 and max(found) - min(found) <= most
+    ]
+    if not close:
+        return ""
+    return (
+        f" Of {len(close)} of {len(by_ratios)} settings the points of two rules lie on one "
+        "another; the pointer tells both where the chart is zoomed in."
+    )
 
 
 def _place_names(records: Sequence[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from eval.measurements import CountedOnce
 from eval.paper import GEOMETRY_FIELDS
 from eval.perplexity_report import percentages
 from eval.result_files import read_results
@@ -147,13 +148,15 @@ def _analysis_in(file: Path, kind: str) -> dict[str, Any] | None:
 
 def _is_well_formed(content: dict[str, Any], model: Any) -> bool:
     """Whether what a result says of its text, its settings and its model is of the right types."""
-    ratios = content.get("select_ratios") or []
+    ratios, settings = content.get("select_ratios") or [], content.get("settings", [{}])
     return (
         isinstance(model, dict)
         and isinstance(model.get("name", ""), str)
         and isinstance(model.get("trained_batches"), (int, NoneType))
         and isinstance(content.get("suite", {}), dict)
-        and content.get("settings") != []
+        and isinstance(settings, list)
+        and settings != []
+        and all(isinstance(setting, dict) for setting in settings)
         and isinstance(content.get("router_selection"), (str, NoneType))
         and isinstance(ratios, list)
         and all(isinstance(ratio, (int, float)) for ratio in ratios)
@@ -205,7 +208,17 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
     Raises:
         UserError: a file that was named is not there or holds no perplexities.
     """
-    found = Measured()
+    found, once = Measured(), CountedOnce()
+
+    def add(name: str, file: Path, result: dict[str, Any]) -> None:
+        if file.resolve() in found.files:
+            return
+        new = once.new_settings(result)
+        if new:
+            found.add(name, file, {**result, "settings": new})
+        else:
+            found.notes.append(f"{file} holds no measurement that is not drawn already")
+
     for run in runs_of(experiments):
         file, again = run.path / "perplexity.json", command("perplexity", run)
         if not file.is_file():
@@ -219,10 +232,11 @@ def read_perplexities(experiments: Sequence[Experiment], files: Sequence[Path]) 
             found.notes.append(f"{file} is of another model than {run.name}; measure: {again}")
         else:
             found.notes += _of_the_way(file, result["model"].get("trained_batches"), run, again)
-            found.add(run.name, file, result)
+            add(run.name, file, result)
     for file in files:
         result = _perplexities_in(file)
-        found.add(result["model"].get("name", readable(file.stem)), file, result)
+        add(result["model"].get("name", readable(file.stem)), file, result)
+    found.notes += once.notes
     return found
 
 
@@ -245,11 +259,11 @@ def _perplexities_in(file: Path) -> dict[str, Any]:
 
 def other_texts(perplexities: Measured) -> list[str]:
     """A sentence for each text that models were measured on besides that of the first model."""
-    sentences: dict[tuple, str] = {}
+    sentences: dict[str, str] = {}
     first = None
     for name, result in perplexities.results:
         setting, suite = result["settings"][0], result["suite"]
-        text = suite.get("split"), setting.get("tokens"), setting.get("bytes")
+        text = result["text_sha256"]
         on = f"{setting.get('tokens')} tokens of {suite.get('data')} ({suite.get('split')})"
         first = first or (text, name, on)
         if text != first[0]:

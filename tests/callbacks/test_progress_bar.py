@@ -1,16 +1,16 @@
 """The terminal during training: whole lines, one bar below them, and nothing else."""
 
+import contextlib
 import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import sys
 import termios
 import threading
-import warnings
 
-import pytest
 from terminal import Screen
 
 WIDTH = 80
@@ -23,54 +23,50 @@ LINES = (
 BAR = re.compile(r"(training|batch \d+|validating|calibrating) [━╸╺ ]+ +\d+% [\d:-]+ *")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def terminal(monkeypatch):
-    """Make stdout and stderr a terminal of 80 columns; a function gives what it was sent."""
+    """Make stdout and stderr a terminal of 80 columns; a list that holds, after it, what it got."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, WIDTH, 0, 0))
-    monkeypatch.setenv("COLUMNS", str(WIDTH))
-    monkeypatch.setenv("TERM", "xterm")
-    streams = [os.fdopen(os.dup(slave), "w", encoding="utf-8") for _ in range(2)]
-    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
-        monkeypatch.setattr(sys, name, stream)
-    os.close(slave)
     received = []
 
+    has_ended = threading.Event()
+
     def drain():
-        while True:
-            try:
+        # To the last byte; not to the end of the file, as multiprocessing keeps stderr open.
+        while select.select([master], [], [], 0.1)[0] or not has_ended.is_set():
+            if select.select([master], [], [], 0)[0]:
                 received.append(os.read(master, 65_536))
-            except OSError:  # the other end is closed
-                return
 
     reader = threading.Thread(target=drain)
     reader.start()
-
-    def sent():
-        for stream in streams:
-            stream.close()
+    try:
+        with monkeypatch.context() as patch, os.fdopen(slave, "w", encoding="utf-8") as stream:
+            patch.setenv("COLUMNS", str(WIDTH))
+            patch.setenv("TERM", "xterm")
+            patch.setattr(sys, "stdout", stream)
+            patch.setattr(sys, "stderr", stream)
+            yield received
+            stream.flush()
+    finally:
+        has_ended.set()
         reader.join()
-        return b"".join(received).decode()
-
-    yield sent
-    sent()
-    os.close(master)
+        os.close(master)
 
 
 def test_lines_and_bar_respect_each_other_in_a_terminal_of_80_columns(
-    small_recipe, make_trainer, terminal, monkeypatch
+    small_recipe, make_trainer, monkeypatch
 ):
     monkeypatch.setattr("itt_composer.callbacks.progress_bar.REFRESH_SECONDS", 0.0)
     recipe = small_recipe(
         "callbacks.console_lines.interval=2ba",
         "train.calibration_rows=8",
-        "run_name=a name that is shown nowhere",
     )
-    trainer, _ = make_trainer(recipe)
-    trainer.fit()
-    warnings.warn("a line of another one", stacklevel=1)
-    print("after it")
-    stream = terminal()
+    with terminal(monkeypatch) as received:
+        trainer, _ = make_trainer(recipe)
+        trainer.fit()
+        print("after it")
+    stream = b"".join(received).decode()
     assert "Config" not in stream
     screen, bars = Screen(WIDTH), set()
     for part in re.split(r"(?=\r)", stream):

@@ -151,6 +151,17 @@ def test_manifest_counts_the_documents(corpus):
     assert 4_000_000 <= sum(counts["utf8_bytes"] for counts in domains.values()) < 5_000_000
 
 
+def test_a_corpus_so_small_that_a_domain_gets_nothing_makes_a_tokenizer(run, tmp_path):
+    result = run("sample-corpus", "--out", tmp_path / "tiny", "--megabytes", 1)
+    assert result.exit_code == 0
+    files = sorted(path.name for path in (tmp_path / "tiny").glob("*/*"))
+    domains = manifest_of(tmp_path / "tiny")["domains"]
+    assert files == sorted(f"{domain}.jsonl" for domain in domains)
+    assert len(files) < len(DOMAINS)
+    out = ("--out", tmp_path / "tokenizer", "--vocab-size", 512)
+    assert run("train-tokenizer", tmp_path / "tiny", *out).exit_code == 0
+
+
 def test_corpus_is_the_same_every_time(corpus, run, tmp_path):
     result = run("sample-corpus", "--out", tmp_path / "again", "--megabytes", 4)
     assert result.exit_code == 0

@@ -346,7 +346,7 @@ def without_times(folder):
     return results
 
 
-def test_two_ranks_give_the_table_of_one_and_a_killed_suite_goes_on(
+def test_two_ranks_give_the_table_of_one_and_a_suite_goes_on_after_a_kill_and_after_ctrl_c(
     fork_server, model, data_dir, tmp_path
 ):
     one = fork_server.run("eval", *arguments(model, data_dir, tmp_path / "one", FEW))
@@ -357,6 +357,16 @@ def test_two_ranks_give_the_table_of_one_and_a_killed_suite_goes_on(
     assert set(killed.wait(alone=True).returncodes) == {-signal.SIGKILL}
     assert not (tmp_path / "two/results.json").exists()
     assert not list(tmp_path.glob("two/tasks/*.partial"))
+    ended = fork_server.start("eval", *arguments(model, data_dir, tmp_path / "two", FEW), ranks=2)
+    ended.wait_until(lambda: list(tmp_path.glob("two/tasks/arc_challenge-*.json")))
+    ended.signal(signal.SIGINT)
+    result = ended.wait(alone=True)
+    assert result.returncodes == [130, 0]
+    assert result.stderr.splitlines()[-1] == (
+        f"ended by Ctrl-C; finished tasks are kept in {tmp_path}/two/tasks, and the same command "
+        "goes on with the next"
+    )
+    assert "Traceback" not in result.stderr
     two = fork_server.run("eval", *arguments(model, data_dir, tmp_path / "two", FEW), ranks=2)
     assert two.returncode == 0, two.stderr
     assert two.stderr.count("found finished") >= 2

@@ -70,7 +70,8 @@ def test_the_hash_tells_weights_thinking_precision_and_tokenizer(run, tmp_path):
     own = load(run)
     shutil.copytree(run / "model", tmp_path / "other")
     config = tmp_path / "other/tokenizer_config.json"
-    config.write_text(config.read_text().replace('"add_bos_token": true', '"add_bos_token": false'))
+    as_text, as_token = (f'"split_special_tokens": {value}' for value in ("true", "false"))
+    config.write_text(config.read_text().replace(as_text, as_token))
     hashes = {
         own.sha256(),
         load(run, select_ratios=[0.9, 0.9]).sha256(),

@@ -269,6 +269,27 @@ def test_a_run_that_has_just_begun_leaves_the_axis_as_it_is(runs, tmp_path):
     assert ends_of_axis([*runs, begun]) == ends_of_axis(runs)
 
 
+def test_rules_that_give_the_same_perplexity_are_told_as_one_point(tmp_path):
+    run = write_run(tmp_path / "itt", analysed=True)
+    result = json.loads((run / "perplexity.json").read_text())
+    settings = result["settings"]
+    changed_file(
+        run / "perplexity.json",
+        settings=[
+            *settings[:5],
+            *(
+                one | {"perplexity": other["perplexity"]}
+                for one, other in zip(settings[5:], settings[:5], strict=True)
+            ),
+        ],
+    )
+    (elastic,) = [one for one in build([run], [], "t").page.figures if one.name == "elastic"]
+    assert "Of 4 of 4 settings the points of two rules lie on one another" in elastic.caption
+    changed_file(run / "perplexity.json", settings=settings)
+    (elastic,) = [one for one in build([run], [], "t").page.figures if one.name == "elastic"]
+    assert "lie on one another" not in elastic.caption
+
+
 def ends_of_axis(folders):
     params = build(folders, [], "t").page.figures[0].spec["params"]
     return {one["name"]: one["value"] for one in params if one["name"] in ("least", "greatest")}
@@ -365,10 +386,12 @@ def test_an_analysis_of_the_wrong_types_is_told_with_its_file(tmp_path, changes)
 def test_a_file_of_perplexities_counts_once_and_has_a_name_of_its_own(tmp_path):
     run = write_run(tmp_path / "itt", analysed=True)
     own = run / "perplexity.json"
-    for name in "ab":
+    for name in "abc":
         shutil.copy(own, tmp_path / f"{name}.json")
+    for name in "ab":  # of runs with other seeds
+        changed_file(tmp_path / f"{name}.json", model={"name": "itt", "weights_sha256": name})
     files = [tmp_path / "a.json", tmp_path / "b.json", run / ".." / "itt" / "perplexity.json"]
-    page = build([run], files, "t").page
+    page = build([run], [*files, tmp_path / "c.json"], "t").page
     (elastic,) = [figure for figure in page.figures if figure.name == "elastic"]
     names = ["itt", f"itt ({files[0]})", f"itt ({files[1]})"]
     assert list(dict.fromkeys(one["experiment"] for one in elastic.data["settings"])) == names
@@ -376,7 +399,8 @@ def test_a_file_of_perplexities_counts_once_and_has_a_name_of_its_own(tmp_path):
     (model,) = [control for control in elastic.controls if control.label == "Model"]
     assert [option.label for option in model.options] == ["all", *names]
     assert model.options[2].changes == {"transform.1.filter": {"field": "number", "oneOf": [1]}}
-    assert page.warnings == []
+    (warning,) = page.warnings
+    assert warning == f"{tmp_path / 'c.json'} holds no measurement that is not drawn already"
 
 
 def test_perplexities_of_other_text_are_warned_of(tmp_path):
@@ -384,7 +408,9 @@ def test_perplexities_of_other_text_are_warned_of(tmp_path):
     result = json.loads((run / "perplexity.json").read_text())
     result["suite"] |= {"split": "test", "data": "other"}
     result["settings"][0]["tokens"] = 90
+    result["text_sha256"] = "of other rows"
     for name in "ab":
+        result["model"]["weights_sha256"] = name
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     (warning,) = build([run], [tmp_path / "a.json", tmp_path / "b.json"], "t").page.warnings
     assert "a.json) on 90 tokens of other (test): their perplexities are of other text" in warning
