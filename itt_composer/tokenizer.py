@@ -76,4 +76,7 @@ def readable_config(config: dict[str, Any]) -> dict[str, Any]:
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if config.get("tokenizer_class") == "TokenizersBackend":
         config = config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if config.get("tokenizer_class") == "PreTrainedTokenizerFast":
+        # Its own default has token types, which `generate(**tokenizer(text))` refuses.
+        config = {"model_input_names": ["input_ids", "attention_mask"]} | config
     return config

@@ -24,6 +24,7 @@ from itt_composer.export import app
 from itt_composer.exporting import export_checkpoint
 from itt_composer.flops import dense_parameters
 from itt_composer.initial_weights import check_initial_weights, load_initial_weights
+from itt_composer.launched import StopSignals
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.run_folder import RunFolder, find_checkpoint
 from itt_composer.train import build_model, build_trainer, train
@@ -73,7 +74,7 @@ def run(overrides, tmp_path_factory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("export") / "run"
     recipe = load_recipe(RECIPE, [*overrides, f"run_folder={folder}"])
-    train(recipe, RunFolder(recipe))
+    train(recipe, RunFolder(recipe), StopSignals("it goes on"))
     return folder
 
 
