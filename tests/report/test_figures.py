@@ -36,8 +36,10 @@ def test_a_dense_model_is_grey_in_every_figure_wherever_its_results_come_from(tm
     runs.append(write_run(tmp_path / "itt", analysed=True))
     result = json.loads((runs[-1] / "perplexity.json").read_text())
     alone = {**result["settings"][0], "select_ratios": [], "router_selection": None}
-    model = {"name": "other", "thinking": "dense"}
-    for file in (runs[1] / "perplexity.json", tmp_path / "other.json"):
+    for number, file in enumerate((runs[1] / "perplexity.json", tmp_path / "other.json")):
+        model = {**result["model"], "name": "other", "thinking": "dense"}
+        model["weights_sha256"] = str(number)
+        model = {key: value for key, value in model.items() if not key.startswith("thinking_")}
         file.write_text(json.dumps({**result, "model": model, "settings": [alone]}))
     figures = {one.name: one for one in build(runs, [tmp_path / "other.json"], "t").page.figures}
 
