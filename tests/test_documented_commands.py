@@ -27,6 +27,7 @@ STANDS_FOR = {
     "RECIPE": RECIPE,
     "RECIPE.yaml": RECIPE,
     "yamls/pretrain/my_recipe.yaml": RECIPE,
+    "trial.yaml": RECIPE,
     "RUN": "runs/itt_x4_162m",
     "PATH": "runs/itt_x4_162m",
     "runs/quickstart/itt_x4": "runs/itt_x4_162m",
