@@ -21,6 +21,7 @@ PREEMPTED = 75
 SIGNAL_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 # Set by `scripts/forward_sigterm.sh`, which ends with 130 itself.
 FORWARDED = "ITT_SIGNALS_ARE_FORWARDED"
+NO_SIGNAL = b"\0"
 # torchrun hands on, a moment later, the SIGINT that the terminal has sent to every process.
 ONE_KEY_PRESS = 1.0  # seconds
 SIGNAL_AT_PARENTS_END = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -100,9 +101,10 @@ class StopSignals:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         reader, writer = self._pipe
-        os.close(writer)
+        os.write(writer, NO_SIGNAL)  # closing it alone would not do: forked loaders hold it, too
         self._listener.join()
         os.close(reader)
+        os.close(writer)
 
     def take(self) -> None:
         """Take the signals (back): Composer does so itself when it is imported."""
@@ -110,7 +112,7 @@ class StopSignals:
             signal.signal(number, _left_to_the_listener)
 
     def _listen(self, reader: int) -> None:
-        while numbers := os.read(reader, 1):
+        while (numbers := os.read(reader, 1)) != NO_SIGNAL:
             if numbers[0] in SIGNAL_NAMES:  # Python hands on every signal that has a handler
                 self._hear(signal.Signals(numbers[0]))
 
