@@ -261,6 +261,8 @@ def _from_json(
     if eos is None:
         raise UserError(f"{file} does not say which token ends a document: give --eos-token")
     written = tokenizer_config(config, vocabulary, bos, eos, None, special_tokens == "text")
+    if getattr(tokenizer.pre_tokenizer, "add_prefix_space", False):
+        written["add_prefix_space"] = True  # transformers 4.57 sets it to what stands here
     named = {value for key, value in written.items() if key.endswith("_token")} - {None}
     made = Tokenizer(
         "tokenizers",
