@@ -85,7 +85,7 @@ PROVEN = {
     "qwen_2": lambda texts: byte_level(texts, QWEN_2, normalizers.NFC()),
     "gpt_4o": lambda texts: byte_level(texts, GPT_4O),
     "added": lambda texts: byte_level(
-        texts, added=[AddedToken("<sym>"), AddedToken("hello", lstrip=True), AddedToken("  ")]
+        texts, added=[AddedToken("<sym>"), AddedToken("hello"), AddedToken("  "), AddedToken("   ")]
     ),
     "llama": lambda texts: model_of(texts, **LLAMA),
     "llama_without_prefix": lambda texts: model_of(
@@ -130,6 +130,24 @@ NOT_PROVEN = {
     "single_word": (
         lambda texts: byte_level(texts, added=[AddedToken("the", single_word=True)]),
         "the added token 'the', which is single_word",
+    ),
+    "lstrip": (
+        lambda texts: byte_level(texts, added=[AddedToken("the", lstrip=True)]),
+        "the added token 'the', which is lstrip",
+    ),
+    "rstrip": (  # 'FOO  b' has the added token of blanks after it in the reference alone
+        lambda texts: byte_level(texts, added=[AddedToken("  "), AddedToken("FOO", rstrip=True)]),
+        "the added token 'FOO', which is rstrip",
+    ),
+    "special_rstrip": (
+        lambda texts: byte_level(texts, added=[AddedToken("<|a|>", rstrip=True, special=True)]),
+        "the added token '<|a|>', which is rstrip",
+    ),
+    "overlapping": (
+        lambda texts: byte_level(
+            texts, added=[AddedToken("abc"), AddedToken("bcd", normalized=False)]
+        ),
+        "the added tokens 'bcd' and 'abc', of which one is normalized",
     ),
     "normalized": (
         lambda texts: byte_level(texts, QWEN_2, normalizers.NFC(), added=[AddedToken("é")]),
