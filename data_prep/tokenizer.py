@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.transformers_files import (
+    complete_json,
     json_of_sentencepiece,
     token_of,
     tokenizer_config,
@@ -266,7 +267,7 @@ def _from_json(
     named = {value for key, value in written.items() if key.endswith("_token")} - {None}
     made = Tokenizer(
         "tokenizers",
-        with_document_ends(content, bos, sorted(named)),
+        with_document_ends(complete_json(content, tokenizer), bos, sorted(named)),
         sha256(content).hexdigest(),
         max(vocabulary.values()) + 1,
         None if bos is None else vocabulary[bos],

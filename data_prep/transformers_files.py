@@ -57,6 +57,30 @@ def token_of(value: Any) -> Any:
     return value.get("content") if isinstance(value, dict) else value
 
 
+def complete_json(content: bytes, loaded: Any) -> bytes:
+    """A `tokenizer.json` with the keys that may be missing in it, as `tokenizers` has read it.
+
+    Args:
+        content: of the file; returned as it is where nothing is to change.
+        loaded: the `tokenizers.Tokenizer` of it.
+    """
+    found = json.loads(content)
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    steps = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    parts = {name: getattr(loaded, name) for name in steps}
+    read = {
+        "added_tokens": [
+            {"id": number, "content": token.content}
+            | {flag: getattr(token, flag) for flag in flags}
+            for number, token in sorted(loaded.get_added_tokens_decoder().items())
+        ],
+        **{name: part and json.loads(part.__getstate__()) for name, part in parts.items()},
+        "model": {"type": type(loaded.model).__name__} | found["model"],
+    }
+    complete = {"version": "1.0", "truncation": None, "padding": None} | found | read
+    return content if complete == found else json.dumps(complete, ensure_ascii=False).encode()
+
+
 def with_document_ends(content: bytes, bos: str | None, special: Iterable[str]) -> bytes:
     """A `tokenizer.json` that puts BOS before a text and nothing else around it.
 

@@ -78,8 +78,19 @@ def mixed(texts):
     return [*texts, *("\n".join(spread[n : n + 50]) for n in range(0, len(spread), 50)), *pieces]
 
 
+def bare(content):
+    """The JSON of a byte-level BPE with the keys alone that `tokenizers` does not read without."""
+    found = json.loads(content)
+    model = {key: found["model"][key] for key in ("vocab", "merges")}
+    cut = {key: found["pre_tokenizer"][key] for key in ("type", "add_prefix_space", "trim_offsets")}
+    # The id that counts is that of the vocabulary.
+    added = [token | {"id": 5000 + token["id"]} for token in found["added_tokens"]]
+    return json.dumps({"added_tokens": added, "pre_tokenizer": cut, "model": model}).encode()
+
+
 PROVEN = {
     "gpt_2": lambda texts: byte_level(texts),
+    "bare": lambda texts: bare(byte_level(texts, added=[AddedToken("the")])),
     "prefix": lambda texts: byte_level(texts, prefix=True),
     "llama_3": lambda texts: changed(byte_level(texts, LLAMA_3), ignore_merges=True),
     "qwen_2": lambda texts: byte_level(texts, QWEN_2, normalizers.NFC()),
