@@ -420,3 +420,26 @@ def test_a_json_without_a_key_that_may_be_missing_is_read_as_tokenizers_reads_it
     assert (why_reference(loaded) is None) == (key != "pre_tokenizer")
     saved = tokenizers.Tokenizer.from_str(loaded.content.decode())
     assert saved.encode("a").ids == [loaded.bos_id, *reference.encode("a").ids]
+
+
+@pytest.mark.parametrize("files", [["default"], ["default", "tool_use"], ["tool_use"], []])
+def test_chat_templates_in_files_of_their_own_are_taken_over(file, tmp_path, files):
+    from transformers import AutoTokenizer
+
+    write_config(
+        file.parent,
+        bos_token=BEGIN,
+        eos_token=END,
+        tokenizer_class="PreTrainedTokenizerFast",
+        chat_template="of the configuration",
+    )
+    (file.parent / "additional_chat_templates").mkdir()
+    for name in files:
+        is_default = name == "default"
+        place = "chat_template" if is_default else f"additional_chat_templates/{name}"
+        (file.parent / f"{place}.jinja").write_text(f"the template é {name}", "utf-8")
+    load_tokenizer(str(file)).save(tmp_path / "saved")
+    own = AutoTokenizer.from_pretrained(file.parent, local_files_only=True)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
+    assert loaded.chat_template == own.chat_template
+    assert (files[0] if files else "of the configuration") in str(own.chat_template)
