@@ -72,7 +72,7 @@ def _of_sentencepiece(model: Any) -> str | None:
 
 def _of_json(content: dict[str, Any]) -> str | None:
     model = content["model"]
-    if model.get("type", "BPE") != "BPE":
+    if model["type"] != "BPE":
         return f"a {model['type']} model"
     if _is_llama(content):
         return _unless_special(content)
@@ -85,13 +85,33 @@ def _of_json(content: dict[str, Any]) -> str | None:
         return "its pre-tokenizer"
     if not _byte_alphabet() <= model["vocab"].keys():
         return "a vocabulary without some bytes"
+    return _of_added_tokens(content)
+
+
+def _of_added_tokens(content: dict[str, Any]) -> str | None:
+    steps = _steps(content)
     for token in content["added_tokens"]:
-        if model["vocab"].get(token["content"], token["id"]) != token["id"]:
-            return f"the added token {token['content']!r}, which has two ids"
-        if token["single_word"] or (token["normalized"] and _steps(content)):
-            flag = "single_word" if token["single_word"] else "normalized"
-            return f"the added token {token['content']!r}, which is {flag}"
+        for flag in FLAGS if steps else FLAGS[:-1]:
+            if token[flag]:
+                return f"the added token {token['content']!r}, which is {flag}"
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for token in content["added_tokens"]:
+        names[token["normalized"]].append(token["content"])
+    for first in names[False]:  # `tokenizers` looks for these first, gigatoken for all at once
+        for second in names[True]:
+            if _can_overlap(first, second):
+                return f"the added tokens {first!r} and {second!r}, of which one is normalized"
     return None
+
+
+def _can_overlap(one: str, other: str) -> bool:
+    """Whether a text can hold both in such a way that they share characters."""
+    lengths = range(1, min(len(one), len(other)))
+    return (
+        one in other
+        or other in one
+        or any(one[-n:] == other[:n] or other[-n:] == one[:n] for n in lengths)
+    )
 
 
 def _is_llama(content: dict[str, Any]) -> bool:
@@ -104,7 +124,7 @@ def _is_llama(content: dict[str, Any]) -> bool:
     return (
         _steps(content) == space
         and content["pre_tokenizer"] is None
-        and model["byte_fallback"]
+        and model.get("byte_fallback")
         and not model.get("ignore_merges")
         and {f"<0x{byte:02X}>" for byte in range(256)} <= model["vocab"].keys()
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.transformers_files import (
+    complete_json,
     json_of_sentencepiece,
     token_of,
     tokenizer_config,
@@ -29,7 +30,14 @@ MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*|[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_FILES = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "*.model"]
+HUB_FILES = [
+    "tokenizer*",
+    "*chat_template*",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+]
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,8 @@ def load_tokenizer(
         path = _download(source)
     file = _model_file(path)
     content = file.read_bytes()
-    config = _read_config((path if path.is_dir() else file.parent) / CONFIG_FILE)
+    folder = path if path.is_dir() else file.parent
+    config = _read_config(folder / CONFIG_FILE) | _chat_templates(folder)
     if file.name.endswith(".json"):
         return _from_json(file, content, config, bos_token, eos_token, special_tokens)
     if special_tokens == "token":
@@ -261,10 +270,12 @@ def _from_json(
     if eos is None:
         raise UserError(f"{file} does not say which token ends a document: give --eos-token")
     written = tokenizer_config(config, vocabulary, bos, eos, None, special_tokens == "text")
+    if getattr(tokenizer.pre_tokenizer, "add_prefix_space", False):
+        written["add_prefix_space"] = True  # transformers 4.57 sets it to what stands here
     named = {value for key, value in written.items() if key.endswith("_token")} - {None}
     made = Tokenizer(
         "tokenizers",
-        with_document_ends(content, bos, sorted(named)),
+        with_document_ends(complete_json(content, tokenizer), bos, sorted(named)),
         sha256(content).hexdigest(),
         max(vocabulary.values()) + 1,
         None if bos is None else vocabulary[bos],
@@ -296,6 +307,21 @@ def _read_config(file: Path) -> dict[str, Any]:
         if not isinstance(token, str) and (token is not None or config.get(name) is not None):
             raise UserError(f"{file}: {name} is no token: name one with --{name[:3]}-token")
     return config
+
+
+def _chat_templates(folder: Path) -> dict[str, Any]:
+    """What files of chat templates set, which transformers takes before `tokenizer_config.json`."""
+    files = {"default": folder / "chat_template.jinja"}
+    files |= {file.stem: file for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    try:
+        found = {name: file.read_text("utf-8") for name, file in files.items() if file.is_file()}
+    except ValueError as error:
+        raise UserError(f"{folder} holds a chat template that is not UTF-8 ({error})") from error
+    if not found:
+        return {}
+    if found.keys() == {"default"}:
+        return {"chat_template": found["default"]}
+    return {"chat_template": [{"name": key, "template": found[key]} for key in found]}
 
 
 # Made once in a process: a worker gets the tokenizer anew with every part, and gigatoken takes a

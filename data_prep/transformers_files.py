@@ -57,6 +57,30 @@ def token_of(value: Any) -> Any:
     return value.get("content") if isinstance(value, dict) else value
 
 
+def complete_json(content: bytes, loaded: Any) -> bytes:
+    """A `tokenizer.json` with the keys that may be missing in it, as `tokenizers` has read it.
+
+    Args:
+        content: of the file; returned as it is where nothing is to change.
+        loaded: the `tokenizers.Tokenizer` of it.
+    """
+    found = json.loads(content)
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    steps = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+    parts = {name: getattr(loaded, name) for name in steps}
+    read = {
+        "added_tokens": [
+            {"id": number, "content": token.content}
+            | {flag: getattr(token, flag) for flag in flags}
+            for number, token in sorted(loaded.get_added_tokens_decoder().items())
+        ],
+        **{name: part and json.loads(part.__getstate__()) for name, part in parts.items()},
+        "model": {"type": type(loaded.model).__name__} | found["model"],
+    }
+    complete = {"version": "1.0", "truncation": None, "padding": None} | found | read
+    return content if complete == found else json.dumps(complete, ensure_ascii=False).encode()
+
+
 def with_document_ends(content: bytes, bos: str | None, special: Iterable[str]) -> bytes:
     """A `tokenizer.json` that puts BOS before a text and nothing else around it.
 
@@ -152,16 +176,18 @@ def json_of_sentencepiece(content: bytes) -> bytes:
         for number, piece in enumerate(model.pieces)
         if piece.piece in special
     ]
+    is_unigram = model.trainer_spec.model_type == UNIGRAM
+    merging = _unigram(model) if is_unigram else _bpe(model)
     made = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
         "normalizer": _normalizer(model.normalizer_spec),
-        "pre_tokenizer": _isolated(symbols),
+        "pre_tokenizer": _isolated(symbols, _cuts(merging, symbols)),
         "post_processor": None,
         "decoder": _decoder(model.normalizer_spec.add_dummy_prefix),
-        "model": _unigram(model) if model.trainer_spec.model_type == UNIGRAM else _bpe(model),
+        "model": merging,
     }
     return json.dumps(made, ensure_ascii=False).encode()
 
@@ -191,15 +217,39 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
-def _isolated(symbols: list[str]) -> dict[str, Any] | None:
-    """Have user-defined symbols stand alone, the longest first.
+def _isolated(symbols: list[str], cuts: list[str]) -> dict[str, Any] | None:
+    """Have user-defined symbols stand alone, the longest first, and cut what `_cuts` finds.
 
     As added tokens they would cut the text, and every part would get a blank in front.
     """
     if not symbols:
         return None
-    pattern = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    longest_first = [re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True)]
+    steps = [
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+        for regex in ("|".join(longest_first), r"\A(?:" + "|".join(cuts) + ")")
+    ]
+    return {"type": "Sequence", "pretokenizers": steps if cuts else steps[:1]}
+
+
+def _cuts(model: dict[str, Any], symbols: list[str]) -> list[str]:
+    """Where to cut what stands between user-defined symbols and is the name of a piece.
+
+    With `ignore_merges` a text such as `</s>` or `<0x41>` would be that piece, which SentencePiece
+    makes of no text. It is cut after its first token, over whose end no merge goes.
+    """
+    from tokenizers import Tokenizer
+
+    if not model.get("ignore_merges"):
+        return []
+    merged = Tokenizer.from_str(json.dumps({"model": model | {"ignore_merges": False}}))
+    names = sorted(model["vocab"].keys() - set(symbols))
+    cuts = []
+    for name, found in zip(names, merged.encode_batch(names), strict=True):
+        if found.ids != [model["vocab"][name]]:
+            end = found.offsets[0][1]
+            cuts.append(rf"{re.escape(name[:end])}(?={re.escape(name[end:])}\z)")
+    return cuts
 
 
 def _decoder(has_prefix: bool) -> dict[str, Any]:

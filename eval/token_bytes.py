@@ -99,7 +99,7 @@ def _of_byte_level(content: bytes) -> tuple[list[int], list[bool]] | None:
     tokenizer = Tokenizer.from_str(content.decode())
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     is_byte_level = '"type":"ByteLevel"' in json.dumps(
-        json.loads(content)["pre_tokenizer"], separators=(",", ":")
+        json.loads(content).get("pre_tokenizer"), separators=(",", ":")
     )
     if not is_byte_level or not set(ByteLevel.alphabet()) <= vocabulary.keys():
         return None

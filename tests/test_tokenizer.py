@@ -35,10 +35,10 @@ TEXTS = [
 ]
 
 
-def byte_level(special=(BEGIN, END, OTHER)):
+def byte_level(special=(BEGIN, END, OTHER), add_prefix_space=False):
     """GPT-NeoX's kind: no template, so transformers puts nothing around a text."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=400,
@@ -83,6 +83,21 @@ def normalizing():
     return tokenizer
 
 
+def metaspace():
+    """LLaMA's blanks in a pre-tokenizer, one of them before the first word alone."""
+    tokenizer = unigram()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    return tokenizer
+
+
+def in_a_sequence():
+    """The blank in front is a setting of one of several steps."""
+    tokenizer = byte_level()
+    cut = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel()])
+    return tokenizer
+
+
 BOTH = {"bos_token": BEGIN, "eos_token": END}
 # As transformers 5 writes it: a class and a list that version 4.57 does not know.
 VERSION_5 = BOTH | {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": [OTHER]}
@@ -100,6 +115,9 @@ CASES = {
     "saved by transformers 5": (with_template, VERSION_5, {}),
     "unigram": (unigram, BOTH, {}),
     "normalizing": (normalizing, BOTH, {}),
+    "blank in front": (lambda: byte_level(add_prefix_space=True), BOTH, {}),
+    "metaspace": (metaspace, BOTH, {}),
+    "blank in front, cut by words": (in_a_sequence, BOTH, {}),
     "sentencepiece": (None, {}, {}),
     "sentencepiece, none": (None, {}, NO_BOS),
 }

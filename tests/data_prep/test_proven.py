@@ -78,14 +78,25 @@ def mixed(texts):
     return [*texts, *("\n".join(spread[n : n + 50]) for n in range(0, len(spread), 50)), *pieces]
 
 
+def bare(content):
+    """The JSON of a byte-level BPE with the keys alone that `tokenizers` does not read without."""
+    found = json.loads(content)
+    model = {key: found["model"][key] for key in ("vocab", "merges")}
+    cut = {key: found["pre_tokenizer"][key] for key in ("type", "add_prefix_space", "trim_offsets")}
+    # The id that counts is that of the vocabulary.
+    added = [token | {"id": 5000 + token["id"]} for token in found["added_tokens"]]
+    return json.dumps({"added_tokens": added, "pre_tokenizer": cut, "model": model}).encode()
+
+
 PROVEN = {
     "gpt_2": lambda texts: byte_level(texts),
+    "bare": lambda texts: bare(byte_level(texts, added=[AddedToken("the")])),
     "prefix": lambda texts: byte_level(texts, prefix=True),
     "llama_3": lambda texts: changed(byte_level(texts, LLAMA_3), ignore_merges=True),
     "qwen_2": lambda texts: byte_level(texts, QWEN_2, normalizers.NFC()),
     "gpt_4o": lambda texts: byte_level(texts, GPT_4O),
     "added": lambda texts: byte_level(
-        texts, added=[AddedToken("<sym>"), AddedToken("hello", lstrip=True), AddedToken("  ")]
+        texts, added=[AddedToken("<sym>"), AddedToken("hello"), AddedToken("  "), AddedToken("   ")]
     ),
     "llama": lambda texts: model_of(texts, **LLAMA),
     "llama_without_prefix": lambda texts: model_of(
@@ -130,6 +141,24 @@ NOT_PROVEN = {
     "single_word": (
         lambda texts: byte_level(texts, added=[AddedToken("the", single_word=True)]),
         "the added token 'the', which is single_word",
+    ),
+    "lstrip": (
+        lambda texts: byte_level(texts, added=[AddedToken("the", lstrip=True)]),
+        "the added token 'the', which is lstrip",
+    ),
+    "rstrip": (  # 'FOO  b' has the added token of blanks after it in the reference alone
+        lambda texts: byte_level(texts, added=[AddedToken("  "), AddedToken("FOO", rstrip=True)]),
+        "the added token 'FOO', which is rstrip",
+    ),
+    "special_rstrip": (
+        lambda texts: byte_level(texts, added=[AddedToken("<|a|>", rstrip=True, special=True)]),
+        "the added token '<|a|>', which is rstrip",
+    ),
+    "overlapping": (
+        lambda texts: byte_level(
+            texts, added=[AddedToken("abc"), AddedToken("bcd", normalized=False)]
+        ),
+        "the added tokens 'bcd' and 'abc', of which one is normalized",
     ),
     "normalized": (
         lambda texts: byte_level(texts, QWEN_2, normalizers.NFC(), added=[AddedToken("é")]),

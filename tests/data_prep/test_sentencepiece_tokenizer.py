@@ -1,5 +1,6 @@
 """The trained tokenizer: LLaMA's habits, transformers' ids, no look at validation documents."""
 
+import itertools
 import subprocess
 from collections import Counter
 
@@ -10,12 +11,14 @@ from small_conversions import (
     assert_one_line,
     content,
     manifest_of,
+    model_of,
     texts_of,
     write_jsonl,
 )
 
 from data_prep import tokenizer_training
 from data_prep.split import split_of
+from data_prep.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,31 @@ def test_transformers_gives_the_ids_of_sentencepiece(tokenizer, processor, root,
     assert [loaded.unk_token_id, loaded.bos_token_id, loaded.eos_token_id] == [0, 1, 2]
     for text in [*texts_of(root), *AWKWARD]:
         assert loaded(text).input_ids == [1, *processor.encode(text)]
+
+
+@pytest.mark.parametrize("has_prefix", [True, False])
+def test_names_of_pieces_beside_user_defined_symbols_are_text_to_transformers(
+    root, tmp_path, has_prefix
+):
+    from transformers import AutoTokenizer
+
+    (tmp_path / "tokenizer.model").write_bytes(
+        model_of(
+            texts_of(root),
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            user_defined_symbols=["[SYM]", "FOO"],
+            add_dummy_prefix=has_prefix,
+        )
+    )
+    made = load_tokenizer(str(tmp_path / "tokenizer.model"))
+    made.save(tmp_path / "saved")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
+    parts = ["[SYM]", "FOO", "</s>", "<s>", "<unk>", "<0x41>", "<0xE3>", " ", "a", "the", "é", "▁"]
+    for text in map("".join, itertools.product(parts, ["", *parts], ["", "FOO", "</s>", "b"])):
+        assert loaded(text).input_ids == [1, *made.encode(text)], text
 
 
 def test_validation_documents_do_not_shape_the_tokenizer(root, tokenizer, run, tmp_path):

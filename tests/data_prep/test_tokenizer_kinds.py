@@ -22,6 +22,7 @@ from small_conversions import (
 from data_prep import convert as conversion
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, EncoderMismatchError, is_checked
+from data_prep.proven import why_reference
 from data_prep.tokenizer import Tokenizer, load_tokenizer
 from itt_composer.errors import UserError
 
@@ -400,3 +401,45 @@ def test_one_batch_after_the_other_gives_the_ids_of_one_large_one(tokenizer, roo
     parts = [encoder.encode(documents[start : start + 7]) for start in range(0, len(documents), 7)]
     assert np.array_equal(one.ids, np.concatenate([part.ids for part in parts]))
     assert one.lengths.tolist() == [n for part in parts for n in part.lengths]
+
+
+@pytest.mark.parametrize("key", ["normalizer", "pre_tokenizer", "added_tokens", "post_processor"])
+def test_a_json_without_a_key_that_may_be_missing_is_read_as_tokenizers_reads_it(
+    trained, tmp_path, key
+):
+    found = json.loads(trained.to_str())
+    del found[key]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(found))
+    loaded = load_tokenizer(str(path), BEGIN, END)
+    reference = tokenizers.Tokenizer.from_file(str(path))
+    reference.encode_special_tokens = True
+    text = f"a few words 12\n\n{END}"
+    assert loaded.encode(text) == reference.encode(text).ids
+    assert [loaded.special[BEGIN], loaded.special[END]] == [loaded.bos_id, loaded.eos_id]
+    assert (why_reference(loaded) is None) == (key != "pre_tokenizer")
+    saved = tokenizers.Tokenizer.from_str(loaded.content.decode())
+    assert saved.encode("a").ids == [loaded.bos_id, *reference.encode("a").ids]
+
+
+@pytest.mark.parametrize("files", [["default"], ["default", "tool_use"], ["tool_use"], []])
+def test_chat_templates_in_files_of_their_own_are_taken_over(file, tmp_path, files):
+    from transformers import AutoTokenizer
+
+    write_config(
+        file.parent,
+        bos_token=BEGIN,
+        eos_token=END,
+        tokenizer_class="PreTrainedTokenizerFast",
+        chat_template="of the configuration",
+    )
+    (file.parent / "additional_chat_templates").mkdir()
+    for name in files:
+        is_default = name == "default"
+        place = "chat_template" if is_default else f"additional_chat_templates/{name}"
+        (file.parent / f"{place}.jinja").write_text(f"the template é {name}", "utf-8")
+    load_tokenizer(str(file)).save(tmp_path / "saved")
+    own = AutoTokenizer.from_pretrained(file.parent, local_files_only=True)
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
+    assert loaded.chat_template == own.chat_template
+    assert (files[0] if files else "of the configuration") in str(own.chat_template)
