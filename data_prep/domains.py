@@ -22,7 +22,9 @@ UNREADABLE = {
     *(".7z", ".part", ".partial", ".incomplete", ".crdownload", ".tmp"),
 }
 MANIFEST = "manifest.json"  # of `sample-corpus`, in the root
-MIXED = "mixed"  # the source of lines that name their domain
+# The source of lines that name their domain. No domain has this name, for hidden folders are
+# ignored and lines may not name one.
+MIXED = ".mixed"
 
 # Section 4.1 of the paper through the Sheared-LLaMA recipe; the same as yamls/data/redpajama.yaml.
 PAPER_SHARES = {
