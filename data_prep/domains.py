@@ -79,6 +79,15 @@ def compression_of(path: Path) -> str | None:
     return COMPRESSIONS.get(path.suffix.lower())
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: it holds no half of a surrogate pair."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def find_corpus(root: Path, mixed: bool = False) -> Corpus:
     """Find the files of a corpus.
 
@@ -141,6 +150,8 @@ def _sorted_out(root: Path) -> tuple[list[Path], list[str]]:
         name = path.name.lower()
         if path == root / MANIFEST:
             continue
+        if not is_text(below := path.relative_to(root).as_posix()):
+            raise UserError(f"{below!a} below {root} has a name that is not UTF-8: rename it")
         if not path.exists():
             raise UserError(f"{path} is a link to nothing: mend or remove it")
         if name.endswith(SUFFIXES):
@@ -153,7 +164,7 @@ def _sorted_out(root: Path) -> tuple[list[Path], list[str]]:
                 f"of {root}"
             )
         else:
-            others.append(path.relative_to(root).as_posix())
+            others.append(below)
     return files, others
 
 

@@ -255,9 +255,7 @@ def test_a_domain_of_the_shares_that_is_not_there_is_reported(convert, three, tm
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_named_mixed_is_a_domain_like_any_other(
-    convert, three, shares, tmp_path, workers
-):
+def test_a_folder_named_mixed_is_a_domain_like_any_other(convert, three, shares, tmp_path, workers):
     for name, origin in [("mixed", "c4"), ("other", "common_crawl")]:
         (tmp_path / "root").mkdir(exist_ok=True)
         (tmp_path / "root" / name).symlink_to(three / origin)
@@ -279,7 +277,7 @@ def test_a_mistyped_field_under_a_validation_budget_is_one_sentence(
 ):
     asked = {"validation_tokens": "1000", field: "nope"}
     error = assert_one_line(converted(convert, three, shares, tmp_path / "shards", **asked))
-    assert f'.jsonl, line 1: no field "nope"; name the ' in error
+    assert '.jsonl, line 1: no field "nope"; name the ' in error
     assert list(tmp_path.iterdir()) == [shares]
 
 

@@ -192,9 +192,7 @@ def test_progress_is_told_in_the_log_without_a_terminal(convert, root):
     (line,) = (line for line in result.stderr.splitlines() if "documents," in line)
     documents = sum(len(texts_of(folder)) for folder in root.iterdir())
     megabytes = sum(path.stat().st_size for path in root.rglob("*.jsonl")) / 1e6
-    assert f" {documents:,} documents, {megabytes:,.1f} of {megabytes:,.1f} MB, " in line
-    assert " MB/s, " in line
-    assert "M tokens/s" in line
+    assert f" {documents:,} documents, {megabytes:,.1f} of {megabytes:,.1f} MB" in line
 
 
 def test_help_of_every_command_needs_neither_torch_nor_streaming():
