@@ -189,7 +189,7 @@ def test_every_file_of_the_output_is_in_the_manifest_with_its_hash(convert, tmp_
 
 def test_progress_is_told_in_the_log_without_a_terminal(convert, root):
     result = convert()
-    (line,) = (line for line in result.stderr.splitlines() if "documents," in line)
+    line = [line for line in result.stderr.splitlines() if "documents," in line][-1]
     documents = sum(len(texts_of(folder)) for folder in root.iterdir())
     megabytes = sum(path.stat().st_size for path in root.rglob("*.jsonl")) / 1e6
     assert f" {documents:,} documents, {megabytes:,.1f} of {megabytes:,.1f} MB" in line
