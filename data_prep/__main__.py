@@ -259,9 +259,9 @@ def convert(
         try:
             manifest = conversion.convert(options)
         except KeyboardInterrupt:
-            typer.echo(
-                "stopped: what is done is kept, the same command goes on from there", err=True
-            )
+            kept = "what is done is kept, the same command goes on from there"
+            again = "Spark keeps nothing of it, the same command starts again"
+            typer.echo(f"stopped: {again if engine is Engine.spark else kept}", err=True)
             raise typer.Exit(130) from None
         if manifest is None:
             _say_complete(out)

@@ -301,15 +301,20 @@ def _report(
             for split, domains in streams.items()
         },
         "rejects": {
-            source: sum(len(part.record.rejects) for part in done) for source, done in parts.items()
+            _name(source): sum(len(part.record.rejects) for part in done)
+            for source, done in parts.items()
         },
         "special_token_names": {
-            domain: sum(part.record.special_tokens for part in done)
-            for domain, done in parts.items()
+            _name(source): sum(part.record.special_tokens for part in done)
+            for source, done in parts.items()
         },
         "cut_files": sorted(name for part in used for name in part.record.cut_files),
         "files": files,
     }
+
+
+def _name(source: str) -> str:
+    return "mixed" if source == MIXED else source
 
 
 def _inputs(plan: dict[str, list[Part]], used: list[DonePart]) -> dict[str, dict[str, Any]]:

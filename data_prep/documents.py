@@ -7,12 +7,13 @@ import re
 import zlib
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from data_prep.domains import compression_of, domain_name
+from data_prep.domains import compression_of, domain_name, is_text
 from itt_composer.errors import UserError
 
 BUFFER = 1 << 20
@@ -20,8 +21,9 @@ BLOCK = 1 << 16  # of decompressed gzip
 BOM = b"\xef\xbb\xbf"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 # A folder of the output, in object stores too.
-DOMAIN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]{1,100}")
-HEAD = 1 << 12  # bytes in which the first line shows what kind of file it is
+DOMAIN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]+")
+DOMAIN_BYTES = 200  # most of its name; file systems take 255
+HEAD = 1 << 16  # bytes in which the first lines show what kind of file it is
 # Of decompressed text: what a cut-off stream gave last is lost up to this.
 DECOMPRESSED_BUFFER = 1 << 12
 
@@ -108,8 +110,10 @@ class PieceReader:
                 self.lines_read += 1
                 if _is_blank(line):
                     continue
-                if self.compression and not has_lines and (problem := _problem(line)):
-                    break
+                if self.compression and not has_lines and _is_odd(line):
+                    problem = _problem(self._head() or line)
+                    if problem:
+                        break
                 has_lines = True
                 yield line
         if problem:
@@ -138,8 +142,16 @@ class PieceReader:
         return self.sha256.hexdigest()
 
     def _head(self) -> bytes:
+        """How the text begins; nothing of a compressed file that is damaged there."""
         with self.path.open("rb") as file:
-            return file.read(HEAD)
+            if not self.compression:
+                return file.read(HEAD)
+            with (
+                suppress(OSError, EOFError, zlib.error),
+                _decompressed(file, self.compression) as stream,
+            ):
+                return io.BufferedReader(stream).read(HEAD)
+        return b""
 
     def _lines(self, file: BinaryIO) -> Iterator[bytes]:
         return self._compressed(file) if self.compression else self._own(file)
@@ -177,7 +189,7 @@ class PieceReader:
             ) from error
 
 
-def _decompressed(file: io.RawIOBase, compression: str | None) -> Any:
+def _decompressed(file: io.IOBase, compression: str | None) -> Any:
     """The text of a compressed file."""
     if compression == "gzip":  # not by pyarrow, which takes zeros after the last member for damage
         return _Gzip(file)
@@ -191,24 +203,46 @@ def _is_blank(line: bytes) -> bool:
 
 
 def _problem(head: bytes) -> str | None:
-    """Why a file that begins like this does not hold an object per line; None if it may."""
+    """Why a file that begins like this does not hold an object per line; None if it may.
+
+    Where the lines after an odd first one are objects, that line alone is broken.
+    """
     if head.startswith(UTF_16):
         return "the file is UTF-16: write it in UTF-8"
-    first, line_break, rest = head.removeprefix(BOM).lstrip().partition(b"\n")
-    is_spread = first.strip() == b"{" and rest.lstrip()[:1] in (b'"', b"}")
-    has_comma = line_break and first.rstrip().endswith(b",")
-    if first.startswith(b"[") or is_spread or has_comma:
-        return (
-            "the file is JSON that is not one object per line: write it so (the elements of a "
-            "list with `jq -c '.[]'`), or move it out of the corpus"
-        )
-    return None
+    lines = io.BytesIO(head.removeprefix(BOM).lstrip()).readlines()
+    if not lines or not _is_odd(lines[0]):
+        return None
+    whole = lines if len(head) < HEAD else lines[:-1]  # the last one may be cut
+    after = [line for line in whole[1:] if not line.isspace()][:2]
+    is_brace = lines[0].strip() == b"{"  # of an object over several lines, or a broken line
+    if is_brace and not (after and after[0].lstrip()[:1] in (b'"', b"}")):
+        return None
+    if after and all(map(_is_object, after)):
+        return None
+    return (
+        "the file is JSON that is not one object per line: write it so (the elements of a "
+        "list with `jq -c '.[]'`), or move it out of the corpus"
+    )
+
+
+def _is_odd(first: bytes) -> bool:
+    """Whether a first line may begin a file that does not hold an object per line."""
+    line = first.removeprefix(BOM).lstrip()
+    has_comma = line.endswith(b"\n") and line.rstrip().endswith(b",")
+    return first.startswith(UTF_16) or line.startswith(b"[") or line.rstrip() == b"{" or has_comma
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 class _Gzip(io.RawIOBase):
     """The text of a gzip file, given so late that damage is met before what it made of the text."""
 
-    def __init__(self, file: io.RawIOBase) -> None:
+    def __init__(self, file: Any) -> None:
         self.blocks = self._blocks(gzip.GzipFile(fileobj=file))
         self.rest = memoryview(b"")
 
@@ -330,7 +364,8 @@ def _string(values: dict[str, Any], name: str, what: str) -> str:
 
 
 def _checked_domain(name: str, fields: Fields) -> str:
-    if not DOMAIN_NAME.fullmatch(name):
+    size = len(name.encode(errors="surrogatepass"))
+    if not is_text(name) or not DOMAIN_NAME.fullmatch(name) or size > DOMAIN_BYTES:
         raise ValueError(f'field "{fields.domain}" is {name[:80]!r}, which cannot name a folder')
     if fields.domains is not None and name not in fields.domains:
         raise ValueError(f"the domain {name} has no share: give it one in the file of --shares")

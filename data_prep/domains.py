@@ -22,7 +22,9 @@ UNREADABLE = {
     *(".7z", ".part", ".partial", ".incomplete", ".crdownload", ".tmp"),
 }
 MANIFEST = "manifest.json"  # of `sample-corpus`, in the root
-MIXED = "mixed"  # the source of lines that name their domain
+# The source of lines that name their domain. No domain has this name, for hidden folders are
+# ignored and lines may not name one.
+MIXED = ".mixed"
 
 # Section 4.1 of the paper through the Sheared-LLaMA recipe; the same as yamls/data/redpajama.yaml.
 PAPER_SHARES = {
@@ -75,6 +77,15 @@ def domain_name(name: str) -> str:
 def compression_of(path: Path) -> str | None:
     """The compression that a file's name says: "gzip", "zstd" or None."""
     return COMPRESSIONS.get(path.suffix.lower())
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: it holds no half of a surrogate pair."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_corpus(root: Path, mixed: bool = False) -> Corpus:
@@ -139,6 +150,8 @@ def _sorted_out(root: Path) -> tuple[list[Path], list[str]]:
         name = path.name.lower()
         if path == root / MANIFEST:
             continue
+        if not is_text(below := path.relative_to(root).as_posix()):
+            raise UserError(f"{below!a} below {root} has a name that is not UTF-8: rename it")
         if not path.exists():
             raise UserError(f"{path} is a link to nothing: mend or remove it")
         if name.endswith(SUFFIXES):
@@ -151,7 +164,7 @@ def _sorted_out(root: Path) -> tuple[list[Path], list[str]]:
                 f"of {root}"
             )
         else:
-            others.append(path.relative_to(root).as_posix())
+            others.append(below)
     return files, others
 
 

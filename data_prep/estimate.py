@@ -82,7 +82,7 @@ def validation_threshold(
         estimates: of each domain there is; one with a budget and without text is passed over.
         budgets: with limits for "validation" and, it may be, for "train".
         seq_len: ids per row.
-        largest: the most it may be.
+        largest: the most it may be; what is given where no document was read.
     """
     needed = []
     for domain, found in estimates.items():
@@ -92,4 +92,4 @@ def validation_threshold(
         if train is not None:
             available = min(available, train * seq_len + wanted)
         needed.append(validation_share_needed(wanted, available, found.lengths))
-    return min(largest, max(needed))
+    return min(largest, max(needed, default=1.0))

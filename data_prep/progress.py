@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from data_prep.conversion import Progress
 
 logger = logging.getLogger("data_prep")
 LOG_SECONDS = 10.0
+MEASURED_SECONDS = 1.0  # of work, before it is told how fast it is
 
 
 @contextmanager
@@ -32,29 +34,40 @@ def conversion_progress(
         yield meter.log
         meter.log(meter.done, last=True)
         return
-    columns = TextColumn("converting"), BarColumn(), TextColumn("{task.fields[state]}")
-    with Bar(*columns, console=console, transient=True) as bar:
+    columns = (
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True)),
+    )
+    with Bar(*columns, console=console, transient=True, expand=True) as bar:
         task = bar.add_task("", total=None, state="")
 
         def show(done: Progress) -> None:
-            meter.done = done
+            meter.add(done)
             completed = done_before.input_bytes + done.input_bytes
             total = max(1, total_bytes())
-            bar.update(task, completed=completed, total=total, state=meter.text())
+            bar.update(task, completed=completed, total=total, state=meter.short())
 
         show(meter.done)
         yield show
 
 
 class _Meter:
+    """Counts from the first work that is done on, so that the start of processes is left out."""
+
     def __init__(self, total_bytes: Callable[[], int], before: Progress) -> None:
         self.total_bytes = total_bytes
         self.before = before
-        self.done = Progress(0, 0, 0)
+        self.done = self.first = Progress(0, 0, 0)
         self.started = self.logged = time.monotonic()
 
-    def log(self, done: Progress, last: bool = False) -> None:
+    def add(self, done: Progress) -> None:
+        """Take what this run has done so far."""
+        if not self.first.input_bytes:
+            self.first, self.started = done, time.monotonic()
         self.done = done
+
+    def log(self, done: Progress, last: bool = False) -> None:
+        self.add(done)
         now = time.monotonic()
         if last or now - self.logged >= LOG_SECONDS:
             self.logged = now
@@ -62,17 +75,29 @@ class _Meter:
 
     def text(self) -> str:
         """Documents, MB, speeds and time left, as one line."""
-        seconds = max(1e-9, time.monotonic() - self.started)
-        rate = self.done.input_bytes / seconds
-        completed = self.before.input_bytes + self.done.input_bytes
-        total = self.total_bytes()
-        documents = self.before.documents + self.done.documents
-        line = (
-            f"{documents:,} documents, {completed / 1e6:,.1f} of {total / 1e6:,.1f} MB, "
-            f"{rate / 1e6:.1f} MB/s, {self.done.tokens / seconds / 1e6:.2f} M tokens/s"
-        )
-        left = max(0, total - completed)
-        return f"{line}, {_clock(left / rate)} left" if rate else line
+        return f"{self.before.documents + self.done.documents:,} documents, {self.short()}"
+
+    def short(self) -> str:
+        """The same without documents, which has room beside a bar in 80 columns."""
+        completed, total = self._bytes()
+        line = f"{completed / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        rate, tokens = self._speeds()
+        if not rate:
+            return line
+        left = _clock(max(0, total - completed) / rate)
+        return f"{line}, {rate / 1e6:.1f} MB/s, {tokens / 1e6:.2f} M tokens/s, {left} left"
+
+    def _bytes(self) -> tuple[int, int]:
+        """Of the input: those done, and all."""
+        return self.before.input_bytes + self.done.input_bytes, self.total_bytes()
+
+    def _speeds(self) -> tuple[float, float]:
+        """Bytes and tokens per second; 0 until enough was done to tell."""
+        seconds = time.monotonic() - self.started
+        if not self.first.input_bytes or seconds < MEASURED_SECONDS:
+            return 0.0, 0.0
+        size = self.done.input_bytes - self.first.input_bytes
+        return size / seconds, (self.done.tokens - self.first.tokens) / seconds
 
 
 def _clock(seconds: float) -> str:

@@ -254,6 +254,33 @@ def test_a_domain_of_the_shares_that_is_not_there_is_reported(convert, three, tm
     assert "train/cc" not in result.stderr
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_named_mixed_is_a_domain_like_any_other(convert, three, shares, tmp_path, workers):
+    for name, origin in [("mixed", "c4"), ("other", "common_crawl")]:
+        (tmp_path / "root").mkdir(exist_ok=True)
+        (tmp_path / "root" / name).symlink_to(three / origin)
+    asked = {"root": tmp_path / "root", "train_tokens": "1280", "workers": workers}
+    out = tmp_path / "shards"
+    shares.write_text("other: 1\n")
+    error = assert_one_line(converted(convert, three, shares, out, **asked))
+    assert "give no share for the domain mixed: name the shares of mixed, other" in error
+    shares.write_text("mixed: 3\nother: 1\n")
+    result = converted(convert, three, shares, out, **asked)
+    assert result.exit_code == 0, result.output
+    rows = {domain: n["rows"] for domain, n in manifest_of(out)["splits"]["train"].items()}
+    assert rows == {"mixed": 15, "other": 5}
+
+
+@pytest.mark.parametrize("field", ["text_field", "domain_field"])
+def test_a_mistyped_field_under_a_validation_budget_is_one_sentence(
+    convert, three, shares, tmp_path, field
+):
+    asked = {"validation_tokens": "1000", field: "nope"}
+    error = assert_one_line(converted(convert, three, shares, tmp_path / "shards", **asked))
+    assert '.jsonl, line 1: no field "nope"; name the ' in error
+    assert list(tmp_path.iterdir()) == [shares]
+
+
 def test_all_of_validation_is_kept_without_a_train_budget(convert, three, shares, tmp_path):
     asked = {"validation_tokens": "16k", "validation_share": 0.5}
     result = converted(convert, three, shares, tmp_path / "shards", **asked)

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 
+import pytest
 import sentencepiece
 from small_conversions import REPOSITORY, content, manifest_of, rows_of, texts_of, write_jsonl
 
@@ -267,3 +268,21 @@ def test_nothing_imports_torch_before_the_first_row():
     modules = "data_prep.__main__, data_prep.corpus, data_prep.tokenizer, data_prep.convert"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'streaming' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "sentence"),
+    [
+        ("local", "what is done is kept, the same command goes on from there"),
+        ("spark", "Spark keeps nothing of it, the same command starts again"),
+    ],
+)
+def test_control_c_says_what_the_engine_keeps(convert, monkeypatch, tmp_path, engine, sentence):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_prep.convert._convert_parts", interrupted)
+    result = convert(engine=engine)
+    assert result.exit_code == 130
+    assert result.stderr == f"stopped: {sentence}\n"
+    assert not list(tmp_path.iterdir())

@@ -189,12 +189,10 @@ def test_every_file_of_the_output_is_in_the_manifest_with_its_hash(convert, tmp_
 
 def test_progress_is_told_in_the_log_without_a_terminal(convert, root):
     result = convert()
-    (line,) = (line for line in result.stderr.splitlines() if "documents," in line)
+    line = [line for line in result.stderr.splitlines() if "documents," in line][-1]
     documents = sum(len(texts_of(folder)) for folder in root.iterdir())
     megabytes = sum(path.stat().st_size for path in root.rglob("*.jsonl")) / 1e6
-    assert f" {documents:,} documents, {megabytes:,.1f} of {megabytes:,.1f} MB, " in line
-    assert " MB/s, " in line
-    assert "M tokens/s" in line
+    assert f" {documents:,} documents, {megabytes:,.1f} of {megabytes:,.1f} MB" in line
 
 
 def test_help_of_every_command_needs_neither_torch_nor_streaming():

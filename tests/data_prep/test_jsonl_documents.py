@@ -8,7 +8,14 @@ import re
 import pytest
 from small_conversions import zstd
 
-from data_prep.documents import Document, Fields, document_of, read_documents
+from data_prep.documents import (
+    Document,
+    Fields,
+    Piece,
+    PieceReader,
+    document_of,
+    read_documents,
+)
 from data_prep.domains import MIXED, find_corpus, not_read_sentence
 from itt_composer.errors import UserError
 
@@ -71,6 +78,8 @@ ONE_DOCUMENT = [{"text": "a"}, {"text": "b"}]
         (json.dumps(ONE_DOCUMENT), "is JSON that is not one object per line: write it so"),
         (json.dumps(ONE_DOCUMENT, indent=1), "is JSON that is not one object per line"),
         (json.dumps({"data": ONE_DOCUMENT}, indent=1), "is JSON that is not one object per line"),
+        ('[{"text": "a"},\n{"text": "b"}\n]', "is JSON that is not one object per line"),
+        ('[\n{"text": "a"}\n,{"text": "b"}\n]', "is JSON that is not one object per line"),
         ('{"version": 1,\n"data": []}', "is JSON that is not one object per line"),
         ('\ufeff\n[{"text": "a"},\n{"text": "b"}]', "is JSON that is not one object per line"),
         ('{"text": "a"}\n'.encode("utf-16"), "is UTF-16: write it in UTF-8"),
@@ -80,15 +89,27 @@ ONE_DOCUMENT = [{"text": "a"}, {"text": "b"}]
 )
 def test_file_without_an_object_per_line_is_named(tmp_path, content, message):
     data = content if isinstance(content, bytes) else content.encode()
-    compressed = {"a.json": data}
-    if data.startswith(b"["):  # an object over several lines shows in the second of them only
-        compressed["a.json.gz"] = gzip.compress(data)
-    for name, stored in compressed.items():
+    stored_as = {"a.json": data}
+    if data:
+        stored_as |= {"a.json.gz": gzip.compress(data), "a.json.zst": zstd(data)}
+    for name, stored in stored_as.items():
         path = tmp_path / name
         path.write_bytes(stored)
         with pytest.raises(UserError) as caught:
             list(read_documents(path, Fields()))
         assert str(caught.value).startswith(f"{path}: the file {message}")
+
+
+@pytest.mark.parametrize("first", ['["a"]', '[{"text": "a"},', '{"text": "a",', "{"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd])
+def test_odd_first_line_before_good_ones_is_the_only_bad_line(tmp_path, first, compress):
+    suffix = {bytes: "", gzip.compress: ".gz", zstd: ".zst"}[compress]
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(compress(first.encode() + b"\n" + GOOD * 10_000))
+    reader = PieceReader(tmp_path, Piece(path.name, 0, path.stat().st_size))
+    assert list(reader) == [first.encode() + b"\n", *[GOOD] * 10_000]
+    with pytest.raises(UserError, match=r"a\.jsonl\S*, line 1: (broken JSON|a JSON list)"):
+        list(read_documents(path, Fields()))
 
 
 NAME = "meta.redpajama_set_name"
@@ -117,6 +138,10 @@ def test_field_of_a_line_names_its_domain_as_the_paper_does(line, domain):
         ({"redpajama_set_name": "a/b"}, f"field \"{NAME}\" is 'a/b', which cannot name a folder"),
         ({"redpajama_set_name": ".."}, "which cannot name a folder"),
         ({"redpajama_set_name": ""}, "which cannot name a folder"),
+        ({"redpajama_set_name": ".mixed"}, "which cannot name a folder"),
+        ({"redpajama_set_name": "a\0"}, "which cannot name a folder"),
+        ({"redpajama_set_name": "\ud800"}, f"field \"{NAME}\" is '\\ud800', which cannot name"),
+        ({"redpajama_set_name": "\u65e5" * 67}, "which cannot name a folder"),  # 201 bytes
         ({"redpajama_set_name": "RedPajamaBook"}, "the domain book has no share: give it one in"),
     ],
 )
@@ -229,6 +254,17 @@ def test_where_lines_name_their_domain_all_files_are_one_source(tmp_path):
     assert names == ["chunk1/deep/z.json", "chunk1/y.jsonl.zst", "x.jsonl"]
     with pytest.raises(UserError, match=r"empty has no \.jsonl and \.json files"):
         find_corpus(tmp_path / "empty", mixed=True)
+
+
+def test_file_or_folder_whose_name_is_no_text_is_named(tmp_path):
+    for name in (b"a/\xff.jsonl", b"\xff/a.jsonl"):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(GOOD)
+        with pytest.raises(UserError, match=r"udcff.*has a name that is not UTF-8: rename it") as e:
+            find_corpus(tmp_path)
+        str(e.value).encode()
+        path.unlink()
 
 
 @pytest.mark.parametrize(
