@@ -238,7 +238,7 @@ class EvaluatedLM(DocumentTokens):
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> Tensor:
-        """As the harness's, but NaN or infinity ends it, and no cache is used where the model looks ahead."""
+        """As the harness's, but an overflow ends it; no cache where the model looks ahead."""
         generation_kwargs["logits_processor"] = LogitsProcessorList([RefuseOverflow()])
         generation_kwargs["remove_invalid_values"] = False
         if not self._scorer.looks_ahead:
