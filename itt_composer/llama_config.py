@@ -300,18 +300,11 @@ def check_rope_scaling(scaling: Any) -> None:
 def check_heads(
     hidden_size: int, num_attention_heads: int, num_key_value_heads: int, head_dim: int | None
 ) -> None:
-    """Refuse heads that cannot be.
+    """Refuse heads that cannot be; all counts are positive integers.
 
     Raises:
         ValueError: names the key.
     """
-    counts = (hidden_size, num_attention_heads, num_key_value_heads)
-    for count in counts if head_dim is None else (*counts, head_dim):
-        if type(count) is not int or count < 1:
-            raise ValueError(
-                "hidden_size, num_attention_heads, num_key_value_heads and head_dim must be "
-                f"positive integers, not {count!r}"
-            )
     if head_dim is None and hidden_size % (2 * num_attention_heads):
         raise ValueError(
             f"hidden_size={hidden_size} does not split into "
