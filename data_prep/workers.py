@@ -79,9 +79,12 @@ class Workers:
         """End the processes, at once and whatever they do."""
         if self.pool is not None:
             processes = list((self.pool._processes or {}).values())
+            manager = self.pool._executor_manager_thread
             self.pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.kill()
+            if manager is not None:
+                manager.join(10)  # Python wakes it at the exit, by a pipe that it may be closing
 
     def _add(self, done: Progress) -> None:
         self.sums = Progress(*(a + b for a, b in zip(self.sums, done, strict=True)))

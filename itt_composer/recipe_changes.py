@@ -88,7 +88,7 @@ def impossible(differences: Differences) -> dict[str, Differences]:
     for key, (old, new) in differences.items():
         reason = KEPT.get(key) if new == UNSET else None
         if reason is None and not is_free(key) and not is_changeable(key):
-            reason = FIXED[key]
+            reason = FIXED.get(key)  # None: of a version that had another key
         if reason is not None:
             reasons.setdefault(reason, {})[key] = (old, new)
     return reasons

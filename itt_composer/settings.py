@@ -245,10 +245,9 @@ def _sentence(
     if details["input"] is None:
         return f"{source}: {path} is empty (null); give it a value, or leave it out"
     if details["type"] == "string_type" and isinstance(details["input"], (int, float)):
-        value = json.dumps(details["input"])
         return (
-            f"{source}: {path}: {value} is no text to YAML; put it in quotes, in a shell "
-            f"'\"{value}\"'"
+            f"{source}: {path}: YAML reads it as {json.dumps(details['input'])}, not as text; put "
+            f"quotes around what is written there, in a shell two kinds of them: {path}='\"…\"'"
         )
     message = forms.get(location[-1])
     if message is None:

@@ -83,7 +83,10 @@ def test_thresholds_are_checked_on_other_rows_than_they_were_measured_on(monkeyp
         return [{"input_ids": np.array([first + place])} for place in range(100)]
 
     monkeypatch.setattr(stored_rows, "StoredRows", numbered)
-    halves = _batches(Path("train"), ["code", "prose"], 40, 16, torch.device("cpu"))
+    domains = {"code": 100, "prose": 100}
+    monkeypatch.setattr(stored_rows, "read_manifest", lambda folder: {})
+    monkeypatch.setattr(stored_rows, "domains_with_rows", lambda manifest, split: domains)
+    halves = _batches(Path("shards/train"), 40, 16, torch.device("cpu"))
     measured, checked = (
         [row for batch in half for (row,) in batch["input_ids"].tolist()] for half in halves
     )

@@ -36,6 +36,19 @@ def test_ranks_that_a_sigterm_ends_before_they_can_save_are_started_again(asked,
     assert process.returncode == code
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_launcher_that_has_no_ranks_yet_is_ended_itself(number, code):
+    command = ["bash", str(SCRIPT), "bash", "-c", "echo started; exec sleep 60"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes)
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(number)
+    errors = process.communicate(timeout=20)[1]
+    assert errors.count("ended while no rank was at work") == 1
+    assert "usage" not in errors
+    assert process.returncode == code
+
+
 def test_ctrl_c_in_a_terminal_comes_to_the_ranks_and_not_to_the_launcher():
     launcher = f"trap 'echo traceback' INT; bash -c '{RANK}'; exit $?"
     pid, terminal = pty.fork()

@@ -16,7 +16,7 @@ from small_recipe import RECIPE
 from itt_composer.config import Recipe, load_recipe, recipe_values
 from itt_composer.errors import UserError
 from itt_composer.models.composer_model import unwrap
-from itt_composer.recipe_changes import FIXED, is_changeable, is_free
+from itt_composer.recipe_changes import FIXED, UNSET, impossible, is_changeable, is_free
 from itt_composer.registry import Section
 from itt_composer.run_folder import RunFolder
 from itt_composer.thinking import ThinkingSettings
@@ -399,6 +399,11 @@ def test_the_learning_rate_is_the_new_one_from_the_first_batch_on(resumed):
 
 
 OTHER_VALUES = {bool: lambda old: not old, int: lambda old: old + 1, float: lambda old: old + 0.5}
+
+
+def test_a_key_of_another_version_is_a_difference_like_others():
+    assert impossible({"train.former_key": (3, UNSET)}) == {}
+    assert not is_free("train.former_key")
 
 
 @pytest.mark.parametrize("key", FIXED)

@@ -226,7 +226,7 @@ def test_linked_folders_are_read_and_other_compressions_refused(convert, root, t
     (tmp_path / "linked" / "code" / "more.jsonl.xz").touch()
     result = convert(root=tmp_path / "linked")
     assert result.exit_code == 1
-    assert "more.jsonl.xz is compressed in a way that is not read" in result.stderr
+    assert "more.jsonl.xz is of a kind that is not read" in result.stderr
 
 
 def test_options_that_would_do_nothing_are_refused(convert, tmp_path):
