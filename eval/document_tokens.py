@@ -38,6 +38,8 @@ class DocumentTokens(HFLM):
         if self.add_bos_token is not None:
             return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
         ids = [own[-(left_truncate_len or 0) :] for own in documents_ids(self.tokenizer, strings)]
+        # Only `pad` takes ids; transformers would warn that it is slower than `__call__`.
+        self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
         padded = self.tokenizer.pad(
             {"input_ids": ids}, padding="longest", padding_side=padding_side, return_tensors="pt"
         )

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from accelerate.utils.memory import clear_device_cache
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -55,7 +54,7 @@ class EvaluatedLM(DocumentTokens):
         asked: counts over what was asked; whoever reads them sets them back.
 
     Raises:
-        UserError: by every method that asks the model: it computes NaN.
+        UserError: by every method that asks the model: it computes NaN or infinity.
     """
 
     def __init__(
@@ -205,7 +204,7 @@ class EvaluatedLM(DocumentTokens):
         """Ends the task on every rank alike, though one of them may have met it."""
         if is_there:
             raise UserError(
-                f"{self.task}: the model computes NaN, so there is no score; "
+                f"{self.task}: the model computes NaN or infinity, so there is no score; "
                 f"{why_no_numbers(self.model)}"
             )
 
@@ -239,8 +238,9 @@ class EvaluatedLM(DocumentTokens):
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> Tensor:
-        """As the harness's, but NaN ends it, and no cache is used where the model looks ahead."""
-        generation_kwargs["logits_processor"] = LogitsProcessorList([RefuseNaN()])
+        """As the harness's, but an overflow ends it; no cache where the model looks ahead."""
+        generation_kwargs["logits_processor"] = LogitsProcessorList([RefuseOverflow()])
+        generation_kwargs["remove_invalid_values"] = False
         if not self._scorer.looks_ahead:
             return super()._model_generate(context, max_length, stop, **generation_kwargs)
         criteria = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0])
@@ -273,14 +273,14 @@ class EvaluatedLM(DocumentTokens):
 
 
 class NotANumberError(ArithmeticError):
-    """A model's logits hold NaN: the first of them would be taken for the most likely token."""
+    """A model's logits hold NaN or infinity: the first would be taken for the likeliest token."""
 
 
-class RefuseNaN(LogitsProcessor):
-    """Ends a generation at the first NaN."""
+class RefuseOverflow(LogitsProcessor):
+    """Ends a generation at the first NaN or infinity; minus infinity is a token that is masked."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if torch.isnan(scores).any():
+        if not (scores < math.inf).all():
             raise NotANumberError
         return scores
 

@@ -24,7 +24,7 @@ from itt_composer.flops import dense_parameters, thinking_parameters
 from itt_composer.model_folder import tokenizer_files
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.configuration import THINKING_FIELDS
-from itt_composer.models.loading import load_model
+from itt_composer.models.loading import broken_weights, load_model
 from itt_composer.run_folder import find_checkpoint
 from itt_composer.thinking import ELASTIC_FIELDS
 from itt_composer.tokenizer import load_tokenizer as load
@@ -130,6 +130,11 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
         raise UserError(f"model={path} is no model; {NO_MODEL}")
     if settings.dtype != "auto":
         model.to(getattr(torch, settings.dtype))
+        if broken := broken_weights(model):
+            raise UserError(
+                f"model.dtype={settings.dtype} is too narrow for {path}: {broken[0]} becomes "
+                "infinite; set model.dtype=float32"
+            )
     model.to(device)  # type: ignore[arg-type]
     model.eval()
     think_as(model, {name: getattr(settings, name) for name in ELASTIC_FIELDS})
@@ -168,12 +173,11 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def why_no_numbers(model: PreTrainedModel) -> str:
-    """What to do about a model that computes NaN: names the first weight that is none."""
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            return (
-                f"its weight {name} holds NaN or infinity: evaluate a checkpoint from before that"
-            )
+    """What to do about a model that computes NaN: names the first weight that is not finite."""
+    if broken := broken_weights(model):
+        return (
+            f"its weight {broken[0]} holds NaN or infinity: evaluate a checkpoint from before that"
+        )
     dtype = str(model.dtype).removeprefix("torch.")
     return f"its weights are numbers, so {dtype} overflows: set model.dtype=float32"
 
@@ -229,7 +233,9 @@ def _load_from_hub(name: str, revision: str | None) -> PreTrainedModel:
     try:
         return load_model(name, revision)
     except UserError as error:
-        reason = str(error).removeprefix(f"{name} cannot be loaded: ").partition(". ")[0]
+        if not str(error).startswith(why := f"{name} cannot be loaded: "):
+            raise
+        reason = str(error).removeprefix(why).partition(". ")[0]
         raise UserError(
             f"model={name} is neither a folder or checkpoint here nor a model that the hub gives: "
             f"{reason}"

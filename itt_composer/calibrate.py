@@ -74,10 +74,9 @@ def _load(folder: Path, shards: Path, manifest: dict[str, Any]) -> "IttForCausal
     import torch
 
     from itt_composer.models import IttForCausalLM
-    from itt_composer.models.loading import load_model, refuse_broken
+    from itt_composer.models.loading import load_model
 
     model = load_model(folder)
-    refuse_broken(model, str(folder))
     if not isinstance(model, IttForCausalLM) or not model.config.adaptive_routing:
         raise UserError(f"{folder} holds a model without routers: there is nothing to calibrate")
     check_vocabulary(shards, manifest, str(folder), model.config.vocab_size, str(folder))

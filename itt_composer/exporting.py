@@ -52,7 +52,6 @@ def export_checkpoint(
     """
     check_new_folder(out)
     trained, checkpoint, tokenizer = load_model_of(find_checkpoint(path), tokenizer, allow_code)
-    refuse_broken(trained, str(checkpoint.path))
     model = as_published(trained, model_type)
     losses = validation_losses(checkpoint.run_folder, checkpoint.batches)
     training = Training(
@@ -77,11 +76,13 @@ def load_model_of(
         allow_code: run code that the checkpoint may hold.
 
     Raises:
-        UserError: a damaged checkpoint, or one that would run code; no tokenizer.
+        UserError: a damaged checkpoint, one that would run code, or one with weights that are NaN
+            or infinite; no tokenizer.
     """
     checkpoint = load_checkpoint(path, allow_code)
     recipe_text = read_recipe(checkpoint.run_folder / "recipe.yaml")
     model = build_model(checkpoint)
+    refuse_broken(model, str(checkpoint.path))
     manifest, tokenizer = _documents(recipe_text, tokenizer)
     if manifest is not None:
         set_document_ends(model, manifest["bos_id"], manifest["eos_id"])

@@ -144,7 +144,7 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
 
     Raises:
         UserError: the model or its tokenizer cannot be loaded, the model has no thresholds or
-            gives NaN, or the prompt does not fit.
+            gives NaN or infinity, or the prompt does not fit.
     """
     import torch
     from transformers import logging
@@ -175,11 +175,12 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
             torch.tensor([ids], device=device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
             streamer=stream,
-            logits_processor=[_without_nan(model, folder)],
+            logits_processor=[_refuse_overflow(model, folder)],
             # Whatever the folder's generation config says: text streams from one beam.
             use_cache=True,
             num_beams=1,
             cache_implementation=None,
+            remove_invalid_values=False,
             max_new_tokens=min(options.max_new_tokens, room),
             **_sampling(options),
             **({"on_step": counter.on_step} if num_steps else {}),
@@ -290,17 +291,18 @@ def _writer(console: Console, most: int) -> Callable[[str, int | None], None]:
     return write
 
 
-def _without_nan(model: Any, folder: Path) -> Callable[[Any, Any], Any]:
-    """Looks at the logits of each token; NaN would choose id 0 or end in the sampler."""
+def _refuse_overflow(model: Any, folder: Path) -> Callable[[Any, Any], Any]:
+    """Looks at the logits of each token; NaN would choose id 0, infinity any one before the rest.
+
+    Minus infinity is what a token has that may not be chosen.
+    """
 
     def check(ids_BS: Any, scores_BV: Any) -> Any:
-        if scores_BV.isnan().any():
-            from itt_composer.models.loading import refuse_broken
-
-            refuse_broken(model, str(folder))
+        if not (scores_BV < float("inf")).all():
+            dtype = str(model.dtype).removeprefix("torch.")
             raise UserError(
-                f"{folder} gives NaN as logits after {ids_BS.shape[1]} tokens, although its "
-                f"weights are finite: {model.dtype} is too narrow for what it computes"
+                f"{folder} gives NaN or infinity as logits after {ids_BS.shape[1]} tokens, "
+                f"although its weights are finite: {dtype} is too narrow for what it computes"
             )
         return scores_BV
 

@@ -6,7 +6,8 @@ default one. Pure Python, so that a folder is checked before torch is imported.
 """
 
 import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ LLAMA_KEYS = _words(
     head_dim
     """
 )
+# What the values that our model reads have to be; of these, null is what only NULLABLE may be.
+COUNTS = _words(
+    """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+    num_key_value_heads head_dim max_position_embeddings
+    """
+)
+POSITIVE = _words("rms_norm_eps rope_theta initializer_range")
+FLAGS = _words("attention_bias mlp_bias tie_word_embeddings")
+NULLABLE = _words("num_key_value_heads head_dim")
 THINKING_KEYS = frozenset(ThinkingSettings.__dataclass_fields__)
 # What transformers' PretrainedConfig takes, of every model.
 COMMON_KEYS = _words(
@@ -114,14 +125,16 @@ def llama_config(config: Mapping[str, Any], named: str) -> dict[str, Any]:
         named: the model, for the messages.
 
     Raises:
-        UserError: a key that our model does not read, or a geometry or rotary embedding that it
-            cannot compute.
+        UserError: a key that our model does not read, values of another type or out of range, all
+            of them named, or a geometry or rotary embedding that it cannot compute.
     """
     config = in_version_4(config, named)
     known = LLAMA_KEYS | COMMON_KEYS | HARMLESS_KEYS
     if config["model_type"] == "itt":
         known |= THINKING_KEYS
     refuse_unread(config, known, named)
+    if wrong := list(_wrong_values(config)):
+        raise UserError(f"{named} has an impossible configuration: {'; '.join(wrong)}")
     try:
         check_rope_scaling(config.get("rope_scaling"))
         heads = config.get("num_attention_heads", 32)
@@ -232,6 +245,27 @@ def refuse_unread(config: Mapping[str, Any], known: Collection[str], named: str)
         )
 
 
+def _wrong_values(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with values that our model reads, each by the name of its key."""
+    for name, value in config.items():
+        if value is None and name in NULLABLE:
+            continue
+        if name in COUNTS and (type(value) is not int or value < 1):
+            yield f"{name} must be a positive integer, not {json.dumps(value)}"
+        elif name in POSITIVE and not (_is_number(value) and 0 < value < math.inf):
+            yield f"{name} must be a positive number, not {json.dumps(value)}"
+        elif name == "attention_dropout" and not (_is_number(value) and 0 <= value < 1):
+            yield f"{name} must be a number from 0 to below 1, not {json.dumps(value)}"
+        elif name in FLAGS and not isinstance(value, bool):
+            yield f"{name} must be true or false, not {json.dumps(value)}"
+        elif name == "hidden_act" and not isinstance(value, str):
+            yield f"{name} must be the name of a function, not {json.dumps(value)}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_rope_scaling(scaling: Any) -> None:
     """Refuse a scaled rotary embedding that our model does not compute as it is said.
 
@@ -259,25 +293,18 @@ def check_rope_scaling(scaling: Any) -> None:
             raise ValueError(f"rope_scaling of type {kind!r} {what} {listed}{why}")
     for name in given - {"truncate"}:
         value = scaling[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if not (_is_number(value) and 0 < value < math.inf):
             raise ValueError(f"rope_scaling.{name} must be a positive number, not {value!r}")
 
 
 def check_heads(
     hidden_size: int, num_attention_heads: int, num_key_value_heads: int, head_dim: int | None
 ) -> None:
-    """Refuse heads that cannot be.
+    """Refuse heads that cannot be; all counts are positive integers.
 
     Raises:
         ValueError: names the key.
     """
-    counts = (hidden_size, num_attention_heads, num_key_value_heads)
-    for count in counts if head_dim is None else (*counts, head_dim):
-        if type(count) is not int or count < 1:
-            raise ValueError(
-                "hidden_size, num_attention_heads, num_key_value_heads and head_dim must be "
-                f"positive integers, not {count!r}"
-            )
     if head_dim is None and hidden_size % (2 * num_attention_heads):
         raise ValueError(
             f"hidden_size={hidden_size} does not split into "

@@ -29,7 +29,6 @@ from itt_composer.models.loading import (
     first_words,
     load_config,
     load_weights,
-    refuse_broken,
 )
 
 
@@ -82,12 +81,12 @@ def load_llama(source: str, config: IttConfig) -> IttForCausalLM:
     """An ITT with a LLaMA's weights, fresh routers and steps that contribute nothing yet.
 
     Raises:
-        UserError: the weights cannot be read, or are not those of a LLaMA of this configuration.
+        UserError: the weights cannot be read, are not finite, or are not those of a LLaMA of this
+            configuration.
     """
     model, missing = load_weights(source, config)
     if lost := missing & _llama_weights(config):
         raise UserError(f"{source} is no whole LLaMA: it lacks {', '.join(sorted(lost))}")
-    refuse_broken(model, source)
     for layer in model.thinking_layers:
         layer.step_encoding.data[0] = 1
         layer.step_encoding.data[1:] = 0

@@ -131,12 +131,17 @@ def outputs(model):
     return model(input_ids=ids, labels=ids, attention_mask=torch.ones_like(ids), use_cache=False)
 
 
-def refusal(arguments: list) -> str:
-    """The one sentence of a command that ends with exit code 1."""
+def mistakes(arguments: list) -> list[str]:
+    """The sentences of a command that ends with exit code 1."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 1, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
-    (sentence,) = result.stderr.splitlines()
+    return result.stderr.splitlines()
+
+
+def refusal(arguments: list) -> str:
+    """The one sentence of such a command."""
+    (sentence,) = mistakes(arguments)
     return sentence
 
 
@@ -435,6 +440,26 @@ def test_what_is_no_whole_llama_is_one_sentence(tmp_path, exported):
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "gpt2"}')
     assert "is a 'gpt2'" in refusal(["from-llama", tmp_path / "llama", out])
     assert not out.exists()
+
+
+def test_all_mistakes_come_at_once_and_before_torch_is_loaded(tmp_path, monkeypatch):
+    for module in ("exporting", "upcycling"):  # they import torch
+        monkeypatch.setitem(sys.modules, f"itt_composer.{module}", None)
+    out, llama = tmp_path / "out", tmp_path / "llama"
+    for folder in (out, llama):
+        folder.mkdir()
+    (out / "used").touch()
+    config = {"model_type": "llama", **GEOMETRY, "rms_norm_eps": "1e-5", "num_hidden_layers": "4"}
+    (llama / "config.json").write_text(json.dumps(config))
+    nowhere = tmp_path / "nowhere"
+    told = mistakes([nowhere, out, "--tokenizer", nowhere])
+    for sentence, words in zip(told, (str(out), str(nowhere), "--tokenizer"), strict=True):
+        assert words in sentence
+    told = mistakes(["from-llama", llama, out, "--select-ratios", "half", "--thinking-layers", "x"])
+    names = (str(out), "rms_norm_eps must be", "--select-ratios", "--thinking-layers")
+    for sentence, words in zip(told, names, strict=True):
+        assert words in sentence
+    assert "num_hidden_layers must be a positive integer" in told[1]
 
 
 # Training that starts from a folder

@@ -9,6 +9,7 @@ import sys
 import pytest
 import sentencepiece
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -268,6 +269,23 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_sentence(folders, tmp_path)
     tells(invoke(tmp_path, "--prompt", "x"), f"error: {tmp_path} cannot be loaded")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "itt", "thinking": "much"}))
     tells(invoke(tmp_path, "--prompt", "x"), "config.json is no model's configuration: ")
+
+
+@pytest.mark.parametrize("sampled", [(), ("--temperature", "1")])
+@pytest.mark.parametrize("value", [torch.inf, 3e38])
+def test_logits_that_are_infinite_are_refused(folders, tmp_path, value, sampled):
+    shutil.copytree(folders / "dense", tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.norm.weight"][0] = 1e6
+    weights["lm_head.weight"][5, 0] = value  # of the two one logit is inf, and the other -inf
+    weights["lm_head.weight"][6, 0] = -value
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    result = invoke(tmp_path, "--prompt", "x", *sampled)
+    if value == torch.inf:
+        tells(result, f"{tmp_path} is of no use: lm_head.weight holds NaN or infinity")
+    else:
+        assert result.exit_code == 1
+        assert "NaN or infinity as logits after 3 tokens, although its" in result.stderr
 
 
 def test_help_and_mistakes_come_before_torch(folders):

@@ -1,6 +1,7 @@
 """What a model's config.json may say: all of it is read, translated or refused by name."""
 
 import json
+import math
 
 import pytest
 from transformers import LlamaConfig, PretrainedConfig
@@ -90,8 +91,45 @@ def test_impossible_heads_are_refused():
     assert "head_dim=15 must be even" in refusal(head_dim=15)
     assert "does not split into 3 heads" in refusal(num_attention_heads=3)
     assert "is not a multiple of num_key_value_heads=3" in refusal(num_key_value_heads=3)
-    assert "must be positive integers, not '64'" in refusal(hidden_size="64")
-    assert "must be positive integers, not 0" in refusal(num_attention_heads=0)
+
+
+WRONG = {
+    "rms_norm_eps": ("1e-5", 0, -1e-5, math.nan, None),
+    "rope_theta": ("10000", -1, 0, math.inf, True),
+    "initializer_range": ("0.02", -1),
+    "max_position_embeddings": (0, "2048", 2048.0, None),
+    "num_hidden_layers": ("4", 0, True),
+    "vocab_size": (0, "61"),
+    "hidden_size": ("64", 0, None),
+    "intermediate_size": (0, 1.5),
+    "num_attention_heads": (0, "4"),
+    "num_key_value_heads": (0, "4"),
+    "head_dim": (0, "16"),
+    "attention_dropout": ("0", 1, -0.1),
+    "attention_bias": ("false", 1),
+    "mlp_bias": ("no",),
+    "tie_word_embeddings": ("true", None),
+    "hidden_act": (1, None),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_values_of_another_type_or_out_of_range_are_refused_by_name(key):
+    for value in WRONG[key]:
+        assert f"impossible configuration: {key} must be " in refusal(**{key: value})
+
+
+def test_all_wrong_values_are_named_at_once_and_those_of_a_llama_pass():
+    sentence = refusal(rms_norm_eps="1e-5", rope_theta=-1, num_hidden_layers="4")
+    assert sentence == (
+        'model has an impossible configuration: rms_norm_eps must be a positive number, not "1e-5"'
+        "; rope_theta must be a positive number, not -1"
+        '; num_hidden_layers must be a positive integer, not "4"'
+    )
+    llama = {**LlamaConfig().to_dict(), "num_key_value_heads": None, "head_dim": None}
+    assert llama_config(llama, "model") == llama
+    unbound = {"rope_type": "linear", "factor": math.nan}
+    assert "rope_scaling.factor must be a positive number" in refusal(rope_scaling=unbound)
 
 
 def test_a_recipes_scaling_is_held_to_the_same():

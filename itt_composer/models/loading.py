@@ -5,16 +5,26 @@ A LLaMA comes as the dense model of ours, which computes the same bits.
 
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.utils import enable_progress_bars
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import cached_file
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
 
 import itt_composer  # noqa: F401  (makes the Auto classes know ITT models)
 from itt_composer.errors import UserError
@@ -30,7 +40,10 @@ from itt_composer.llama_config import (
 from itt_composer.models.configuration import IttConfig
 from itt_composer.models.modeling import IttForCausalLM
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# The files that may hold the weights, as transformers looks for them; an index names others.
+WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+# What weights that are not quantized are computed with.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # How kinds of models name the rotary base, and the share of a head's dimensions that rotate.
 THETA_NAMES = ("rope_theta", "rotary_emb_base")
 PARTIAL_NAMES = ("partial_rotary_factor", "rotary_pct")
@@ -49,8 +62,8 @@ def load_model(folder: str | Path, revision: str | None = None) -> PreTrainedMod
         an `IttForCausalLM` for our models and LLaMAs, a dense one for the latter.
 
     Raises:
-        UserError: the folder holds none that can be read whole, or its configuration has keys that
-            nothing reads.
+        UserError: the folder holds none that can be read whole, weights that are NaN or infinite,
+            or a configuration with keys that nothing reads.
     """
     source = str(folder)
     config = load_config(source, revision)
@@ -91,18 +104,20 @@ def load_weights(
     """The model of a configuration with the weights of a folder, and the names of those it lacks.
 
     Raises:
-        UserError: weights cannot be read, do not fit, or would be left over.
+        UserError: weights cannot be read, do not fit, would be left over, are not finite or of a
+            type that nothing computes with.
     """
     kind: Any = IttForCausalLM if isinstance(config, IttConfig) else AutoModelForCausalLM
     try:
-        model, report = kind.from_pretrained(
-            source,
-            config=config,
-            dtype="auto",
-            trust_remote_code=False,
-            output_loading_info=True,
-            revision=revision or "main",
-        )
+        with _without_bars():
+            model, report = kind.from_pretrained(
+                source,
+                config=config,
+                dtype="auto",
+                trust_remote_code=False,
+                output_loading_info=True,
+                revision=revision or "main",
+            )
         dropped = set(report["unexpected_keys"]) | _untied(source, config, model, revision)
     except Exception as error:  # as above
         raise UserError(f"{source} cannot be loaded: {first_words(error)}") from None
@@ -111,6 +126,9 @@ def load_weights(
             f"{source} cannot be loaded: it has besides {', '.join(sorted(dropped))}, for which "
             f"the model of its config.json has no place"
         )
+    if getattr(config, "quantization_config", None) is None:
+        _refuse_odd_dtypes(model, source)
+    refuse_broken(model, source)
     return model, set(report["missing_keys"])
 
 
@@ -133,7 +151,9 @@ def broken_weights(model: nn.Module) -> list[str]:
     return [
         name
         for name, weight in model.named_parameters()
-        if not all(torch.isfinite(end) for end in weight.detach().aminmax())
+        if weight.dtype in DTYPES
+        and weight.numel()
+        and not all(torch.isfinite(end) for end in weight.detach().aminmax())
     ]
 
 
@@ -144,9 +164,12 @@ def refuse_broken(model: nn.Module, named: str) -> None:
         UserError: names the first of them.
     """
     if broken := broken_weights(model):
+        count = len(broken) - 1
+        others = f" (and so do {count} others)" if count > 1 else " (and so does one other)"
+        others = others if count else ""
         raise UserError(
-            f"{named} is of no use: {broken[0]} holds NaN or infinity, and {len(broken) - 1} other "
-            "weights, as those of a model that diverged; take an earlier checkpoint"
+            f"{named} is of no use: {broken[0]} holds NaN or infinity{others}, as in a model that "
+            "diverged; take an earlier checkpoint"
         )
 
 
@@ -188,30 +211,56 @@ def _untied(
         return set()
     names = {name for name, module in model.named_modules() if module is output}
     (name,) = {f"{name}.weight" for name in names}
-    for file in _weight_files(source, revision):
-        with safe_open(file, framework="pt") as stored:
-            if name in stored.keys():  # noqa: SIM118 (not a mapping)
-                weight = stored.get_tensor(name).to(output.weight.dtype)  # type: ignore[arg-type]
-                if not torch.equal(weight, output.weight.detach().cpu()):  # type: ignore[operator]
-                    return {name}
-    return set()
+    stored = _stored(source, revision, name)
+    if stored is None or torch.equal(stored.to(output.weight.dtype), output.weight.detach().cpu()):  # type: ignore[arg-type, operator]
+        return set()
+    return {name}
 
 
-def _weight_files(source: str, revision: str | None) -> list[str]:
-    """The safetensors files of a model, which transformers has just read."""
+def _stored(source: str, revision: str | None, name: str) -> torch.Tensor | None:
+    """A weight as it lies in the files that transformers has just read; None if it does not."""
 
-    def find(name: str) -> str | None:
+    def find(file: str) -> str | None:
         return cached_file(
             source,
-            name,
+            file,
             revision=revision or "main",
             local_files_only=True,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
 
-    if (index := find(INDEX)) is not None:
-        names = set(json.loads(Path(index).read_bytes())["weight_map"].values())
-        return [file for name in names if (file := find(name)) is not None]
-    file = find(WEIGHTS)
-    return [] if file is None else [file]
+    file = next(filter(None, map(find, WEIGHTS)), None)
+    if file is not None and file.endswith(".json"):
+        place = json.loads(Path(file).read_bytes())["weight_map"].get(name)
+        file = find(place) if place is not None else None
+    if file is None:
+        return None
+    if file.endswith(".safetensors"):
+        with safe_open(file, framework="pt") as stored:
+            return stored.get_tensor(name) if name in stored.keys() else None  # noqa: SIM118
+    return torch.load(file, map_location="cpu", weights_only=True).get(name)
+
+
+def _refuse_odd_dtypes(model: nn.Module, source: str) -> None:
+    for name, weight in model.named_parameters():
+        if weight.dtype not in DTYPES:
+            odd, *good = (str(dtype).removeprefix("torch.") for dtype in (weight.dtype, *DTYPES))
+            raise UserError(
+                f"{source} cannot be loaded: {name} is stored as {odd}, with which the model does "
+                f"not compute; store it as {', '.join(good[:-1])} or {good[-1]}"
+            )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without the bar of transformers over the files of a model; downloads keep theirs."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    enable_progress_bars()  # of the hub, which the line above switches off as well
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

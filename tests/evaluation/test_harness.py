@@ -1,7 +1,6 @@
 """Task suites: the harness's own numbers, on any number of ranks, and nothing measured twice."""
 
 import json
-import math
 import multiprocessing
 import shutil
 import signal
@@ -220,31 +219,34 @@ def test_shots_that_all_fit_are_asked_whole(run):
 
 
 @pytest.fixture(scope="module")
-def model_with_nan(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nan") / "model"
+def overflowing(model, tmp_path_factory):
+    """A model of finite weights; of the logits of each token one is infinity, one minus that."""
+    folder = tmp_path_factory.mktemp("overflowing") / "model"
     shutil.copytree(model, folder)
     weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][3] = math.nan
+    weights["model.norm.weight"][0] = 1e6
+    weights["lm_head.weight"][5, 0] = 3e38
+    weights["lm_head.weight"][6, 0] = -3e38
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
 @pytest.mark.parametrize("task", ["piqa", "nq_open"])  # by likelihoods, and by generated text
-def test_a_model_that_computes_nan_has_no_score(run, model_with_nan, tmp_path, task):
+def test_a_model_that_computes_nan_or_infinity_has_no_score(run, overflowing, tmp_path, task):
     with pytest.raises(harness.UserError) as caught:
-        run(f"only=[{task}]", "tasks.nq_open.shots=0", path=model_with_nan)
+        run(f"only=[{task}]", "tasks.nq_open.shots=0", path=overflowing)
     assert str(caught.value) == (
-        f"{task}: the model computes NaN, so there is no score; its weight model.norm.weight holds "
-        "NaN or infinity: evaluate a checkpoint from before that"
+        f"{task}: the model computes NaN or infinity, so there is no score; its weights are "
+        "numbers, so float32 overflows: set model.dtype=float32"
     )
     assert not list(tmp_path.glob("out/tasks/*"))
 
 
-def test_two_ranks_refuse_nan_alike(fork_server, model_with_nan, data_dir, tmp_path):
-    given = arguments(model_with_nan, data_dir, tmp_path / "out", "only=[piqa]")
+def test_two_ranks_refuse_an_overflow_alike(fork_server, overflowing, data_dir, tmp_path):
+    given = arguments(overflowing, data_dir, tmp_path / "out", "only=[piqa]")
     result = fork_server.run("eval", *given, ranks=2)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: piqa: the model computes NaN")
+    assert result.stderr.startswith("error: piqa: the model computes NaN or infinity")
     assert "Traceback" not in result.stderr
 
 

@@ -16,10 +16,11 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+from transformers.utils import WEIGHTS_NAME
 
 from itt_composer.errors import UserError
 from itt_composer.models import IttConfig, IttForCausalLM
-from itt_composer.models.loading import broken_weights, load_model
+from itt_composer.models.loading import broken_weights, load_model, refuse_broken
 from itt_composer.models.modeling import IttModel
 
 SMALL = {**GEOMETRY, "initializer_range": 0.2, "rope_theta": 5e5}
@@ -149,6 +150,48 @@ def test_an_output_embedding_of_its_own_is_not_dropped_for_the_tied_one(tmp_path
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("size", ["5GB", "10KB"])
+@pytest.mark.parametrize("is_safe", [True, False])
+def test_nor_is_it_in_any_form_of_the_weights(is_safe, size, tmp_path):
+    untied = LlamaForCausalLM(LlamaConfig(**SMALL))
+    untied.save_pretrained(tmp_path, safe_serialization=is_safe, max_shard_size=size)
+    assert (len(list(tmp_path.glob("*.index.json"))) == 1) == (size == "10KB")
+    load_model(tmp_path)
+    edit(tmp_path, tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"it has besides lm_head\.weight"):
+        load_model(tmp_path)
+    untied.lm_head.weight.data = untied.model.embed_tokens.weight.data.clone()
+    untied.save_pretrained(tmp_path, safe_serialization=is_safe, max_shard_size=size)
+    tied = load_model(edit(tmp_path, tie_word_embeddings=True))
+    assert torch.equal(logits(tied), logits(untied))
+
+
+def test_weights_of_a_type_that_nothing_computes_with_are_named(tmp_path):
+    model = saved(tmp_path, LlamaForCausalLM(LlamaConfig(**SMALL)))
+    name, place = "model.norm.weight", tmp_path / "model.safetensors"
+    place.unlink()
+    for dtype in (torch.float8_e4m3fn, torch.complex64, torch.int8, torch.bool):
+        torch.save({**model.state_dict(), name: torch.ones(32).to(dtype)}, tmp_path / WEIGHTS_NAME)
+        with pytest.raises(UserError, match=f"^{tmp_path} cannot be loaded: .*weight") as caught:
+            load_model(tmp_path)
+        if not dtype.is_floating_point and not dtype.is_complex:
+            continue  # transformers refuses them
+        said = f"{name} is stored as {str(dtype)[6:]}, with which the model does not compute"
+        assert said in str(caught.value)
+    for dtype in (torch.float16, torch.float64):
+        torch.save({**model.state_dict(), name: torch.ones(32).to(dtype)}, tmp_path / WEIGHTS_NAME)
+        assert torch.equal(logits(load_model(tmp_path)), logits(model))
+
+
+def test_files_of_weights_are_read_without_a_bar(tmp_path, capfd):
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(tmp_path, max_shard_size="10KB")
+    load_model(tmp_path)
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(UserError, match=r"cannot be loaded: .*model-00002-of"):
+        load_model(tmp_path)
+    assert "Loading" not in capfd.readouterr().err
+
+
 def test_the_auto_class_of_bare_models_knows_ours(tmp_path):
     itt = saved(tmp_path, IttForCausalLM(IttConfig(**SMALL, thinking_steps=3)))
     bare = AutoModel.from_pretrained(tmp_path).eval()
@@ -167,3 +210,9 @@ def test_weights_that_are_not_finite_are_named(value, dtype):
     with torch.no_grad():
         model.model.norm.weight[3] = value
     assert broken_weights(model) == ["model.norm.weight"]
+    with pytest.raises(UserError, match=r"norm\.weight holds NaN or infinity, as in a model that"):
+        refuse_broken(model, "it")
+    with torch.no_grad():
+        model.lm_head.weight[5, 3] = -value
+    with pytest.raises(UserError, match=r"infinity \(and so does one other\), as in"):
+        refuse_broken(model, "it")
