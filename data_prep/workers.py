@@ -79,7 +79,7 @@ class Workers:
         """End the processes, at once and whatever they do."""
         if self.pool is not None:
             processes = list((self.pool._processes or {}).values())
-            manager = self.pool._executor_manager_thread
+            manager: Any = self.pool._executor_manager_thread
             self.pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.kill()
