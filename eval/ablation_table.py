@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +10,35 @@ from typing import Any
 from eval import paper
 from eval.accuracy_table import GAP, flops_text
 from eval.elastic_table import in_tflops
-from eval.measurements import of_other_batches, precision_label, setting_at, text_label
+from eval.measurements import experiments_of, own_names, precision_label, setting_at, text_label
 from eval.perplexity_report import RULES
 from eval.rendering import Section, Table
 
 # The rows whose router is trained by top-k; the other two have one way to pick tokens each.
 OF_ONE_RULE = {"top-p": "top_p", "without routing": None}
+
+
+@dataclass
+class Line:
+    """Repeats of one ablation.
+
+    Attributes:
+        row: of the paper's table.
+        results: each of other weights; empty where there are none.
+        measured: the setting of each that counts.
+        label: the row, and the model's name where several have the row.
+    """
+
+    row: str
+    results: list[Mapping[str, Any]] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)
+    label: str = ""
+
+    @property
+    def mean(self) -> float | None:
+        """Perplexity over the results."""
+        values = [setting["perplexity"] for setting in self.measured]
+        return statistics.fmean(values) if values else None
 
 
 @dataclass
@@ -24,32 +48,29 @@ class Group:
     Attributes:
         size: "162M" is the paper's.
         text: and the precision, for the title.
-        results: of each row, each of other weights.
+        lines: by experiment.
         rule: by which the rows that were trained by top-k are compared.
         notes: below the table.
     """
 
     size: str
     text: str
-    results: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    lines: dict[str, Line] = field(default_factory=dict)
     rule: str = "top_k"
     notes: list[str] = field(default_factory=list)
 
-    def measured(self, name: str) -> list[dict[str, Any]]:
-        """The settings of a row that count, one for each result."""
-        rule = OF_ONE_RULE.get(name, self.rule)
-        found = [_own(result, rule) for result in self.results.get(name, [])]
-        return [setting for setting in found if setting is not None]
+    def rule_of(self, row: str) -> str | None:
+        """By which a row's models are measured."""
+        return OF_ONE_RULE.get(row, self.rule)
 
-    def mean(self, name: str) -> float | None:
-        """Over the results of a row."""
-        values = [setting["perplexity"] for setting in self.measured(name)]
-        return statistics.fmean(values) if values else None
+    def of_row(self, row: str) -> list[Line]:
+        """The experiments of a row that were measured by its rule."""
+        return [line for line in self.lines.values() if line.row == row and line.measured]
 
-    def change(self, name: str) -> float | None:
-        """Relative change of perplexity against ITT×4."""
-        own, whole = self.mean(name), self.mean(paper.NOT_ABLATED)
-        return None if own is None or whole is None else own / whole - 1
+    def change(self, line: Line) -> float | None:
+        """Relative change of perplexity against ITT×4, of several the first."""
+        whole = next((one.mean for one in self.of_row(paper.NOT_ABLATED)), None)
+        return None if line.mean is None or whole is None else line.mean / whole - 1
 
 
 def groups_of(results: Sequence[Mapping[str, Any]]) -> list[Group]:
@@ -59,7 +80,8 @@ def groups_of(results: Sequence[Mapping[str, Any]]) -> list[Group]:
         results: of perplexity suites, merged.
     """
     groups: dict[tuple, Group] = {}
-    for result in results:
+    experiments = experiments_of([result["model"] for result in results])
+    for experiment, result in zip(experiments, results, strict=True):
         model = result["model"]
         name = paper.ablation_of(model)
         if name is None:
@@ -68,10 +90,14 @@ def groups_of(results: Sequence[Mapping[str, Any]]) -> list[Group]:
         key = (*geometry, precision_label(model), result["text_sha256"])
         size = paper.size_of(model) or f"{model['parameters'] / 1e6:.1f}M"
         text = text_label(result) + precision_label(model)
-        groups.setdefault(key, Group(size, text)).results.setdefault(name, []).append(result)
+        lines = groups.setdefault(key, Group(size, text)).lines
+        lines.setdefault(experiment, Line(name)).results.append(result)
     for group in groups.values():
         _take_one_rule(group)
-    return [group for group in groups.values() if any(map(group.measured, group.results))]
+        _label(group)
+    return [
+        group for group in groups.values() if any(line.measured for line in group.lines.values())
+    ]
 
 
 def _take_one_rule(group: Group) -> None:
@@ -79,20 +105,37 @@ def _take_one_rule(group: Group) -> None:
 
     A model that was trained by top-k is saved to route by thresholds.
     """
-    routed = [name for name in group.results if name not in OF_ONE_RULE]
-    if routed and not any(map(group.measured, routed)):
+    routed = [line for line in group.lines.values() if line.row not in OF_ONE_RULE]
+    by_top_k = [_own(result, group.rule) for line in routed for result in line.results]
+    if routed and not any(by_top_k):
         group.rule = "threshold"
-    for name, results in group.results.items():
-        rule = OF_ONE_RULE.get(name, group.rule)
-        counted = [result["model"] for result in results if _own(result, rule) is not None]
-        group.notes += of_other_batches(name, (model["trained_batches"] for model in counted))
-        for result in results:
-            if _own(result, rule) is None:
-                by = f" by {RULES[rule]}, as this column is" if rule else ""
-                group.notes.append(
-                    f"{result['model']['path']} ({name}) was not measured at its own ratios{by}, "
-                    "and is left out"
-                )
+    for line in group.lines.values():
+        rule = group.rule_of(line.row)
+        for result in line.results:
+            setting = _own(result, rule)
+            if setting is not None:
+                line.measured.append(setting)
+                continue
+            by = f" by {RULES[rule]}, as this column is" if rule else ""
+            group.notes.append(
+                f"{result['model']['path']} ({line.row}) was not measured at its own ratios{by}, "
+                "and is left out"
+            )
+
+
+def _label(group: Group) -> None:
+    for row in paper.ablations():
+        lines = group.of_row(row)
+        for line in lines:
+            line.label = row
+        for by in ("name", "path"):
+            counts = Counter(line.label for line in lines)
+            for line in lines:
+                if counts[line.label] > 1:
+                    models = (result["model"] for result in line.results)
+                    line.label = f"{row} ({own_names(models, by)})"
+        if row == paper.NOT_ABLATED and len(lines) > 1:
+            group.notes.append(f"changes are against {lines[0].label}, the first of {len(lines)}")
 
 
 def _own(result: Mapping[str, Any], rule: str | None) -> dict[str, Any] | None:
@@ -123,45 +166,48 @@ def section(group: Group, name: str, compared: bool) -> Section:
     whole = paper.ablations()[paper.NOT_ABLATED].perplexity
     records = []
     for row in paper.ablations().values():
-        measured, ours = group.measured(row.name), group.mean(row.name)
-        values = [setting["perplexity"] for setting in measured]
-        tflops = in_tflops(measured[0], "paper") if measured else None
-        rule = RULES.get(OF_ONE_RULE.get(row.name, group.rule) or "", "every token")
-        error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-        difference = ours - row.perplexity if compared and ours is not None else None
-        change, reported_change = group.change(row.name), row.perplexity / whole - 1
-        text = GAP if ours is None else f"{ours:.2f}"
-        cells = [
-            row.name,
-            rule if values else GAP,
-            flops_text(row.tflops),
-            flops_text(tflops),
-            f"{row.perplexity:.2f}",
-            text if error is None else f"{text}±{error:.2f}",
-        ]
-        cells += [GAP if difference is None else f"{difference:+.2f}"] if compared else []
-        cells += [
-            f"{100 * reported_change:+.1f} %",
-            GAP if change is None else f"{100 * change:+.1f} %",
-        ]
-        table.rows.append(cells)
-        records.append(
-            {
+        for line in group.of_row(row.name) or [Line(row.name, label=row.name)]:
+            values = [setting["perplexity"] for setting in line.measured]
+            error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+            rule = RULES.get(group.rule_of(row.name) or "", "every token")
+            difference = line.mean - row.perplexity if compared and line.mean is not None else None
+            record = {
                 "size": group.size,
                 "text": group.text,
                 "ablation": row.name,
+                "model": line.label if values else None,
                 "rule": rule if values else None,
                 "tflops_in_paper": row.tflops,
-                "tflops": tflops,
+                "tflops": in_tflops(line.measured[0], "paper") if values else None,
                 "paper": row.perplexity,
-                "ours": ours,
+                "ours": line.mean,
                 "standard_error": error,
                 "runs": len(values),
                 "difference": difference,
-                "change_in_paper": reported_change,
-                "change": change,
+                "change_in_paper": row.perplexity / whole - 1,
+                "change": group.change(line),
             }
-        )
-    missing = [row for row in paper.ablations() if not group.measured(row)]
+            records.append(record)
+            table.rows.append(_cells(line.label, record, compared))
+    missing = [row for row in paper.ablations() if not group.of_row(row)]
     table.notes = group.notes + ([f"no result for {', '.join(missing)}"] if missing else [])
     return Section(name, table, records)
+
+
+def _cells(label: str, record: Mapping[str, Any], compared: bool) -> list[str]:
+    ours, error, difference = (record[name] for name in ("ours", "standard_error", "difference"))
+    text, change = GAP if ours is None else f"{ours:.2f}", record["change"]
+    cells = [
+        label,
+        record["rule"] or GAP,
+        flops_text(record["tflops_in_paper"]),
+        flops_text(record["tflops"]),
+        f"{record['paper']:.2f}",
+        text if error is None else f"{text}±{error:.2f}",
+    ]
+    cells += [GAP if difference is None else f"{difference:+.2f}"] if compared else []
+    return [
+        *cells,
+        f"{100 * record['change_in_paper']:+.1f} %",
+        GAP if change is None else f"{100 * change:+.1f} %",
+    ]

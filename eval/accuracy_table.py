@@ -1,12 +1,12 @@
 """The paper's Table 1 from results of task suites: accuracies in percent, ours beside the paper's.
 
-Runs of the same model (few-shot seeds, checkpoints, training seeds, several files) are one row:
-their mean and the standard error over them. A run, told by its weights and its few-shot seed,
-counts once. All figures of a column are of the same questions, with the same shots and metric.
+Repeats (few-shot seeds of the same weights, training seeds of one recipe) are one row: their mean
+and the standard error over them. A run, told by its weights and its few-shot seed, counts once, in
+however many files it stands. All figures of a column are of the same questions, with the same
+shots and metric.
 """
 
 import functools
-import json
 import math
 import statistics
 from collections import Counter
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from eval import paper
-from eval.measurements import of_other_batches, precision_label
+from eval.measurements import experiments_of, own_names, precision_label
 from eval.perplexity_report import RULES, percentages
 from eval.rendering import Section, Table
 from eval.task_report import SHARES
@@ -76,29 +76,31 @@ class Way(NamedTuple):
 
 @dataclass
 class Model:
-    """Our runs of one model.
+    """Our runs of one experiment.
 
     Attributes:
-        label: for the table.
+        label: for the table, unlike that of any other.
         row: of the paper's Table 1 that it is compared with, or None.
         reproduces: whether it is that row's model.
         tflops: by the paper's count, of a forward pass over 4,096 tokens; None if not counted.
+        described: as in the results, each at least once.
         asked: by task, way and run (weights and few-shot seed), in percent.
         ways: of each task the one that the table shows.
         limited: (task, way) of which a suite took the first questions only.
-        trained: after how many batches each run's weights were taken.
         told: (task, way, sentence) of what each figure is of.
+        others: sentences on figures of a run that are not those counted.
     """
 
     label: str
     row: str | None
     reproduces: bool
     tflops: float | None
+    described: list[dict[str, Any]] = field(default_factory=list)
     asked: dict[str, dict[Way, dict[tuple, float]]] = field(default_factory=dict)
     ways: Mapping[str, Way] = field(default_factory=dict)
     limited: set[tuple[str, Way]] = field(default_factory=set)
-    trained: set[int | None] = field(default_factory=set)
     told: dict[tuple[str, Way, str], None] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
     def runs(self, task: str) -> tuple[float, ...]:
         """In percent, in the way that the table shows."""
@@ -166,27 +168,69 @@ def models_of(results: Sequence[dict[str, Any]], compare_with: str | None) -> li
     """Our models, each with the runs of all files."""
     if compare_with is not None:
         compare_with = paper.row(compare_with).name
+    every = [described for result in results for described in result["models"]]
+    keys = iter(experiments_of(every))
     models: dict[str, Model] = {}
     for result in results:
-        suite = result["suite"]
-        by_path = {model["path"]: model for model in result["models"]}
-        for task, figures in result["tasks"].items():
-            scale = 100 if figures["metric"] in SHARES else 1
-            way = Way(*(figures[name] for name in Way._fields))
-            is_limited = suite.get("limit") or (suite["tasks"].get(task) or {}).get("limit")
-            for run in figures["runs"]:
-                described = by_path[run["model"]]
-                model = _model(models, described, result, compare_with)
-                key = described["weights_sha256"], run["fewshot_seed"]
-                runs = model.asked.setdefault(task, {}).setdefault(way, {})
-                runs.setdefault(key, scale * run["value"])
-                model.trained.add(described.get("trained_batches"))
-                model.limited |= {(task, way)} if is_limited else set()
-                model.told |= {(task, way, note): None for note in figures["notes"]}
-    ways = ways_shown(list(models.values()))
-    for model in models.values():
+        by_path: dict[str, tuple[Model, str]] = {}
+        for described in result["models"]:
+            key, row = next(keys), paper.row_of(described)
+            if key not in models:
+                compared = row or compare_with or result["suite"].get("compare_with")
+                models[key] = Model("", compared, row is not None, tflops(described))
+            model = models[key]
+            model.described.append(described)
+            by_path[described["path"]] = model, described["weights_sha256"]
+        _add(result, by_path)
+    found = [model for model in models.values() if model.asked]
+    ways = ways_shown(found)
+    for model in found:
         model.ways = ways
-    return list(models.values())
+    _label(found)
+    return found
+
+
+def _add(result: dict[str, Any], by_path: Mapping[str, tuple[Model, str]]) -> None:
+    """Put the figures of a result to their models, given with their weights."""
+    suite = result["suite"]
+    for task, figures in result["tasks"].items():
+        scale = 100 if figures["metric"] in SHARES else 1
+        way = Way(*(figures[name] for name in Way._fields))
+        is_limited = suite.get("limit") or (suite["tasks"].get(task) or {}).get("limit")
+        for run in figures["runs"]:
+            model, weights = by_path[run["model"]]
+            runs = model.asked.setdefault(task, {}).setdefault(way, {})
+            value = scale * run["value"]
+            counted = runs.setdefault((weights, run["fewshot_seed"]), value)
+            if counted != value:
+                model.others.append(
+                    f"{HEADERS.get(task, task)} came to {counted:.6g} and {value:.6g} with the "
+                    f"same weights, asked in the same way; the first counts, not that of "
+                    f"{run['model']}"
+                )
+            model.limited |= {(task, way)} if is_limited else set()
+            model.told |= {(task, way, note): None for note in figures["notes"]}
+
+
+def _label(models: Sequence[Model]) -> None:
+    """The row, or how a model thinks and its name; of several alike each with its name or path."""
+    for by in (None, "name", "path"):
+        counts = Counter(model.label for model in models)
+        for model in models:
+            if not model.label or counts[model.label] > 1:
+                model.label = _label_of(model, by)
+
+
+def _label_of(model: Model, by: str | None) -> str:
+    """Named by a field of its descriptions; None names only what is no row of the paper's."""
+    first = model.described[0]
+    label = model.row if model.reproduces and model.row else thinking_label(first)
+    if by is not None or not model.reproduces:
+        label += f" ({own_names(model.described, by or 'name')})"
+    label += precision_label(first)
+    if first.get("router_selection") in ("top_k", "top_p"):
+        label += f", {RULES[first['router_selection']]}"
+    return label
 
 
 def ways_shown(models: Sequence[Model]) -> dict[str, Way]:
@@ -208,31 +252,17 @@ def ways_shown(models: Sequence[Model]) -> dict[str, Way]:
     }
 
 
-def _model(
-    models: dict[str, Model],
-    description: dict[str, Any],
-    result: dict[str, Any],
-    compare_with: str | None,
-) -> Model:
-    """The model of that description among the models, put there if it is new."""
-    row = paper.row_of(description)
-    kind = {name: value for name, value in description.items() if name not in paper.OF_ONE_RUN}
-    key = json.dumps(kind, sort_keys=True)
-    if key not in models:
-        label = (row or label_of(description)) + precision_label(description)
-        if description.get("router_selection") in ("top_k", "top_p"):
-            label += f", {RULES[description['router_selection']]}"
-        compared = row or compare_with or result["suite"].get("compare_with")
-        models[key] = Model(label, compared, row is not None, tflops(description))
-    return models[key]
-
-
 def label_of(description: Mapping[str, Any]) -> str:
     """`ITT×4 70/70/70 (run)`: how a model thinks, and its name."""
+    return f"{thinking_label(description)} ({description['name']})"
+
+
+def thinking_label(description: Mapping[str, Any]) -> str:
+    """`ITT×4 70/70/70`."""
     kind = paper.kind_label(description)
     if paper.kind_of(description) == "itt":
         kind += f" {percentages(description['select_ratios'])}"
-    return f"{kind} ({description['name']})"
+    return kind
 
 
 def tflops(description: Mapping[str, Any]) -> float | None:
@@ -241,11 +271,11 @@ def tflops(description: Mapping[str, Any]) -> float | None:
         return None
     # Here, because it imports torch.
     from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
-    from itt_composer.models.configuration import IttConfig
+    from itt_composer.models.configuration import THINKING_FIELDS, IttConfig
 
-    fields = {"thinking": "dense"} | dict(description)
-    for name in (*paper.OF_ONE_RUN, "parameters", "model_type", "dtype"):
-        fields.pop(name, None)
+    names = (*paper.GEOMETRY_FIELDS, *THINKING_FIELDS)
+    fields = {"thinking": "dense"}
+    fields |= {name: description[name] for name in names if name in description}
     for tied in (False, True):  # which the description does not say
         config = IttConfig(**fields, tie_word_embeddings=tied)
         if dense_parameters(config) + thinking_parameters(config) == description["parameters"]:
@@ -294,7 +324,7 @@ def _notes(models: Sequence[Model]) -> list[str]:
             for task, way, note in model.told
             if way == model.ways[task]
         ]
-        notes += of_other_batches(model.label, model.trained)
+        notes += [f"{model.label}: {other}" for other in model.others]
     own = {model.row for model in models if model.reproduces}
     missing_rows = [name for name in paper.rows() if name not in own]
     if missing_rows:

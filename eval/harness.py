@@ -46,6 +46,8 @@ from itt_composer.files import json_text, numbers_only, write_json, write_whole
 from itt_composer.launched import is_first_rank
 
 FORMAT = 2
+# Of a description: what the user knows by another name.
+NOT_SHARED = {"experiment_sha256": "recipe or shards", "trained_batches": "batches of training"}
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # of tasks, see `harness_warnings`
 
 
@@ -131,9 +133,15 @@ def _check_repeat(
         if first.get(name) != model.get(name)
     ]
     if differing:
+        told = ", ".join(NOT_SHARED.get(name, name) for name in sorted(differing))
         raise UserError(
-            f"model={model['path']} is no repeat of {first['path']}, as "
-            f"{', '.join(sorted(differing))} differ; evaluate them one at a time"
+            f"model={model['path']} is no repeat of {first['path']}, as {told} differ; evaluate "
+            "them one at a time"
+        )
+    if before and model["experiment_sha256"] is None:
+        raise UserError(
+            f"nothing tells that model={model['path']} is a repeat of {first['path']}: only run "
+            "folders hold the recipe and shards of their models; evaluate others one at a time"
         )
 
 

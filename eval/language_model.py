@@ -129,6 +129,7 @@ class EvaluatedLM(DocumentTokens):
             self._tokens_per_batch,
             self._can_share,
             can_pad=not self._scorer.looks_ahead,
+            task=self.task,
         )
         own = share_out([batch.cost for batch in batches], ranks.world_size())[ranks.rank()]
         likelihoods: dict[int, Likelihood] = {}

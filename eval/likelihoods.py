@@ -97,6 +97,7 @@ def plan(
     tokens_per_batch: int,
     can_share: bool,
     can_pad: bool = True,
+    task: str = "NAME",
 ) -> list[Batch]:
     """Batches of similar length, the longest first.
 
@@ -108,6 +109,7 @@ def plan(
         tokens_per_batch: most tokens in a batch, padding included.
         can_share: whether the model goes on from a cache.
         can_pad: whether rows of a batch may differ in length.
+        task: its name in the suite, for mistakes.
 
     Raises:
         UserError: a continuation is longer than the model, so there is no likelihood of it.
@@ -116,8 +118,8 @@ def plan(
     for index, (context, continuation) in enumerate(requests):
         if len(continuation) > max_length:
             raise UserError(
-                f"an answer of this task has {len(continuation):,} tokens, and the model takes "
-                f"{max_length:,}: leave the task out (tasks.NAME=null) or evaluate a model that "
+                f"an answer of {task} has {len(continuation):,} tokens, and the model takes "
+                f"{max_length:,}: leave the task out (tasks.{task}=null) or evaluate a model that "
                 "takes more"
             )
         tokens = (*context, *continuation)[-(max_length + 1) :]

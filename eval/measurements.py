@@ -2,7 +2,7 @@
 
 A measurement is told by the weights and their precision, the text (shards and split) and the
 setting: ratios, rule, early exit. It counts once, in however many files it stands. Only the same
-setting on the same text with other weights is a repeat.
+setting on the same text with the weights of another seed is a repeat.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import paper
+from itt_composer.repeats import common_name
 
 Result = Mapping[str, Any]
 SETTING_FIELDS = ("select_ratios", "router_selection", "early_exit")
@@ -104,13 +105,38 @@ def precision_label(model: Mapping[str, Any]) -> str:
     return "" if dtype == "float32" else f", {dtype}"
 
 
-def of_other_batches(label: str, trained: Iterable[int | None]) -> list[str]:
-    """A sentence where a mean is over weights of different lengths of training."""
-    batches = sorted({count for count in trained if count is not None})
-    if len(batches) < 2:
-        return []
-    told = " and ".join([", ".join(f"{count:,}" for count in batches[:-1]), f"{batches[-1]:,}"])
-    return [f"{label}: the mean is over weights after {told} batches"]
+# Of a description: the seeds' own recipe and rows, and for how long they were trained.
+EXPERIMENT = ("experiment_sha256", "trained_batches")
+
+
+def experiments_of(models: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A key for each model, equal for the same weights and for other seeds of one experiment.
+
+    Where no run folder told what a model was trained by, it is no repeat of any other weights.
+
+    Args:
+        models: as `EvaluatedModel.description` has them.
+    """
+    known: dict[Any, tuple] = {}  # an export has the weights of a run, and no run folder
+    for model in models:
+        if model.get("experiment_sha256") is not None:
+            experiment = tuple(model.get(name) for name in EXPERIMENT)
+            known.setdefault(model.get("weights_sha256"), experiment)
+    keys = []
+    for model in models:
+        own = (*paper.OF_ONE_RUN, *EXPERIMENT)
+        thinks = {name: value for name, value in model.items() if name not in own}
+        weights = model.get("weights_sha256")
+        keys.append(json.dumps([thinks, *known.get(weights, [weights])], sort_keys=True))
+    return keys
+
+
+def own_names(models: Iterable[Mapping[str, Any]], by: str = "name") -> str:
+    """The names of repeats, of each weights the first one."""
+    names: dict[Any, str] = {}
+    for model in models:
+        names.setdefault(model.get("weights_sha256"), model[by])
+    return common_name(list(names.values()))
 
 
 def setting_at(

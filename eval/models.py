@@ -17,7 +17,7 @@ from transformers import (
 
 from eval.paper import GEOMETRY_FIELDS
 from eval.suite import HUB_NAME, NO_MODEL, ModelSettings, model_name
-from itt_composer.checkpoints import ALLOW_CODE
+from itt_composer.checkpoints import ALLOW_CODE, Checkpoint
 from itt_composer.errors import UserError
 from itt_composer.exporting import load_model_of
 from itt_composer.flops import dense_parameters, thinking_parameters
@@ -25,6 +25,7 @@ from itt_composer.model_folder import tokenizer_files
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.models.loading import broken_weights, load_model
+from itt_composer.repeats import experiment_sha256
 from itt_composer.run_folder import find_checkpoint
 from itt_composer.thinking import ELASTIC_FIELDS
 from itt_composer.tokenizer import load_tokenizer as load
@@ -41,13 +42,15 @@ class EvaluatedModel:
         path: as the user named it.
         model: in evaluation mode.
         tokenizer_source: folder or hub name of its tokenizer.
-        trained_batches: of a run folder or checkpoint, after how many its weights were taken.
+        run: folder of the run that trained it, where it still lies in one.
+        trained_batches: of a run, after how many its weights were taken.
         revision: of a model on the hub, if one was asked for.
     """
 
     path: str
     model: PreTrainedModel
     tokenizer_source: str
+    run: Path | None = None
     trained_batches: int | None = None
     revision: str | None = None
 
@@ -65,7 +68,13 @@ class EvaluatedModel:
         return load_tokenizer(self.tokenizer_source)
 
     def description(self) -> dict[str, Any]:
-        """What results say of the model: parameters, geometry, and how it thinks."""
+        """What results say of the model: parameters, geometry, and how it thinks.
+
+        `experiment_sha256` is equal for runs of other seeds; None where no run folder has it.
+
+        Raises:
+            UserError: a recipe that cannot be read.
+        """
         config: Any = self.model.config
         described = {"path": self.path, "name": self.name, "model_type": config.model_type}
         if isinstance(self.model, IttForCausalLM):
@@ -77,6 +86,7 @@ class EvaluatedModel:
         measured = {
             "parameters": parameters,
             "trained_batches": self.trained_batches,
+            "experiment_sha256": self.run and experiment_sha256(self.run),
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
         return {**described, **measured, **values}
@@ -110,7 +120,7 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
         UserError: no model, a damaged one, or one that cannot think that way.
     """
     place, source, trained = Path(path), path, None
-    finished = place / "model"
+    finished, run = place / "model", None
     is_here = place.exists() or place.is_symlink()
     if is_here and settings.revision is not None:
         raise UserError(
@@ -120,12 +130,15 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
     if not is_here and HUB_NAME.fullmatch(path):
         model = _load_from_hub(path, settings.revision)
     elif (place / "config.json").is_file():
-        model = load_model(place)
+        model, above = load_model(place), place.resolve().parent
+        if place.resolve().name == "model" and (above / "summary.json").is_file():
+            run, trained = above, _batches_of(above / "summary.json")
     elif (place / "summary.json").is_file() and (finished / "config.json").is_file():
         model, source = load_model(finished), str(finished)
-        trained = _batches_of(place / "summary.json")
+        run, trained = place, _batches_of(place / "summary.json")
     elif place.suffix == ".pt" or place.is_dir() or place.is_symlink():
-        model, trained, source = _load_from_training(place, settings.tokenizer)
+        model, checkpoint, source = _load_from_training(place, settings.tokenizer)
+        run, trained = checkpoint.run_folder, checkpoint.batches
     else:
         raise UserError(f"model={path} is no model; {NO_MODEL}")
     if settings.dtype != "auto":
@@ -139,7 +152,7 @@ def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> 
     model.eval()
     think_as(model, {name: getattr(settings, name) for name in ELASTIC_FIELDS})
     tokenizer = settings.tokenizer or source
-    return EvaluatedModel(path, model, tokenizer, trained, settings.revision)
+    return EvaluatedModel(path, model, tokenizer, run, trained, settings.revision)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -242,7 +255,9 @@ def _load_from_hub(name: str, revision: str | None) -> PreTrainedModel:
         ) from None
 
 
-def _load_from_training(path: Path, tokenizer: str | None) -> tuple[PreTrainedModel, int, str]:
+def _load_from_training(
+    path: Path, tokenizer: str | None
+) -> tuple[PreTrainedModel, Checkpoint, str]:
     try:
         model, checkpoint, folder = load_model_of(
             find_checkpoint(path), Path(tokenizer) if tokenizer else None
@@ -253,4 +268,4 @@ def _load_from_training(path: Path, tokenizer: str | None) -> tuple[PreTrainedMo
                 f"{error} to `itt_composer.export` and evaluate what it writes"
             ) from None
         raise UserError(f"model={path}: {error}") from None
-    return model, checkpoint.batches, str(folder)
+    return model, checkpoint, str(folder)

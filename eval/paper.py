@@ -24,8 +24,8 @@ GEOMETRY_FIELDS = (
     "num_key_value_heads",
     "vocab_size",
 )
-# Of a description: what repetitions of a model do not share.
-OF_ONE_RUN = ("path", "name", "sha256", "weights_sha256", "trained_batches")
+# Of a description: what repeats of a model do not share.
+OF_ONE_RUN = ("path", "name", "sha256", "weights_sha256")
 # Table 5.
 GEOMETRIES: dict[tuple[Any, ...], str] = {
     (1024, 2560, 8, 32, 32, 32_000): "162M",

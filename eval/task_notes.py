@@ -41,7 +41,8 @@ class Asked:
             notes.append(
                 f"{self.cut:,} of {self.requests:,} requests are longer than the model's "
                 f"{max_length:,} tokens and lost their first ones, as in lm-eval"
-                + (f": no {shots} whole shots; shots_that_fit=true asks with fewer" * bool(shots))
+                + f": these had no {shots} whole shots; shots_that_fit=true asks all with fewer"
+                * bool(shots)
             )
         if self.most_generated is not None:
             notes.append(

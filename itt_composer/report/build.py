@@ -30,7 +30,7 @@ from itt_composer.report.measured import (
     runs_of,
 )
 from itt_composer.report.page import Page, render
-from itt_composer.report.runs import continuations, read_runs, without_end
+from itt_composer.report.runs import Run, continuations, read_runs, without_end
 from itt_composer.report.summary import summarise
 
 MISSING = {
@@ -100,7 +100,8 @@ def build(
     ]
     figures = [figure for figure in found if figure is not None]
     without_curves = [
-        f"{run.path / 'metrics.jsonl'} holds no metrics yet: {run.name} has no curves and no FLOPs"
+        f"{run.path / 'metrics.jsonl'} {_why_no_metrics(run)}: {run.name} has no curves and no "
+        "FLOPs"
         for run in runs
         if not run.batches
     ]
@@ -110,7 +111,8 @@ def build(
         *without_end(runs),
         *without_curves,
         *told,
-        *(other_texts(perplexities) if elastic_figure is not None else []),
+        *elastic.not_drawn(perplexities),
+        *other_texts(perplexities),
         *routing_map.unprinted(thinking),
     ]
     is_there = {
@@ -131,6 +133,12 @@ def build(
         ),
         routing_map.for_print(thinking),
     )
+
+
+def _why_no_metrics(run: Run) -> str:
+    if not (run.path / "metrics.jsonl").is_file():
+        return "is not there, which loggers.json_lines writes"
+    return "holds no metrics" + " yet" * (not run.is_finished)
 
 
 def _draws_thinking(measured: Measured) -> None:

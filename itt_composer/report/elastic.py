@@ -24,14 +24,10 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
         measured: perplexities.
         experiments: of the page, whose colours their models have here as well.
     """
-    every = [records_of(name, result) for name, result in measured.results]
-    # Models without a router stand beside the others, of which those that nobody turned up or
-    # down are left out.
-    alone = [records for records in every if all(one["rule"] == ALONE for one in records)]
-    several = [records for records in every if len(records) > 2 and records not in alone]
-    if not several:
+    drawn = _drawn(measured)
+    if not drawn:
         return None
-    records = [record for records in [*alone, *several] for record in records]
+    records = [record for records in drawn.values() for record in records]
     by_model = [record["experiment"] for record in records]
     labels = list(dict.fromkeys(by_model))
     colours = colour(_looks(measured, labels, experiments))
@@ -125,6 +121,37 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
         [Print("elastic_executed"), Print("elastic_paper", {"x": 1})],
         description="Perplexity over FLOPs per token for every setting of the ratios.",
     )
+
+
+def _drawn(measured: Measured) -> dict[str, list[dict[str, Any]]]:
+    """The records of the figure by model; empty where none was turned up or down.
+
+    Models without a router stand beside the others, of which those that nobody turned up or down
+    are left out.
+    """
+    every = {name: records_of(name, result) for name, result in measured.results}
+    every = {name: records for name, records in every.items() if records}
+    alone = {n: found for n, found in every.items() if all(r["rule"] == ALONE for r in found)}
+    several = {n: found for n, found in every.items() if len(found) > 2 and n not in alone}
+    return {**alone, **several} if several else {}
+
+
+def not_drawn(measured: Measured) -> list[str]:
+    """A sentence for each model that the figure leaves out, with its perplexities."""
+    drawn, sentences = _drawn(measured), []
+    for name, result in measured.results:
+        if name in drawn:
+            continue
+        figures = ", ".join(
+            f"{setting['perplexity']:.2f} at {percentages(setting['select_ratios'])} by "
+            f"{RULES.get(setting['router_selection'], ALONE)}"
+            for setting in result["settings"]
+        )
+        sentences.append(
+            f"the perplexities of {name} are in no figure, which needs FLOPs and a model with a "
+            f"router at three settings or more: {figures}"
+        )
+    return sentences
 
 
 def _models_control(labels: Sequence[str], routed: set[str]) -> list[Control]:

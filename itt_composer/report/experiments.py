@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from itt_composer.recipe_changes import UNSET, changes, is_free
+from itt_composer.recipe_changes import UNSET, changes
+from itt_composer.repeats import common_name, first_of, important_settings
 from itt_composer.report.runs import Run
 from itt_composer.thinking import Thinking
 
-# Runs that differ in nothing else are repeats of one experiment.
-SEEDS = ("seed", "data.shuffle_seed")
-# What neither the model nor its training hangs on, and what follows from other keys.
-UNIMPORTANT = ("run_name", "train.eval_*", "train.calibration_rows", "model.attn_implementation")
 # Perplexities of runs that differ in these are of other text or other tokens.
 MEASURED_ON = (
     *("model.vocab_size", "data.local", "data.remote", "data.seq_len", "data.domains*"),
@@ -24,7 +21,6 @@ MEASURED_ON = (
 TOLD_ELSEWHERE = ("thinking.thinking", "thinking.thinking_steps", "thinking.select_ratios")
 SHORT = {"model.num_hidden_layers": "layers", "train.max_duration": "length"}
 _OF_ROUTERS = ("select_ratios", "router_norm", "router_selection", "reweighting")
-LONGEST_NAME = 60  # of several runs together
 
 
 @dataclass
@@ -52,7 +48,7 @@ def group(runs: Sequence[Run]) -> list[Experiment]:
     groups: list[list[Run]] = []
     for run in runs:
         for others in groups:
-            if not _important_changes(others[0], run):
+            if _are_repeats(others[0], run):
                 others.append(run)
                 break
         else:
@@ -60,24 +56,16 @@ def group(runs: Sequence[Run]) -> list[Experiment]:
     experiments = []
     for others in groups:
         alike = [run for run in runs if _width(run) == _width(others[0])]
-        found = _differences(_flat(others[0]), _usual(alike, others[0].kind))
+        found = _differences(important_settings(others[0].recipe), _usual(alike, others[0].kind))
         experiments.append(Experiment("", others, found))
     experiments.sort(key=_place)
     _name(experiments)
     return experiments
 
 
-def _flat(run: Run) -> dict[str, Any]:
-    values = {key: new for key, (_, new) in changes({}, run.recipe).items()}
-    return {key: value for key, value in values.items() if not _is_unimportant(key)}
-
-
-def _is_unimportant(key: str) -> bool:
-    return is_free(key) or key in SEEDS or any(fnmatchcase(key, one) for one in UNIMPORTANT)
-
-
-def _important_changes(run: Run, other: Run) -> bool:
-    return any(not _is_unimportant(key) for key in changes(run.recipe, other.recipe))
+def _are_repeats(run: Run, other: Run) -> bool:
+    same_rows = not (run.rows and other.rows) or run.rows == other.rows
+    return same_rows and important_settings(run.recipe) == important_settings(other.recipe)
 
 
 def _usual(runs: Sequence[Run], kind: str) -> dict[str, Any]:
@@ -85,7 +73,7 @@ def _usual(runs: Sequence[Run], kind: str) -> dict[str, Any]:
 
     How a model thinks is compared with others of its kind, all else with every run.
     """
-    everyone = [_flat(run) for run in runs]
+    everyone = [important_settings(run.recipe) for run in runs]
     own = [recipe for run, recipe in zip(runs, everyone, strict=True) if run.kind == kind]
     found = {}
     for key in dict.fromkeys(key for recipe in everyone for key in recipe):
@@ -119,28 +107,7 @@ def _name(experiments: Sequence[Experiment]) -> None:
     counts = Counter(experiment.label for experiment in experiments)
     for experiment in experiments:
         if counts[experiment.label] > 1:
-            experiment.label = _first_of([run.name for run in experiment.runs])
-
-
-def common_name(names: Sequence[str]) -> str:
-    """`llama-seed17/18` of llama-seed17 and llama-seed18, the name itself of a single run."""
-    if len(names) == 1:
-        return names[0]
-    parts = [re.findall(r"\d+|\D+", name) for name in names]
-    shortest = min(map(len, parts))
-    before = next((at for at in range(shortest) if len({own[at] for own in parts}) > 1), shortest)
-    left = [own[before:] for own in parts]
-    shortest = min(map(len, left))
-    after = next((at for at in range(shortest) if len({own[-1 - at] for own in left}) > 1), 0)
-    middles = ["".join(own[: len(own) - after]) for own in left]
-    name = "".join(parts[0][:before]) + "/".join(middles)
-    name += "".join(left[0][len(left[0]) - after :])
-    is_plain = before + after > 0 and all(middles) and not any("/" in one for one in names)
-    return name if is_plain and len(name) <= LONGEST_NAME else _first_of(names)
-
-
-def _first_of(names: Sequence[str]) -> str:
-    return f"{names[0]} + {len(names) - 1} more" if len(names) > 1 else names[0]
+            experiment.label = first_of([run.name for run in experiment.runs])
 
 
 def differing_settings(experiments: Sequence[Experiment]) -> dict[str, list[str]]:
@@ -171,7 +138,7 @@ def _with_meaning(run: Run) -> dict[str, Any]:
     """Flat settings; a dense model's without those of thinking."""
     return {
         key: value
-        for key, value in _flat(run).items()
+        for key, value in important_settings(run.recipe).items()
         if not (run.is_dense and key.startswith("thinking."))
     }
 

@@ -18,8 +18,8 @@ from eval.result_files import LossLog
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
 from itt_composer.readable import readable
+from itt_composer.repeats import training_rows, with_thinking_of_today
 from itt_composer.settings import values_of
-from itt_composer.thinking import ThinkingSettings
 
 if TYPE_CHECKING:
     from itt_composer.models.configuration import IttConfig
@@ -62,6 +62,7 @@ class Run:
         name: unlike that of any other run of the report.
         recipe: as resolved when it was started.
         summary: of its end; None while it is not finished.
+        rows: what it trains on, see `training_rows`.
         batches, tokens, hours, flops: what lay behind it at each batch that was logged; executed
             FLOPs of forward and backward, hours of training without evaluations (NaN in a run
             that did not log them).
@@ -74,6 +75,7 @@ class Run:
     name: str
     recipe: dict[str, Any]
     summary: dict[str, Any] | None
+    rows: dict[str, str] = field(default_factory=dict)
     batches: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     hours: list[float] = field(default_factory=list)
@@ -163,7 +165,8 @@ def read_run(folder: Path) -> Run:
         UserError: as `read_runs`.
     """
     recipe = readable(_read_recipe(folder))
-    run = Run(folder, str(recipe["run_name"]), recipe, _read_summary(folder / "summary.json"))
+    summary = _read_summary(folder / "summary.json")
+    run = Run(folder, str(recipe["run_name"]), recipe, summary, training_rows(folder))
     if (folder / "metrics.jsonl").is_file():
         _read_curves(run)
     return run
@@ -264,17 +267,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
                 f"{file}: {key}={size} is no positive whole number, so the file was changed after "
                 "the run; put it right or leave the run out"
             )
-    return {**recipe, "thinking": _resolved(recipe)}
-
-
-def _resolved(recipe: dict[str, Any]) -> dict[str, Any]:
-    """With the settings that came after the recipe was written, as a recipe of today has them."""
-    try:
-        settings = ThinkingSettings(**recipe["thinking"])
-        resolved = settings.resolve(recipe["model"]["num_hidden_layers"])
-    except (KeyError, TypeError, ValueError):
-        return recipe["thinking"]  # `config_of` tells what is wrong
-    return {name: value for name, value in vars(resolved).items() if value is not None}
+    return with_thinking_of_today(recipe)
 
 
 def _read_summary(file: Path) -> dict[str, Any] | None:

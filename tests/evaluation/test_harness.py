@@ -313,13 +313,15 @@ def test_what_is_finished_is_not_measured_again_unless_something_changed(
     assert run(few)[0] == first
 
 
-def test_several_runs_have_a_mean_and_an_error_over_them(run, model, make_folder):
-    other = make_folder(1).parent  # as a run folder, which tells after how many batches
-    (other / "summary.json").write_text('{"batches": 900}')
-    results, told = run(
-        "only=[piqa,arc_challenge]", "fewshot_seeds=[1,2,3]", path=f"[{model},{other}]"
-    )
-    assert [model["trained_batches"] for model in results["models"]] == [None, 900]
+def test_several_runs_have_a_mean_and_an_error_over_them(run, make_folder):
+    folders = [make_folder(number).parent for number in (1, 2)]
+    for number, folder in enumerate(folders):  # as run folders
+        (folder / "summary.json").write_text('{"batches": 900}')
+        (folder / "shards.json").write_text('{"train/c4": "rows"}')
+        (folder / "recipe.yaml").write_text(f"seed: {number}\n" + RECIPE)
+    path = f"[{folders[0]},{folders[1]}]"
+    results, told = run("only=[piqa,arc_challenge]", "fewshot_seeds=[1,2,3]", path=path)
+    assert [model["trained_batches"] for model in results["models"]] == [900, 900]
     piqa, arc = results["tasks"]["piqa"], results["tasks"]["arc_challenge"]
     assert len(told) == 2 * (1 + 3)
     assert [run["fewshot_seed"] for run in piqa["runs"]] == [None, None]
@@ -472,6 +474,8 @@ def test_what_is_no_repeat_of_an_experiment_is_refused(run, model, make_folder, 
     with pytest.raises(harness.UserError, match=r"copy has the same weights as .*model; a repeat"):
         run("only=[piqa]", path=f"[{model},{tmp_path / 'copy'}]")
     other = make_folder(1)
+    with pytest.raises(harness.UserError, match=r"nothing tells that model=.* is a repeat of"):
+        run("only=[piqa]", path=f"[{model},{other}]")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"select_ratios": [0.9, 0.9]}))
     with pytest.raises(harness.UserError, match=r"is no repeat of .*, as select_ratios differ"):

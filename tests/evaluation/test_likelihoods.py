@@ -6,6 +6,7 @@ from causal_models import build
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from eval.likelihoods import Batch, Question, Scorer, plan, share_out, tolerance
+from eval.task_notes import Asked
 from itt_composer.errors import UserError
 
 VOCABULARY = 96
@@ -186,8 +187,16 @@ def test_a_few_questions_that_begin_alike_are_no_family():
 
 def test_an_answer_longer_than_the_model_is_refused():
     assert plan([(tokens(3, 0), tokens(MAX_LENGTH, 1))], MAX_LENGTH, None, 400, True)
-    with pytest.raises(UserError, match=r"an answer of this task has 61 tokens, .* takes 60: "):
-        plan([(tokens(3, 0), tokens(MAX_LENGTH + 1, 1))], MAX_LENGTH, None, 400, True)
+    too_long = [(tokens(3, 0), tokens(MAX_LENGTH + 1, 1))]
+    with pytest.raises(UserError, match=r"of piqa has 61 .* takes 60: .*tasks\.piqa=null"):
+        plan(too_long, MAX_LENGTH, None, 400, True, task="piqa")
+
+
+def test_of_requests_that_were_cut_some_may_have_had_whole_shots():
+    (note,) = Asked(requests=8, cut=3).notes(60, 25)
+    assert note.startswith("3 of 8 requests are longer than the model's 60 tokens")
+    assert note.endswith(": these had no 25 whole shots; shots_that_fit=true asks all with fewer")
+    assert Asked(requests=8, cut=3).notes(60, 0)[0].endswith("as in lm-eval")
 
 
 def test_shares_of_ranks_are_disjoint_whole_and_even():

@@ -59,7 +59,10 @@ def test_a_run_its_checkpoint_and_its_export_are_one_model(run, shards, tmp_path
         "still_running",
         "export",
     ]
-    assert [evaluated.trained_batches for evaluated in loaded] == [10, None, 10, 10, None]
+    assert [evaluated.trained_batches for evaluated in loaded] == [10, 10, 10, 10, None]
+    experiments = [evaluated.description()["experiment_sha256"] for evaluated in loaded]
+    assert experiments[:3] == [experiments[0]] * 3
+    assert (len(experiments[0]), experiments[3:]) == (64, [experiments[0], None])
     shutil.copytree(run / "model", running / "model")
     (running / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary.json cannot be read; delete it"):

@@ -33,6 +33,7 @@ def description(recipe, **changes):
     count = dense_parameters(config) + thinking_parameters(config)
     names = {"path": f"runs/{recipe}", "name": recipe, "model_type": "itt", "parameters": count}
     run = {"sha256": recipe, "weights_sha256": recipe, "dtype": "float32"}
+    run["experiment_sha256"] = recipe
     return {**names, "trained_batches": 50_000, **fields, **run, **changes}
 
 
@@ -126,26 +127,67 @@ def test_what_no_result_covers_is_marked(sections):
     assert "LLaMA-230M: no result for SciQ, WG, ARC-E" in notes
 
 
-def test_several_files_of_a_row_are_its_mean_and_standard_error(sections):
+def test_seeds_of_a_row_are_its_mean_and_standard_error(sections):
     model = description("loop_x3_466m")
     files = [
-        task_results(
-            {**model, "path": f"{n}", "weights_sha256": f"{n}", "trained_batches": 900 + n},
-            {"piqa": 60 + value},
-        )
+        task_results({**model, "path": f"{n}", "weights_sha256": f"{n}"}, {"piqa": 60 + value})
         for n, value in enumerate((0.0, 1.0, 5.0))
     ]
-    copy_of_first = copy.deepcopy(files[0])
+    copy_of_first = copy.deepcopy(files[0])  # without a run folder
     copy_of_first["models"][0] |= {"sha256": "exported", "path": "elsewhere"}
+    copy_of_first["models"][0] |= {"experiment_sha256": None, "trained_batches": None}
     copy_of_first["tasks"]["piqa"]["runs"][0]["model"] = "elsewhere"
     table_1 = sections(*files, files[0], copy_of_first)["table_1"]
     (record,) = records_of(table_1, task="piqa")
     assert (record["ours"], record["runs"]) == (pytest.approx(62), 3)
     assert record["standard_error"] == pytest.approx(math.sqrt(7 / 3))
     assert lines_of(table_1, "Loop×3-466M")[1][4] == "62.0±1.5"
-    assert "Loop×3-466M: the mean is over weights after 900, 901 and 902 batches" in (
-        table_1.table.notes
+    assert not any("the first counts" in note for note in table_1.table.notes)
+
+
+def test_models_that_are_not_known_to_be_repeats_have_a_row_each(sections):
+    row, tiny = description("llama_162m"), description("itt_x4_tiny")
+    neox = {"model_type": "gpt_neox", "parameters": 1000, "dtype": "float32"}
+    neox |= {"experiment_sha256": None, "trained_batches": None}
+    models = [
+        {**row, "name": "lr", "weights_sha256": "0", "experiment_sha256": "another rate"},
+        row,
+        {**row, "name": "short", "weights_sha256": "1", "trained_batches": 900},
+        {**tiny, "name": "x4-seed17", "weights_sha256": "2"},
+        {**tiny, "name": "x4-seed18", "weights_sha256": "3"},
+        {**neox, "name": "pythia", "path": "pythia", "weights_sha256": "4"},
+        {**neox, "name": "deduped", "path": "a/deduped", "weights_sha256": "5"},
+        {**neox, "name": "deduped", "path": "b/deduped", "weights_sha256": "6"},
+    ]
+    files = [
+        task_results({**model, "path": model["path"] + str(n)}, {"piqa": 60.0 + n})
+        for n, model in enumerate(models)
+    ]
+    found = records_of(sections(*files)["table_1"], task="piqa")
+    assert [(record["model"], record["ours"], record["runs"]) for record in found] == [
+        ("LLaMA-162M (lr)", 60.0, 1),
+        ("LLaMA-162M (llama_162m)", 61.0, 1),
+        ("LLaMA-162M (short)", 62.0, 1),
+        ("ITT×4 50/50/50 (x4-seed17/18), top-k", 63.5, 2),
+        ("gpt_neox (pythia)", 65.0, 1),
+        ("gpt_neox (a/deduped6)", 66.0, 1),
+        ("gpt_neox (b/deduped7)", 67.0, 1),
+    ]
+
+
+def test_a_second_accuracy_of_the_same_weights_is_a_note(sections):
+    first, again = (
+        task_results(description("itt_x4_162m", path=path, sha256=path), {"piqa": value})
+        for path, value in (("runs/first", 60.0), ("runs/again", 62.5))
     )
+    table_1 = sections(first, first, again)["table_1"]
+    (record,) = records_of(table_1, task="piqa")
+    assert (record["ours"], record["runs"]) == (60.0, 1)
+    told = [note for note in table_1.table.notes if "the first counts" in note]
+    assert told == [
+        "ITT×4-162M, top-k: PIQA came to 60 and 62.5 with the same weights, asked in the same "
+        "way; the first counts, not that of runs/again"
+    ]
 
 
 def test_fewshot_seeds_are_runs_and_other_shots_are_left_out(sections):
@@ -427,6 +469,35 @@ def test_ablations_are_told_by_their_settings_and_measured_as_trained(sections):
     assert (found["tanh"]["ours"], found["tanh"]["standard_error"]) == (23.0, 1.0)
     assert found["without RTC"]["ours"] is None
     assert table_3.table.notes == ["no result for without RTC, without step encoding, symmetric"]
+
+
+def test_ablations_that_are_not_known_to_be_repeats_have_a_row_each(sections):
+    recipes = {"usual": 20.0, "of another rate": 40.0}
+    results = [
+        perplexity_results(
+            description(recipe, name=own, weights_sha256=recipe + own, experiment_sha256=own),
+            {(HALF, "top_k"): value * change},
+        )
+        for recipe, change in (("itt_x4_162m", 1), ("itt_x4_162m_tanh", 1.5))
+        for own, value in recipes.items()
+    ]
+    results.append(
+        perplexity_results(
+            description("itt_x4_162m_tanh", weights_sha256="seed", experiment_sha256="usual"),
+            {(HALF, "top_k"): 32.0},
+        )
+    )
+    table_3 = sections(*results)["table_3"]
+    rows = {row[0]: row[5] for row in table_3.table.rows if row[5] != "–"}
+    assert rows == {
+        "ITT×4 (usual)": "20.00",
+        "ITT×4 (of another rate)": "40.00",
+        "tanh (usual + 1 more)": "31.00±1.00",
+        "tanh (of another rate)": "60.00",
+    }
+    whole, _, tanh, _ = (record for record in table_3.records if record["ours"] is not None)
+    assert (whole["change"], tanh["change"], tanh["runs"]) == (0, pytest.approx(0.55), 2)
+    assert "changes are against ITT×4 (usual), the first of 2" in table_3.table.notes
 
 
 def test_ablations_of_another_size_are_a_table_of_their_own(sections):

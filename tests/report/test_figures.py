@@ -405,6 +405,35 @@ def test_a_file_of_perplexities_counts_once_and_has_a_name_of_its_own(tmp_path):
     assert warning == f"{tmp_path / 'c.json'} holds no measurement that is not drawn already"
 
 
+def test_perplexities_that_no_figure_has_are_told_with_their_values(tmp_path):
+    run = write_run(tmp_path / "itt", analysed=True)
+    content = json.loads((run / "perplexity.json").read_text())
+    (run / "perplexity.json").unlink()
+    content["text_sha256"] = "of other rows"
+    files = []
+    for number, setting in enumerate(content["settings"][:2]):
+        model = {**content["model"], "name": f"m{number}", "weights_sha256": f"{number}"}
+        changed = {
+            **content,
+            "model": model,
+            "settings": [setting | {"perplexity": 20.25 + number}],
+        }
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(changed))
+    page = build([run], files, "t").page
+    assert "elastic" not in [figure.name for figure in page.figures]
+    told = [warning for warning in page.warnings if "are in no figure" in warning]
+    assert ["m0" in told[0], "20.25 at" in told[0], "m1" in told[1], "21.25 at" in told[1]] == (
+        [True] * 4
+    )
+
+
+def test_a_finished_run_without_its_log_is_not_said_to_have_none_yet(tmp_path):
+    run = write_run(tmp_path / "itt")
+    (run / "metrics.jsonl").unlink()
+    assert any("metrics.jsonl is not there" in one for one in build([run], [], "t").page.warnings)
+
+
 def test_perplexities_of_other_text_are_warned_of(tmp_path):
     run = write_run(tmp_path / "itt", analysed=True)
     result = json.loads((run / "perplexity.json").read_text())

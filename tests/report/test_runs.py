@@ -9,10 +9,11 @@ import pytest
 from report_runs import write_run
 
 from itt_composer.errors import UserError
+from itt_composer.repeats import common_name, experiment_sha256
 from itt_composer.report.axes import Units
 from itt_composer.report.build import build
 from itt_composer.report.curves import smoothed, thinned, training_records
-from itt_composer.report.experiments import common_name, differing_settings, group, incomparable
+from itt_composer.report.experiments import differing_settings, group, incomparable
 from itt_composer.report.page import render
 from itt_composer.report.runs import read_run, read_runs
 from itt_composer.report.summary import counted, duration, summarise
@@ -131,6 +132,20 @@ def test_a_recipe_from_before_a_setting_came_is_like_one_that_has_its_default(tm
     recipe = (old / "recipe.yaml").read_text()
     (old / "recipe.yaml").write_text(recipe.replace("  step_encoding: true\n", ""))
     assert len(group(read_runs([old, new]))) == 1
+
+
+def test_runs_of_other_training_rows_are_no_repeats(tmp_path):
+    folders = [write_run(tmp_path / name, *seed(at)) for at, name in enumerate("abc")]
+    for folder, rows in zip(folders, ("one", "one", "other"), strict=True):
+        digests = {"tokenizer": "t", "train/c4": rows, "validation/c4": folder.name}
+        (folder / "shards.json").write_text(json.dumps(digests))
+    assert [len(one.runs) for one in group(read_runs(folders))] == [2, 1]
+    digests = [experiment_sha256(folder) for folder in folders]
+    assert digests[0] == digests[1] != digests[2]
+    (folders[1] / "recipe_until_batch_9.yaml").write_text("train: {max_duration: 9ba}")
+    assert experiment_sha256(folders[1]) != digests[0]
+    (folders[0] / "shards.json").unlink()
+    assert experiment_sha256(folders[0]) is None
 
 
 def test_the_summary_gives_means_spreads_and_what_is_in_progress(tmp_path):
