@@ -1,6 +1,7 @@
 """What is checked between reading a recipe and training: files, ranks, shards, the device."""
 
 import os
+from pathlib import Path
 
 from itt_composer.config import Recipe
 from itt_composer.data.shards import check_shards_of, content_digests, read_manifest
@@ -46,7 +47,19 @@ def check_before_start(recipe: Recipe, run: RunFolder) -> None:
                     f"train.{key}={size} does not split over {ranks} ranks; change one (of a run "
                     f"that has begun, with {ALLOW_CHANGES})"
                 )
+    with mistakes:
+        _check_log(recipe, run)
     mistakes.tell()
+
+
+def _check_log(recipe: Recipe, run: RunFolder) -> None:
+    path = getattr(recipe.loggers.named().get("json_lines"), "path", None)
+    if path is not None and Path(path).exists() and not run.recipe_file.exists():
+        raise UserError(
+            f"loggers.json_lines.path={path} holds the metrics of another run than the one "
+            f"that begins in {run.path}; give loggers.json_lines.path="
+            "'${run_folder}/metrics.jsonl', or remove the file"
+        )
 
 
 def check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> None:

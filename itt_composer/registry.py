@@ -282,7 +282,7 @@ class MemoryMonitor(Settings):
 
 @LOGGERS.register("json_lines", "itt_composer.callbacks.json_lines:JsonLinesLogger")
 class JsonLines(Settings):
-    """Every metric, one JSON object per batch; a resumed run appends."""
+    """Every metric, one JSON object per batch; a resumed run appends to its own file."""
 
     path: str
 

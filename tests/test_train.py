@@ -181,6 +181,18 @@ def test_batches_that_do_not_split_over_ranks_and_nodes_are_told_before_the_star
         check_before_start(recipe, RunFolder(recipe))
 
 
+def test_a_run_that_begins_does_not_append_to_the_log_of_another(small_recipe, tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"batch": 1}\n')
+    recipe = small_recipe(f"loggers.json_lines.path={log}")
+    run = RunFolder(recipe)
+    with pytest.raises(UserError, match=r"metrics\.jsonl holds the metrics of another run"):
+        check_before_start(recipe, run)
+    run.check_writable()
+    run.write_recipe()  # a run that was killed before its first checkpoint goes on with its log
+    check_before_start(recipe, run)
+
+
 def test_shards_and_ranks_that_do_not_fit_are_told_together(small_recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
