@@ -185,7 +185,8 @@ def profile(root: Path, out: Path, options: argparse.Namespace) -> None:
     import cProfile
     import pstats
 
-    from data_prep.convert import Options, convert
+    from data_prep.convert import convert
+    from data_prep.options import Options
 
     profiler = cProfile.Profile()
     chosen = Options(root, str(out), options.tokenizer, options.seq_len, workers=1)

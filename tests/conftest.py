@@ -12,8 +12,9 @@ import pytest
 from fork_server import ForkServer
 from small_recipe import RECIPE
 
-from data_prep.convert import Options, convert
+from data_prep.convert import convert
 from data_prep.documents import Fields
+from data_prep.options import Options
 from data_prep.tokenizer_training import train_tokenizer
 from itt_composer.config import Recipe, load_recipe
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from object_store import Bucket
 
-from data_prep.convert import Options, convert
+from data_prep.convert import convert
+from data_prep.options import Options
 from data_prep.remote import RemoteOutput
 from itt_composer.errors import UserError
 

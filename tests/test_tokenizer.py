@@ -10,7 +10,8 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import decoders, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from data_prep.convert import Options, convert
+from data_prep.convert import convert
+from data_prep.options import Options
 from eval.language_model import EvaluatedLM
 from eval.models import load_tokenizer
 from itt_composer.generate import prompt_ids

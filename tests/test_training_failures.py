@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 from small_recipe import RECIPE
 
-from data_prep.convert import Options, convert
+from data_prep.convert import convert
+from data_prep.options import Options
 from itt_composer.checkpoints import load_checkpoint
 from itt_composer.config import load_recipe
 from itt_composer.data.streams import build_dataset

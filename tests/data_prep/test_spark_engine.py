@@ -20,11 +20,12 @@ from streaming import StreamingDataset
 
 from data_prep.budgets import Budgets
 from data_prep.conversion import Progress, Settings
-from data_prep.convert import Options, convert
+from data_prep.convert import convert
 from data_prep.convert_manifest import read_convert_manifest
 from data_prep.documents import Fields
 from data_prep.domains import find_corpus
 from data_prep.manifest import fingerprint
+from data_prep.options import Options
 from data_prep.parts import plan_parts
 from data_prep.rejects import RejectLimit
 from data_prep.rows import ShardOptions
