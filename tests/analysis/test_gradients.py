@@ -408,15 +408,27 @@ def test_a_mistake_is_told_in_one_sentence(runs, problems_file, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_results_that_are_not_finite_are_told_and_not_written(runs, problems_file, tmp_path):
+@pytest.mark.parametrize(
+    ("weight", "told", "commands"),
+    [
+        (torch.nan, "model.embed_tokens.weight holds NaN or infinity", ("gradients", "tokens")),
+        (3e38, "broken are not finite (NaN or infinite), as those of a model that", ("gradients",)),
+    ],
+)
+def test_results_that_are_not_finite_are_told_and_not_written(
+    runs, problems_file, tmp_path, weight, told, commands
+):
     run = tmp_path / "broken"
     shutil.copytree(runs["dense"], run, ignore=shutil.ignore_patterns("analysis"))
     model = IttForCausalLM.from_pretrained(run / "model")
-    torch.nn.init.constant_(model.model.embed_tokens.weight, torch.nan)
+    torch.nn.init.constant_(model.model.embed_tokens.weight, weight)
     model.save_pretrained(run / "model")
-    asked = ("--problems", problems_file, "--fine-tune", 0, "--measure", 1)
-    for words in (("gradients", run, *asked), ("tokens", run, "--rows", 1)):
-        tells(invoke(*words), "broken are not finite (NaN or infinite), as those of a model that")
+    options = {
+        "gradients": ("--problems", problems_file, "--fine-tune", 0, "--measure", 1),
+        "tokens": ("--rows", 1),
+    }
+    for command in commands:
+        tells(invoke(command, run, *options[command]), told)
     assert not (run / "analysis").exists()
 
 
