@@ -158,7 +158,10 @@ def test_requests_that_are_cut_are_counted_in_table_results_and_on_the_console(
         "boolq": (12, 12),
         "nq_open": (6, 6),
     }
-    told = "longer than the model's 1,024 tokens and lost their first ones, as in lm-eval: no 32"
+    told = (
+        "longer than the model's 1,024 tokens and lost their first ones, as in lm-eval: these had "
+        "no 32 whole shots"
+    )
     assert result.stderr.count(told) == 4  # two tasks, two seeds
     assert f"boolq: 6 of 6 requests are {told}" in result.stdout
     (row,) = [line for line in result.stdout.splitlines() if line.startswith(" boolq")]
