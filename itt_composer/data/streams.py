@@ -184,7 +184,9 @@ class TokenLoader(StreamingDataLoader):
         except (RuntimeError, OSError, EOFError) as error:
             if self._is_late:
                 raise LoaderError(self._told("gave no batch for", "look at its storage")) from None
-            if not is_loss_of_a_worker(error):
+            # Killed while it handed over a batch, it leaves a closed connection.
+            is_cut_off = self.num_workers and isinstance(error, (ConnectionError, EOFError))
+            if not is_cut_off and not is_loss_of_a_worker(error):
                 raise
             reason = f"lost a process ({str(error).strip()})"
             raise LoaderError(self._told(reason, "its memory may have run out")) from None
