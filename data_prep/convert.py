@@ -31,6 +31,7 @@ from data_prep.rows import ShardOptions, check_storage, row_dtype, sync
 from data_prep.split import SPLITS
 from data_prep.state import State, check_unchanged, piece_sha256
 from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.transformers_files import how_transformers_differs
 from data_prep.workers import usable_cores, workers
 from itt_composer.errors import UserError
 
@@ -165,6 +166,14 @@ def _settings(options: Options, fields: Fields, tokenizer: Tokenizer, threshold:
     encoder, reason = encoder_for(tokenizer, options.encoder)
     if reason is not None:
         logger.info("gigatoken is not proven for %s: the reference encodes, more slowly", reason)
+    if tokenizer.kind == "sentencepiece":
+        difference = how_transformers_differs(tokenizer.content)
+        if difference is not None:
+            logger.warning(
+                "in transformers, and so in generate and eval, a few texts have other ids than in "
+                "these rows, as %s; a tokenizer.json has the same in both",
+                difference,
+            )
     return Settings(
         root=options.root,
         fields=fields,

@@ -5,13 +5,13 @@
 Prints the model; or why there is none, with exit code 2.
 """
 
-import ctypes
 import io
 import json
 import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
+from itt_composer.command_line import end_with_parent
+
 REFUSED = 2
 
 
@@ -19,8 +19,7 @@ def main() -> int:
     """Train on the lines of stdin, UTF-8, by the settings in the first argument."""
     import sentencepiece
 
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # ends with its parent
+    end_with_parent(signal.SIGKILL)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

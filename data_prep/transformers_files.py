@@ -154,6 +154,17 @@ def why_transformers_cannot(content: bytes) -> str | None:
     return "with blanks at the end of words" if spec.treat_whitespace_as_suffix else None
 
 
+def how_transformers_differs(content: bytes) -> str | None:
+    """Where transformers gives a few texts other ids than a SentencePiece model, or None."""
+    model = parsed_model(content)
+    if model.trainer_spec.model_type == UNIGRAM:
+        return "it breaks ties of a Unigram model in another way"
+    if model.normalizer_spec.precompiled_charsmap:
+        name = model.normalizer_spec.name
+        return f"it applies {name} to letters with combining marks in another way"
+    return None
+
+
 def json_of_sentencepiece(content: bytes) -> bytes:
     """The `tokenizer.json` of a SentencePiece model, of which `why_transformers_cannot` is None.
 

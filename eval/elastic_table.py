@@ -55,9 +55,10 @@ def section(
     columns = ["ratios, %", "TFLOPs,\npaper", "TFLOPs,\nours", "TFLOPs,\nexecuted"]
     columns.append("perplexity,\npaper")
     for rule in rules:
-        by = f", {RULES[rule]}" if rule else ""
-        columns.append(f"perplexity,\nours{by}")
-        columns += [f"difference{by.replace(' ', chr(10))}"] if compared else []
+        by = RULES[rule] if rule else None
+        columns.append(f"perplexity,\nours, {by}" if by else "perplexity,\nours")
+        if compared:
+            columns.append(f"difference,\n{by}" if by else "difference")
     title = f"Table 2, elastic thinking: {label_of(model)} on {text_label(result)}"
     table = Table(title, columns)
     records = []

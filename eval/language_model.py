@@ -14,12 +14,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from eval import ranks
 from eval.document_tokens import DocumentTokens
@@ -34,6 +29,7 @@ from eval.likelihoods import (
 from eval.models import why_no_numbers
 from eval.task_notes import Asked
 from itt_composer.errors import UserError
+from itt_composer.models.overflow import OverflowInLogitsError, RefuseOverflow
 from itt_composer.tokenizer import documents_ids
 
 # Work done and in all, in any unit.
@@ -184,7 +180,7 @@ class EvaluatedLM(DocumentTokens):
         for place in self._told(own, [costs[place] for place in own]):
             try:
                 texts.update(self._generate(batches[place], requests))
-            except NotANumberError:
+            except OverflowInLogitsError:
                 texts.update(dict.fromkeys(batches[place]))
                 break
         known = _joined(texts)
@@ -271,19 +267,6 @@ class EvaluatedLM(DocumentTokens):
             yield place
             done += cost
             self.on_progress(done, total)
-
-
-class NotANumberError(ArithmeticError):
-    """A model's logits hold NaN or infinity: the first would be taken for the likeliest token."""
-
-
-class RefuseOverflow(LogitsProcessor):
-    """Ends a generation at the first NaN or infinity; minus infinity is a token that is masked."""
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not (scores < math.inf).all():
-            raise NotANumberError
-        return scores
 
 
 def _with_spaces_behind(context: str, continuation: str) -> tuple[str, str]:

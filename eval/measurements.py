@@ -56,7 +56,7 @@ class CountedOnce:
 def _are_same(one: Any, other: Any) -> bool:
     try:
         return math.isclose(one, other, rel_tol=SAME_FIGURE)
-    except TypeError:  # a file that was changed by hand, of which drawing tells
+    except TypeError:  # a file that was changed by hand; whoever draws it reports that
         return True
 
 

@@ -192,7 +192,9 @@ def why_no_numbers(model: PreTrainedModel) -> str:
             f"its weight {broken[0]} holds NaN or infinity: evaluate a checkpoint from before that"
         )
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"its weights are numbers, so {dtype} overflows: set model.dtype=float32"
+    if model.dtype == torch.float32:
+        return "its weights are finite, but too large to compute with: evaluate another checkpoint"
+    return f"its weights are finite, so {dtype} overflows: set model.dtype=float32"
 
 
 def think_as(model: PreTrainedModel, asked: Mapping[str, Any]) -> None:

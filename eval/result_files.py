@@ -11,6 +11,7 @@ import yaml
 from eval import paper
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
+from itt_composer.repeats import rows_of_run
 from itt_composer.settings import values_of
 
 FORMATS = {"tasks": 2, "perplexity": 2}
@@ -19,7 +20,7 @@ NEEDED = {
     "perplexity": ("suite", "text_sha256", "model", "settings"),
 }
 TASKS_FILE, METRICS_FILE = "results.json", "metrics.jsonl"
-RECIPE_FILE, SHARDS_FILE = "recipe.yaml", "shards.json"
+RECIPE_FILE = "recipe.yaml"
 VALIDATION_LOSS = "metrics/eval/LanguageCrossEntropy"
 KINDS = (
     "give results of a task suite (its folder or results.json), of a perplexity suite (a JSON "
@@ -134,12 +135,4 @@ def read_loss_log(folder: Path) -> LossLog:
             f"{folder / METRICS_FILE} has no {VALIDATION_LOSS}: the run has not come to its first "
             "validation (train.eval_interval)"
         )
-    return LossLog(folder, recipe, losses, _validation_text(folder / SHARDS_FILE))
-
-
-def _validation_text(file: Path) -> dict[str, str]:
-    try:
-        digests = json.loads(file.read_bytes())
-        return {name: value for name, value in digests.items() if not name.startswith("train/")}
-    except (OSError, ValueError, AttributeError):
-        return {}  # a run of an earlier version has none
+    return LossLog(folder, recipe, losses, rows_of_run(folder, "validation"))

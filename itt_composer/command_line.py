@@ -1,6 +1,7 @@
 """What every command of this project does before anything else, while Python still imports it."""
 
 import codecs
+import ctypes
 import io
 import itertools
 import signal
@@ -9,6 +10,7 @@ import threading
 
 # What a shell makes of a process that SIGINT ends.
 INTERRUPTED = 130
+SIGNAL_AT_PARENTS_END = 1  # PR_SET_PDEATHSIG of prctl(2)
 PACKAGES = ("itt_composer", "data_prep", "eval")
 TRANSLITERATED = {
     **{"×": "x", "÷": "/", "±": "+-", "→": "->", "≤": "<=", "≥": ">=", "≈": "~", "…": "..."},
@@ -42,6 +44,12 @@ def is_running_a_command() -> bool:
     options = sys.orig_argv
     modules = [name for flag, name in itertools.pairwise(options) if flag == "-m"]
     return bool(modules) and modules[0].split(".")[0] in PACKAGES
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Have Linux send this process a signal when its parent ends, however that comes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_END, number)
 
 
 def heed_interrupts() -> None:

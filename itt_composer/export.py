@@ -19,6 +19,7 @@ from itt_composer.llama_config import check_llama_folder
 from itt_composer.run_folder import find_checkpoint
 from itt_composer.settings import comma_separated
 from itt_composer.thinking import ThinkingSettings
+from itt_composer.tokenizer import check_tokenizer_folder
 
 
 class CheckpointByDefault(DefaultCommand):
@@ -136,17 +137,6 @@ def from_llama(
 
         convert_llama(model, out, thinking_steps, ratios, layers, seed)
         typer.echo(f"model in {out}")
-
-
-def check_tokenizer_folder(tokenizer: Path | None) -> None:
-    """Refuse a --tokenizer that is no folder.
-
-    Raises:
-        UserError: it is a file, or not there.
-    """
-    if tokenizer is not None and not tokenizer.is_dir():
-        wrong = "is a file" if tokenizer.exists() else "is not there"
-        raise UserError(f"--tokenizer {tokenizer} {wrong}; name the tokenizer's folder")
 
 
 def check_thinking(

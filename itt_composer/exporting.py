@@ -23,7 +23,7 @@ from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.loading import refuse_broken
 from itt_composer.run_folder import find_checkpoint
 from itt_composer.settings import values_of
-from itt_composer.tokenizer import load_tokenizer
+from itt_composer.tokenizer import check_tokenizer_folder, load_tokenizer
 
 # By the rule of training, and by thresholds.
 LOSSES = ("metrics/eval/LanguageCrossEntropy", "metrics/eval_threshold/LanguageCrossEntropy")
@@ -162,9 +162,7 @@ def _documents(
             where = f"no {shards / 'tokenizer'}" if shards else "no recipe.yaml of the run"
             raise UserError(f"there is {where}; name the tokenizer's folder with --tokenizer")
         return manifest, shards / "tokenizer"
-    if not tokenizer.is_dir():
-        wrong = "is a file" if tokenizer.exists() else "is not there"
-        raise UserError(f"--tokenizer {tokenizer} {wrong}; name the tokenizer's folder")
+    check_tokenizer_folder(tokenizer)
     if not any((tokenizer / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         raise UserError(f"--tokenizer {tokenizer} holds no tokenizer.model and no tokenizer.json")
     if manifest is not None and not is_tokenizer_of(manifest, tokenizer):

@@ -150,6 +150,7 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
     from transformers import logging
 
     from itt_composer.models.loading import load_model
+    from itt_composer.models.overflow import OverflowInLogitsError, RefuseOverflow
     from itt_composer.text_stream import StepCounter, TextStream
 
     logging.set_verbosity_error()
@@ -175,7 +176,7 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
             torch.tensor([ids], device=device),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
             streamer=stream,
-            logits_processor=[_refuse_overflow(model, folder)],
+            logits_processor=[RefuseOverflow()],
             # Whatever the folder's generation config says: text streams from one beam.
             use_cache=True,
             num_beams=1,
@@ -185,9 +186,13 @@ def run(folder: Path, prompt: str, options: Options, color: bool) -> None:
             **_sampling(options),
             **({"on_step": counter.on_step} if num_steps else {}),
         )
-    except UserError:
+    except OverflowInLogitsError as error:
         console.print()
-        raise
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{folder} gives NaN or infinity as logits after {error.tokens} tokens, although its "
+            f"weights are finite: {dtype} is too narrow for what it computes"
+        ) from None
     seconds = time.perf_counter() - started
     console.print()
     new_tokens = output_BS.shape[1] - len(ids)
@@ -289,24 +294,6 @@ def _writer(console: Console, most: int) -> Callable[[str, int | None], None]:
         console.file.flush()
 
     return write
-
-
-def _refuse_overflow(model: Any, folder: Path) -> Callable[[Any, Any], Any]:
-    """Looks at the logits of each token; NaN would choose id 0, infinity any one before the rest.
-
-    Minus infinity is what a token has that may not be chosen.
-    """
-
-    def check(ids_BS: Any, scores_BV: Any) -> Any:
-        if not (scores_BV < float("inf")).all():
-            dtype = str(model.dtype).removeprefix("torch.")
-            raise UserError(
-                f"{folder} gives NaN or infinity as logits after {ids_BS.shape[1]} tokens, "
-                f"although its weights are finite: {dtype} is too narrow for what it computes"
-            )
-        return scores_BV
-
-    return check
 
 
 def _sampling(options: Options) -> dict[str, Any]:

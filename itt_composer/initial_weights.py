@@ -44,7 +44,7 @@ def check_initial_weights(recipe: Recipe) -> None:
     """Refuse an `init_from` whose model is another than the recipe's.
 
     Raises:
-        UserError: no folder of our models, or the first key that differs.
+        UserError: no folder of our models, or a sentence for each key that differs.
     """
     assert recipe.init_from is not None
     folder = Path(recipe.init_from)
@@ -56,6 +56,7 @@ def check_initial_weights(recipe: Recipe) -> None:
     wanted |= {
         f"thinking.{key}": value for key, value in thinking.items() if key not in ELASTIC_FIELDS
     }
+    sentences = []
     for key, value in (wanted | FIXED).items():
         name = key.rpartition(".")[2]
         found = config.get(name)
@@ -63,10 +64,12 @@ def check_initial_weights(recipe: Recipe) -> None:
             fix = f"set {key} to the folder's" if "." in key else "no recipe trains such a model"
             if key == "thinking.thinking" and found == "dense":
                 fix = "`python -m itt_composer.export from-llama` makes it think"
-            raise UserError(
+            sentences.append(
                 f"init_from={folder} has {name}={json.dumps(found)}, but the recipe "
                 f"{key}={json.dumps(value)}; {fix}"
             )
+    if sentences:
+        raise UserError("\n".join(sentences))
 
 
 def load_initial_weights(model: "IttForCausalLM", folder: Path) -> None:
@@ -79,7 +82,7 @@ def load_initial_weights(model: "IttForCausalLM", folder: Path) -> None:
     import torch
     from safetensors import SafetensorError, safe_open
 
-    from itt_composer.models.loading import refuse_broken
+    from itt_composer.models.loading import refuse_broken, stored_weight
 
     own = model.state_dict()
     loaded = set()
@@ -90,7 +93,7 @@ def load_initial_weights(model: "IttForCausalLM", folder: Path) -> None:
                     tensor = stored.get_tensor(name)
                     _check_tensor(name, tensor, own, file)
                     if name == OUTPUT and model.config.tie_word_embeddings:
-                        _check_tied(tensor, folder)
+                        _check_tied(tensor, stored_weight(str(folder), INPUT), folder)
                     own[name].copy_(tensor)
                     loaded.add(name)
         except (FileNotFoundError, SafetensorError) as error:
@@ -117,19 +120,12 @@ def _check_tensor(
         raise UserError(f"{file} holds {name} as {tensor.dtype}, which are no weights to train")
 
 
-def _check_tied(output: "torch.Tensor", folder: Path) -> None:
+def _check_tied(output: "torch.Tensor", stored: "torch.Tensor | None", folder: Path) -> None:
     """Refuse an output embedding beside another input embedding, to which the model ties it."""
     import torch
-    from safetensors import safe_open
 
-    for file in _weight_files(folder):
-        with safe_open(file, framework="pt") as stored:
-            if INPUT in stored.keys() and not torch.equal(  # noqa: SIM118 (not a mapping)
-                stored.get_tensor(INPUT), output
-            ):
-                raise UserError(
-                    f"init_from={folder} says tie_word_embeddings, but {OUTPUT} is not {INPUT}"
-                )
+    if stored is not None and not torch.equal(stored, output):
+        raise UserError(f"init_from={folder} says tie_word_embeddings, but {OUTPUT} is not {INPUT}")
 
 
 def _weight_files(folder: Path) -> list[Path]:

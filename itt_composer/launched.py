@@ -1,7 +1,6 @@
 """A process among others: started by a launcher, left by other ranks, asked to end by a signal."""
 
 import contextlib
-import ctypes
 import errno
 import multiprocessing
 import os
@@ -12,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from itt_composer.command_line import INTERRUPTED
+from itt_composer.command_line import INTERRUPTED, end_with_parent
 from itt_composer.data.shards import LoaderError
 from itt_composer.errors import UserError
 
@@ -24,7 +23,6 @@ FORWARDED = "ITT_SIGNALS_ARE_FORWARDED"
 NO_SIGNAL = b"\0"
 # torchrun hands on, a moment later, the SIGINT that the terminal has sent to every process.
 ONE_KEY_PRESS = 1.0  # seconds
-SIGNAL_AT_PARENTS_END = 1  # PR_SET_PDEATHSIG of prctl(2)
 SIGNS_OF_LOSS = ("connection closed by peer", "connection reset by peer", "ncclremoteerror")
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -35,8 +33,8 @@ def end_with_launcher() -> None:
     A launcher that is killed would leave its ranks training. A process that no launcher started
     may outlive its shell, and is left alone.
     """
-    if "RANK" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_END, signal.SIGTERM)
+    if "RANK" in os.environ:
+        end_with_parent(signal.SIGTERM)
 
 
 def heed_parent_only(worker: int) -> None:

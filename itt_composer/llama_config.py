@@ -92,6 +92,15 @@ ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a LLaMA's or an ITT's configuration a LLaMA of the same geometry has."""
+    return {
+        name: value
+        for name, value in config.items()
+        if name in LLAMA_KEYS | COMMON_KEYS and name not in ("model_type", "architectures")
+    }
+
+
 def read_config(folder: Path, named: str) -> dict[str, Any]:
     """The `config.json` of a transformers folder, as it is.
 

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from itt_composer.errors import UserError
 from itt_composer.files import whole_folder
-from itt_composer.llama_config import COMMON_KEYS, LLAMA_KEYS
+from itt_composer.llama_config import llama_fields
 from itt_composer.models import IttForCausalLM
 from itt_composer.tokenizer import readable_config
 
@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
 )
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 CARD = """\
@@ -130,13 +131,8 @@ def as_published(
         raise UserError(
             "--model-type llama is for dense models, and this one thinks: leave the option out"
         )
-    fields = {
-        name: value
-        for name, value in model.config.to_dict().items()
-        if name in LLAMA_KEYS | COMMON_KEYS and name not in ("model_type", "architectures")
-    }
     with torch.device("meta"):
-        llama = LlamaForCausalLM(LlamaConfig(**fields))
+        llama = LlamaForCausalLM(LlamaConfig(**llama_fields(model.config.to_dict())))
     llama.load_state_dict(model.state_dict(), strict=True, assign=True)
     llama.tie_weights()  # type: ignore[operator]
     llama.generation_config = model.generation_config
@@ -201,7 +197,9 @@ def _save(model: IttForCausalLM | LlamaForCausalLM, folder: Path) -> None:
 
 def _copy_tokenizer(folder: Path, out: Path) -> None:
     for file in tokenizer_files(folder):
-        shutil.copyfile(file, out / file.name)
+        place = out / file.relative_to(folder)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, place)
     file = out / "tokenizer_config.json"
     if file.is_file():
         config = json.loads(file.read_bytes())

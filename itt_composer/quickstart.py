@@ -48,8 +48,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main() -> None:
     """Train a tiny ITT and the dense model on text of this Python, and compare them.
 
-    Takes about twenty minutes on two cores and writes into runs/quickstart; stages that are done
-    are left as they are.
+    Takes half an hour of CPU time, on two cores, and writes into runs/quickstart; stages that are
+    done are left as they are.
     """
     started = time.monotonic()
     with errors_as_sentences(GOES_ON):

@@ -44,19 +44,21 @@ def with_thinking_of_today(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "thinking": {k: v for k, v in vars(resolved).items() if v is not None}}
 
 
-def training_rows(run_folder: Path) -> dict[str, str]:
-    """SHA-256 of each stream that a run trains on, and of the tokenizer; empty if unknown."""
+def rows_of_run(run_folder: Path, split: str) -> dict[str, str]:
+    """SHA-256 of each stream of a split of a run, and of the tokenizer; empty if unknown."""
     try:
         digests = json.loads((run_folder / "shards.json").read_bytes())
-        return {key: value for key, value in digests.items() if not key.startswith("validation/")}
+        own = ("tokenizer", f"{split}/")
+        return {key: value for key, value in digests.items() if key.startswith(own)}
     except (OSError, ValueError, AttributeError):
-        return {}
+        return {}  # a run of an earlier version has none
 
 
 def experiment_sha256(run_folder: Path) -> str | None:
     """Of all that runs of one experiment share: its recipes but for the seeds, and its rows.
 
-    A run that went on with another recipe is no repeat of one that had it from the start.
+    A run that went on with another recipe or other shards does not repeat one that had them from
+    the start.
 
     Args:
         run_folder: with `recipe.yaml` and `shards.json`.
@@ -67,7 +69,7 @@ def experiment_sha256(run_folder: Path) -> str | None:
     Raises:
         UserError: a recipe that cannot be read.
     """
-    rows = training_rows(run_folder)
+    rows = rows_of_run(run_folder, "train")
     if not rows or not (run_folder / "recipe.yaml").is_file():
         return None
     recipes = {}
@@ -77,7 +79,11 @@ def experiment_sha256(run_folder: Path) -> str | None:
             recipes[file.name] = important_settings(with_thinking_of_today(recipe))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
             raise UserError(f"{file} cannot be read: {error}") from None
-    shared = json.dumps([rows, recipes], sort_keys=True, default=str)
+    before = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(run_folder.glob("shards_until_*.json"))
+    }
+    shared = json.dumps([rows, recipes, before], sort_keys=True, default=str)
     return hashlib.sha256(shared.encode()).hexdigest()
 
 

@@ -212,8 +212,17 @@ class RunFolder:
             write_whole(self.path / f"recipe_until_batch_{batch}.yaml", saved)
         write_whole(self.recipe_file, self._recipe_text)
 
-    def write_shards(self, digests: dict[str, str]) -> None:
-        """Save what the run's rows are made of; see `content_digests`."""
+    def write_shards(self, digests: dict[str, str], batch: int = 0) -> None:
+        """Save what the run's rows are made of, see `content_digests`; keep what differs.
+
+        Args:
+            digests: of the rows from here on.
+            batch: that the run goes on after.
+        """
+        if batch and self.shards_file.is_file():
+            saved = self.shards_file.read_text(encoding="utf-8")
+            if json.loads(saved) != digests:
+                write_whole(self.path / f"shards_until_batch_{batch}.json", saved)
         write_json(self.shards_file, digests)
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -35,6 +35,17 @@ def load_tokenizer(source: str | Path, advice: str = "") -> Any:
         raise UserError(f"the tokenizer in {source} cannot be loaded ({reason}){advice}") from None
 
 
+def check_tokenizer_folder(tokenizer: Path | None) -> None:
+    """Refuse a --tokenizer that is not a folder.
+
+    Raises:
+        UserError: it is a file, or not there.
+    """
+    if tokenizer is not None and not tokenizer.is_dir():
+        wrong = "is a file" if tokenizer.exists() else "is not there"
+        raise UserError(f"--tokenizer {tokenizer} {wrong}; name the tokenizer's folder")
+
+
 def documents_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The ids of texts as those of documents begin in training rows, many at once on all cores.
 

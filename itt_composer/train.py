@@ -157,7 +157,7 @@ def train(
         )
     if dist.get_global_rank() == 0:
         run.write_recipe(start.batch)
-        run.write_shards(digests_of(recipe))
+        run.write_shards(digests_of(recipe), start.batch)
         _announce(recipe, run, model, dist.get_world_size())
     if start.checkpoint is not None:
         _say(

@@ -392,6 +392,9 @@ def test_a_dense_model_of_ours_can_be_made_to_think_and_keeps_its_tokenizer(expo
     config = IttConfig(**GEOMETRY, thinking="dense")
     dense = IttForCausalLM(config).eval()
     model_folder.write_model_folder(tmp_path / "dense", dense, "", exported)
+    template = tmp_path / "dense" / "additional_chat_templates" / "tools.jinja"
+    template.parent.mkdir()
+    template.write_text("{{ messages }}")
     arguments = ["from-llama", str(tmp_path / "dense"), str(tmp_path / "itt")]
     options = ["--thinking-layers", "3", "--select-ratios", "0.5,0.2,0.7"]
     result = CliRunner().invoke(app, [*arguments, *options])
@@ -401,6 +404,8 @@ def test_a_dense_model_of_ours_can_be_made_to_think_and_keeps_its_tokenizer(expo
     assert torch.equal(outputs(itt).logits, outputs(dense).logits)
     for name in ("tokenizer.model", "tokenizer_config.json"):
         assert (tmp_path / "itt" / name).read_bytes() == (exported / name).read_bytes()
+    copied = tmp_path / "itt" / "additional_chat_templates" / "tools.jinja"
+    assert copied.read_text() == "{{ messages }}"
 
 
 @pytest.mark.parametrize("temperature", [{}, {"do_sample": False, "temperature": 0.6}])

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import socket
 import subprocess
@@ -95,6 +96,12 @@ def test_other_shards_are_refused_once_there_is_a_checkpoint_or_named_where_they
         "train/code": ("1" * 8, "4" * 8),
         "train/wiki": ("unset", "5" * 8),
     }
+    started.write_shards(after, 5)
+    kept = started.path / "shards_until_batch_5.json"
+    assert json.loads(kept.read_text()) == before
+    assert json.loads(started.shards_file.read_text()) == after
+    started.write_shards(after, 9)
+    assert not (started.path / "shards_until_batch_9.json").exists()
     started.shards_file.write_text("[1")
     with pytest.raises(UserError, match=r"shards.json cannot be read .*delete it to go on"):
         run.check_same_shards(before)

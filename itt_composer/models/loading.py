@@ -31,10 +31,10 @@ from itt_composer.errors import UserError
 from itt_composer.llama_config import (
     COMMON_KEYS,
     HARMLESS_KEYS,
-    LLAMA_KEYS,
     LLAMA_TYPES,
     in_version_4,
     llama_config,
+    llama_fields,
     refuse_unread,
 )
 from itt_composer.models.configuration import IttConfig
@@ -138,12 +138,7 @@ def as_dense(llama: PretrainedConfig, **thinking: Any) -> IttConfig:
     Raises:
         ValueError: a thinking setting is impossible; the sentence names the field.
     """
-    fields = {
-        name: value
-        for name, value in llama.to_dict().items()
-        if name in LLAMA_KEYS | COMMON_KEYS and name not in ("model_type", "architectures")
-    }
-    return IttConfig(**fields, **(thinking or {"thinking": "dense"}))
+    return IttConfig(**llama_fields(llama.to_dict()), **(thinking or {"thinking": "dense"}))
 
 
 def broken_weights(model: nn.Module) -> list[str]:
@@ -211,14 +206,20 @@ def _untied(
         return set()
     names = {name for name, module in model.named_modules() if module is output}
     (name,) = {f"{name}.weight" for name in names}
-    stored = _stored(source, revision, name)
+    stored = stored_weight(source, name, revision)
     if stored is None or torch.equal(stored.to(output.weight.dtype), output.weight.detach().cpu()):  # type: ignore[arg-type, operator]
         return set()
     return {name}
 
 
-def _stored(source: str, revision: str | None, name: str) -> torch.Tensor | None:
-    """A weight as it lies in the files that transformers has just read; None if it does not."""
+def stored_weight(source: str, name: str, revision: str | None = None) -> torch.Tensor | None:
+    """A weight as it lies in the files that transformers reads; None where they lack it.
+
+    Args:
+        source: folder, or a model on the hub that has been fetched.
+        name: of the weight.
+        revision: of a model on the hub.
+    """
 
     def find(file: str) -> str | None:
         return cached_file(

@@ -18,7 +18,7 @@ from eval.result_files import LossLog
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
 from itt_composer.readable import readable
-from itt_composer.repeats import training_rows, with_thinking_of_today
+from itt_composer.repeats import rows_of_run, with_thinking_of_today
 from itt_composer.settings import values_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Run:
         name: unlike that of any other run of the report.
         recipe: as resolved when it was started.
         summary: of its end; None while it is not finished.
-        rows: what it trains on, see `training_rows`.
+        rows: what it trains on, see `rows_of_run`.
         batches, tokens, hours, flops: what lay behind it at each batch that was logged; executed
             FLOPs of forward and backward, hours of training without evaluations (NaN in a run
             that did not log them).
@@ -166,7 +166,7 @@ def read_run(folder: Path) -> Run:
     """
     recipe = readable(_read_recipe(folder))
     summary = _read_summary(folder / "summary.json")
-    run = Run(folder, str(recipe["run_name"]), recipe, summary, training_rows(folder))
+    run = Run(folder, str(recipe["run_name"]), recipe, summary, rows_of_run(folder, "train"))
     if (folder / "metrics.jsonl").is_file():
         _read_curves(run)
     return run

@@ -297,6 +297,8 @@ def test_what_gigatoken_is_not_proven_for_is_converted_by_the_reference(
     assert manifest["encoder"] == "reference"
     line = f"gigatoken is not proven for {manifest['why_reference']}: the reference encodes"
     assert line in result.stderr
+    differs = "a few texts have other ids than in these rows" in result.stderr
+    assert differs == name.endswith(".model")  # Unigram, and a normalizer of SentencePiece's
     loaded = load_tokenizer(str(path), *tokens.values())
     texts = texts_of(root / "code")
     ids = [i for t in texts for i in (loaded.bos_id, *loaded.encode(t), loaded.eos_id)]

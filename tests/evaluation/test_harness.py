@@ -240,7 +240,7 @@ def test_a_model_that_computes_nan_or_infinity_has_no_score(run, overflowing, tm
         run(f"only=[{task}]", "tasks.nq_open.shots=0", path=overflowing)
     assert str(caught.value) == (
         f"{task}: the model computes NaN or infinity, so there is no score; its weights are "
-        "numbers, so float32 overflows: set model.dtype=float32"
+        "finite, but too large to compute with: evaluate another checkpoint"
     )
     assert not list(tmp_path.glob("out/tasks/*"))
 
