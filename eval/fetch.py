@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import Progress
 
-from eval.suite import TaskSettings
+from eval.suite import ELEVEN_TASKS, TaskSettings
 from eval.task_columns import check_file, columns_of
 from eval.task_data import (
     LeafTask,
@@ -32,8 +32,6 @@ from itt_composer.settings import read_yaml, validate
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
-
-SUITE = Path(__file__).parent / "suites/eleven_tasks.yaml"
 
 
 class _Tasks(BaseModel):
@@ -61,7 +59,9 @@ def command(
         list[str] | None,
         typer.Argument(metavar="[TASK]...", help="Tasks to fetch, with examples for shots."),
     ] = None,
-    suite: Annotated[Path, typer.Option(help="Whose tasks are fetched if none is named.")] = SUITE,
+    suite: Annotated[
+        Path, typer.Option(help="Whose tasks are fetched if none is named.")
+    ] = ELEVEN_TASKS,
 ) -> None:
     """Store the data of tasks in a folder, so that `data_dir=DIR` needs no network."""
     kept = f"what {folder} holds is whole and kept, and the same command goes on"

@@ -164,7 +164,7 @@ class Measurement:
         """Measure the model as it thinks now; every rank must ask, and gets the same figures.
 
         Raises:
-            UserError: on every rank: the loss is no number.
+            UserError: on every rank: the loss is NaN or infinite.
         """
         own: dict[int, Measured] = {}
         shares = RealisedShares()

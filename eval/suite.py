@@ -18,6 +18,7 @@ from itt_composer.errors import UserError
 from itt_composer.settings import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
 from itt_composer.thinking import RouterSelection
 
+ELEVEN_TASKS = Path(__file__).parent / "suites/eleven_tasks.yaml"
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Epsilon = Annotated[float, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -252,6 +253,18 @@ def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
     if "tasks" not in content:
         raise UserError(f"{path} is no suite of tasks; name one with `tasks`")
     return validate(TaskSuite, [(str(path), content), ("callbacks.lm_eval", at_hand)], FORMS)
+
+
+def training_suite(
+    suite: str | None, only: list[str] | None, limit: float | None, data_dir: str | None
+) -> TaskSuite:
+    """The suite of the callback `lm_eval`, whose settings these are; None for the eleven tasks.
+
+    Raises:
+        UserError: as `read_task_suite`.
+    """
+    given = {"only": only, "limit": limit, "data_dir": data_dir, "bootstrap_iters": 0}
+    return read_task_suite(Path(suite) if suite else ELEVEN_TASKS, given)
 
 
 def _check_model(model: ModelSettings) -> None:

@@ -1,4 +1,4 @@
-"""What a user must know of a task's figure: requests that were cut, tokens that are no text's."""
+"""What a user must know of a task's figure: requests that were cut, BOS after BOS, warnings."""
 
 import contextlib
 import hashlib

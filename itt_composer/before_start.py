@@ -10,6 +10,7 @@ from itt_composer.initial_weights import check_initial_weights
 from itt_composer.launched import is_first_rank
 from itt_composer.recipe_changes import describe
 from itt_composer.recipe_checks import of_the_device
+from itt_composer.registry import LmEval
 from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
 from itt_composer.sharding import check_sharding
 
@@ -49,6 +50,8 @@ def check_before_start(recipe: Recipe, run: RunFolder) -> None:
                 )
     with mistakes:
         _check_log(recipe, run)
+    with mistakes:
+        _check_tasks(recipe)
     mistakes.tell()
 
 
@@ -60,6 +63,18 @@ def _check_log(recipe: Recipe, run: RunFolder) -> None:
             f"that begins in {run.path}; give loggers.json_lines.path="
             "'${run_folder}/metrics.jsonl', or remove the file"
         )
+
+
+def _check_tasks(recipe: Recipe) -> None:
+    """Tasks of the callback `lm_eval` and their files; one rank for all, as it takes seconds."""
+    tasks = recipe.callbacks.named().get("lm_eval")
+    if not isinstance(tasks, LmEval) or not is_first_rank():
+        return
+    from eval.suite import training_suite
+    from eval.task_data import check_present
+
+    suite = training_suite(tasks.suite, tasks.only, tasks.limit, tasks.data_dir)
+    check_present(suite.selected_tasks(), suite.data_dir)
 
 
 def check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> None:

@@ -16,7 +16,7 @@ def read_metrics(
 
     Where a run was interrupted and repeated batches, the later lines count; batches after the
     point it went back to are left out until they are repeated. A line that was cut is skipped.
-    What was no number, null in the file, is NaN.
+    What is null in the file was NaN or infinite, and is NaN here.
 
     Args:
         path: the file, or the folder of the run.

@@ -226,7 +226,7 @@ class RunFolder:
         write_json(self.shards_file, digests)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Mark the run as finished; of a model that diverged a loss that is no number is null."""
+        """Mark the run as finished; a loss that is NaN or infinite is written as null."""
         write_json(self.summary, numbers_only(summary))
 
     def _changes(self, saved: str) -> Differences:

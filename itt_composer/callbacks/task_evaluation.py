@@ -3,18 +3,16 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from composer.core import Callback, State
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist, reproducibility
 
-from eval.fetch import SUITE as ELEVEN_TASKS
 from eval.harness import measure
 from eval.language_model import EvaluatedLM
 from eval.models import load_tokenizer
-from eval.suite import read_task_suite
+from eval.suite import training_suite
 from eval.task_data import OpenTasks, open_tasks
 from eval.task_figures import figure_of
 from itt_composer.callbacks.intervals import BatchInterval
@@ -65,8 +63,7 @@ class TaskEvaluation(Callback):
         data_dir: str | None,
         tokenizer: str,
     ):
-        given = {"only": only, "limit": limit, "data_dir": data_dir, "bootstrap_iters": 0}
-        self._suite = read_task_suite(Path(suite) if suite else ELEVEN_TASKS, given)
+        self._suite = training_suite(suite, only, limit, data_dir)
         self._interval = BatchInterval(eval_interval)
         self._tokenizer = tokenizer
         self._open = contextlib.ExitStack()

@@ -1,4 +1,4 @@
-"""Ends a generation whose logits are no numbers, of which argmax would make plausible tokens.
+"""Ends a generation whose logits are NaN or infinite, of which argmax makes plausible tokens.
 
 Shapes: B batch, S sequence, V vocabulary.
 """

@@ -13,9 +13,11 @@ from eval.models import load_tokenizer, think_causally
 from eval.suite import read_task_suite
 from eval.task_data import open_tasks
 from eval.task_figures import figure_of
+from itt_composer.before_start import check_before_start
 from itt_composer.callbacks.task_evaluation import TaskEvaluation
 from itt_composer.errors import UserError
 from itt_composer.metrics import read_metrics
+from itt_composer.run_folder import RunFolder
 
 TEXTS = [f"The {thing} was shut. So she opened the {thing}" for thing in ("door", "window", "box")]
 PERPLEXITY = "lm_eval/lambada_openai/perplexity"  # tells any change of the model
@@ -126,3 +128,13 @@ def test_a_mistake_is_told_before_the_first_batch(small_recipe, settings):
         start(small_recipe(f"callbacks.lm_eval={settings}"))
     assert MISTAKES[settings] in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("settings", list(MISTAKES)[:3])
+def test_a_mistake_in_the_tasks_is_told_with_the_others_before_torch(small_recipe, settings):
+    recipe = small_recipe(f"callbacks.lm_eval={settings}", "init_from=nowhere")
+    with pytest.raises(UserError) as caught:
+        check_before_start(recipe, RunFolder(recipe))
+    of_init, of_tasks = str(caught.value).splitlines()
+    assert "init_from=nowhere" in of_init
+    assert MISTAKES[settings] in of_tasks

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from small_task_data import make_task_data, mmlu_subjects, shared_task_data
 
-from eval.fetch import SUITE, tasks_of
-from eval.suite import TaskSettings
+from eval.fetch import tasks_of
+from eval.suite import ELEVEN_TASKS, TaskSettings
 from eval.task_columns import BY_TASK, Mmlu, check_file, columns_of
 from eval.task_data import DATA_KEYS, leaf_tasks, open_tasks, task_manager
 from itt_composer.errors import UserError
 
-TASKS = tasks_of(SUITE)
+TASKS = tasks_of(ELEVEN_TASKS)
 
 
 @pytest.fixture(scope="module")
