@@ -222,7 +222,7 @@ def _label(models: Sequence[Model]) -> None:
 
 
 def _label_of(model: Model, by: str | None) -> str:
-    """Named by a field of its descriptions; None names only what does not reproduce a row of the paper's."""
+    """Named by a field of its descriptions; by None only if it reproduces no row of the paper."""
     first = model.described[0]
     label = model.row if model.reproduces and model.row else thinking_label(first)
     if by is not None or not model.reproduces:

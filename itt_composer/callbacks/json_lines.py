@@ -16,8 +16,8 @@ class JsonLinesLogger(LoggerDestination):
 
     A line holds what was measured with the weights after n batches: the evaluation, and the
     training loss of the batch that follows; after an evaluation or a checkpoint a batch has a
-    second line. NaN and infinity are written as null, as JSON has no number for them. A run that resumes
-    appends; `itt_composer.metrics.read_metrics` puts it together.
+    second line. NaN and infinity are written as null, as JSON has no number for them. A run that
+    resumes appends; `itt_composer.metrics.read_metrics` puts it together.
 
     Args:
         path: the file; only rank 0 writes it.
