@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from fork_server import ForkServer
 
@@ -75,6 +76,14 @@ def test_a_module_runs_as_by_its_command_line(fork_server):
     assert result.stderr == "error: no_such.yaml: there is no such file\n"
 
 
+def has_ended(pid):
+    """Whether a process is gone, or has ended and nobody has asked for its exit code."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_ranks_die_with_whoever_started_them(script, tmp_path):
     program = f"""
 import os, signal, sys
@@ -89,7 +98,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     pids = [int(pid) for pid in printed.split()]
     assert len(pids) == 2
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+    while not all(has_ended(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

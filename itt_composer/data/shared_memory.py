@@ -110,9 +110,10 @@ def remove_stale_segments(folder: Path = SHARED_MEMORY, node_rank: int = 0) -> l
         if is_held(owner) if owner in paths else any(is_open(path) for path in paths):
             continue
         for path in paths:
-            if path.stat().st_uid == os.geteuid():
-                path.unlink(missing_ok=True)
-                removed.append(path.name)
+            with contextlib.suppress(FileNotFoundError):  # its run has just ended
+                if path.stat().st_uid == os.geteuid():
+                    path.unlink()
+                    removed.append(path.name)
     return sorted(removed)
 
 

@@ -20,7 +20,7 @@ import pytest
 from streaming.base.shared import prefix
 from streaming.base.shared.prefix import _unpack_locals
 
-from itt_composer.data import streams
+from itt_composer.data import shared_memory, streams
 from itt_composer.data.prepare import prepare_shards
 from itt_composer.data.shared_memory import (
     OWNER,
@@ -190,6 +190,15 @@ def test_the_lock_of_the_owner_decides_where_there_is_one(tmp_path, segment):
     # Others that look for a free number open it and keep it open.
     with segment.open("r+b"):
         assert remove_stale_segments(tmp_path) == [owner.name, segment.name]
+
+
+def test_segments_of_a_run_that_ends_meanwhile_are_none_to_remove(tmp_path, segment, monkeypatch):
+    def end(path):
+        path.unlink()
+        return False
+
+    monkeypatch.setattr(shared_memory, "is_open", end)
+    assert remove_stale_segments(tmp_path) == []
 
 
 def test_a_folder_that_is_not_there_has_no_segments(tmp_path):
