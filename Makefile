@@ -18,7 +18,7 @@ setup: ## make .venv from requirements.lock (at once when it is up to date)
 	@PYTHON="$(PYTHON)" scripts/setup.sh
 
 quickstart: setup ## train a tiny ITT and the dense model on a CPU and compare them
-	@$(RUN) itt_composer.quickstart
+	@.venv/bin/itt quickstart
 
 # Models of the tests are so small that a second thread costs more than it does.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE

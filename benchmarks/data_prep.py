@@ -1,4 +1,4 @@
-"""How fast `python -m data_prep convert` is: CPU seconds per MB of text, all in one run.
+"""How fast `itt convert` is: CPU seconds per MB of text, all in one run.
 
     python benchmarks/data_prep.py                        # 600 MB of the RedPajama sample, repeated
     python benchmarks/data_prep.py ROOT --tokenizer TOK   # all of ROOT/<domain>/**/*.jsonl

@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py TASK_DATA --tokenizer tokenizer.model   # about 15 minutes
     python benchmarks/evaluation.py TASK_DATA --tokenizer tokenizer.model --tasks piqa,mmlu_anatomy
 
-TASK_DATA is what `python -m eval fetch` wrote. The models have the paper's 162M geometry and random
+TASK_DATA is what `itt eval fetch` wrote. The models have the paper's 162M geometry and random
 weights, in float32 on one thread. The two sides take turns, each in a process of its own that was
 forked with model and prompts at hand; what is timed is everything from the first prompt to the
 results. Peak memory is above what the process began with.
@@ -35,14 +35,15 @@ from benchmarks.loader import machine  # noqa: E402
 from data_prep.tokenizer import load_tokenizer  # noqa: E402
 from eval.harness import measure  # noqa: E402
 from eval.language_model import EvaluatedLM  # noqa: E402
-from eval.models import EvaluatedModel, load_evaluated, think_causally  # noqa: E402
-from eval.suite import ModelSettings, TaskSettings, TaskSuite  # noqa: E402
+from eval.suite import TaskSettings, TaskSuite  # noqa: E402
 from eval.task_data import OpenTasks, open_tasks  # noqa: E402
-from itt_composer.calibration import calibrate  # noqa: E402
-from itt_composer.config import load_recipe  # noqa: E402
-from itt_composer.files import write_json  # noqa: E402
-from itt_composer.model_folder import write_model_folder  # noqa: E402
-from itt_composer.train import build_model  # noqa: E402
+from itt_composer.basics.files import write_json  # noqa: E402
+from itt_composer.models.calibration import calibrate  # noqa: E402
+from itt_composer.models.folder import write_model_folder  # noqa: E402
+from itt_composer.recipe.schema import load_recipe  # noqa: E402
+from itt_composer.runs.loading import EvaluatedModel, load_evaluated, think_causally  # noqa: E402
+from itt_composer.runs.model_settings import ModelSettings  # noqa: E402
+from itt_composer.training.train import build_model  # noqa: E402
 
 # lm-eval's documents for a task, so that a run takes a minute.
 TASKS = {
@@ -174,7 +175,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 
 def main(
-    task_data: Annotated[Path, typer.Argument(help="Folder of `python -m eval fetch`.")],
+    task_data: Annotated[Path, typer.Argument(help="Folder of `itt eval fetch`.")],
     tokenizer: Annotated[str, typer.Option(help="A tokenizer of 32,000 ids.")],
     tasks: Annotated[str, typer.Option(help="Names with commas between them.")] = ",".join(TASKS),
     models: Annotated[str, typer.Option()] = "llama_162m,itt_x4_162m",

@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 
 from benchmarks.loader import machine  # noqa: E402
-from itt_composer.files import write_json  # noqa: E402
+from itt_composer.basics.files import write_json  # noqa: E402
 from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
 from itt_composer.models.layer import ThinkingStep  # noqa: E402
 from itt_composer.models.thresholds import quantiles_of  # noqa: E402

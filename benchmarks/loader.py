@@ -26,10 +26,10 @@ sys.path[0] = str(REPOSITORY)  # instead of this file's folder, where data_prep.
 
 from data_prep.domains import PAPER_SHARES  # noqa: E402
 from data_prep.manifest import FORMAT_VERSION  # noqa: E402
-from itt_composer.config import DataRecipe  # noqa: E402
 from itt_composer.data.integrity import sha256_of  # noqa: E402
 from itt_composer.data.prepare import prepare_shards  # noqa: E402
 from itt_composer.data.streams import build_dataloader  # noqa: E402
+from itt_composer.recipe.schema import DataRecipe  # noqa: E402
 
 # Tokens/s that one A100-80GB takes in training the 162M models, about.
 A100_TOKENS_PER_SECOND = 120_000

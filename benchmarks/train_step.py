@@ -43,11 +43,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 
 from benchmarks.loader import machine, make_shards  # noqa: E402
-from itt_composer import estimates  # noqa: E402
-from itt_composer.files import write_json  # noqa: E402
-from itt_composer.flops import executed_flops  # noqa: E402
-from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
+from itt_composer.basics.files import write_json  # noqa: E402
+from itt_composer.models import IttConfig, IttForCausalLM, estimates  # noqa: E402
 from itt_composer.models import modeling as itt_modeling  # noqa: E402
+from itt_composer.models.flops import executed_flops  # noqa: E402
 from itt_composer.models.wrapping import checkpoint_activations, compile_layers  # noqa: E402
 
 RAW, DENSE = "transformers LLaMA", "dense"
@@ -251,10 +250,10 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
     """Time of a batch in Composer's trainer over that of a bare loop; they take turns."""
     from composer.core import Callback
 
-    from itt_composer.config import load_recipe
     from itt_composer.models.composer_model import unwrap
-    from itt_composer.run_folder import RunFolder
-    from itt_composer.train import build_model, build_trainer
+    from itt_composer.recipe.schema import load_recipe
+    from itt_composer.runs.folder import RunFolder
+    from itt_composer.training.train import build_model, build_trainer
 
     class BareSteps(Callback):
         """After each batch of the trainer, the same step without it."""

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itt_composer.errors import errors_as_sentences
+from itt_composer.basics.errors import errors_as_sentences
 
 if TYPE_CHECKING:
     from data_prep.stats import Stats

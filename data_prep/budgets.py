@@ -13,8 +13,8 @@ import numpy as np
 from data_prep.conversion import PartRecord
 from data_prep.domains import MIXED, PAPER_SHARES, domain_name
 from data_prep.split import SPLITS
-from itt_composer.errors import UserError
-from itt_composer.settings import read_yaml
+from itt_composer.basics.errors import UserError
+from itt_composer.recipe.layers import read_yaml
 
 Kept: TypeAlias = dict[str, dict[str, int]]  # rows by domain and split
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}

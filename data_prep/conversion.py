@@ -22,7 +22,7 @@ from data_prep.parts import Part
 from data_prep.rows import RowPacker, ShardOptions
 from data_prep.split import SPLITS, split_of
 from data_prep.tokenizer import Tokenizer
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 # Lines that are held, decoded and encoded together. The memory of a worker follows from it.
 BATCH_BYTES = 2_000_000

@@ -33,7 +33,7 @@ from data_prep.state import State, check_unchanged, piece_sha256
 from data_prep.tokenizer import Tokenizer, load_tokenizer
 from data_prep.transformers_files import how_transformers_differs
 from data_prep.workers import usable_cores, workers
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 REJECTS = "rejects.jsonl"
 TOKENIZER = "tokenizer"

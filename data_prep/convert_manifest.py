@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
 
+from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import HOW_TO_MAKE, read_manifest
-from itt_composer.errors import UserError
 
 
 class ManifestPart(BaseModel):

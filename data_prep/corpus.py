@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from data_prep.docstrings import separate_docstrings
 from data_prep.manifest import already_complete, complete_folder, write_manifest
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 DOMAINS = ("code", "docstrings", "packages", "reference")
 SITE_PACKAGES = (

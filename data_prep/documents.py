@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from data_prep.domains import compression_of, domain_name, is_text
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 BUFFER = 1 << 20
 BLOCK = 1 << 16  # of decompressed gzip

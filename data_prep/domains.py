@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 SUFFIXES = tuple(f"{kind}{end}" for kind in (".jsonl", ".json") for end in ("", *COMPRESSIONS))

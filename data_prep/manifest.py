@@ -9,8 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import FORMAT_VERSION
-from itt_composer.errors import UserError
 
 MANIFEST = "manifest.json"
 

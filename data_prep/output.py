@@ -15,7 +15,7 @@ from data_prep.part_store import DonePart
 from data_prep.remote import RemoteOutput
 from data_prep.rows import sync
 from data_prep.state import STATE, State, is_state
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 URL = re.compile(r"([a-z][a-z0-9-]*)://.+")
 SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")

@@ -20,7 +20,7 @@ from data_prep.manifest import fingerprint
 from data_prep.parts import Part
 from data_prep.rows import ShardOptions, ShardWriter, sync
 from data_prep.split import SPLITS
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 INDEX = "index.json"
 TAILS = "tails"  # folder of the rows that are made of what the parts left over

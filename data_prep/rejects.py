@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data_prep.conversion import PartRecord
 from data_prep.documents import where
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 
 @dataclass(frozen=True)

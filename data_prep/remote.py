@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from data_prep.manifest import MANIFEST, as_stored, check_same
 from data_prep.part_store import INDEX, DonePart
 from data_prep.state import State
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 5

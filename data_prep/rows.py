@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 if TYPE_CHECKING:
     from streaming import MDSWriter

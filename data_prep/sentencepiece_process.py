@@ -10,7 +10,7 @@ import json
 import signal
 import sys
 
-from itt_composer.command_line import end_with_parent
+from itt_composer.basics.startup import end_with_parent
 
 REFUSED = 2
 

@@ -35,7 +35,7 @@ from data_prep.spark_session import (
 )
 from data_prep.spark_shards import SCHEMA, SparkStream, frame_of_record, frame_of_rows
 from data_prep.split import SPLITS
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

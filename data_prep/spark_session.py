@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from data_prep.conversion import Progress
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

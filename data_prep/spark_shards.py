@@ -18,7 +18,7 @@ from data_prep.manifest import fingerprint
 from data_prep.part_store import INDEX, DonePart
 from data_prep.rows import COLUMN, ShardOptions
 from data_prep.spark_session import failures_as_sentences
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

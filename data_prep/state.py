@@ -19,7 +19,7 @@ from data_prep.documents import Piece, PieceReader
 from data_prep.manifest import changes
 from data_prep.part_store import BAD, DonePart, stat_of, write_synced
 from data_prep.parts import Part
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 STATE = ".state"
 RECIPE = "recipe.json"

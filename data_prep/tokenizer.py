@@ -21,7 +21,7 @@ from data_prep.transformers_files import (
     why_transformers_cannot,
     with_document_ends,
 )
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 if TYPE_CHECKING:
     import gigatoken

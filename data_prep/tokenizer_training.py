@@ -24,7 +24,7 @@ from data_prep.manifest import (
 )
 from data_prep.split import split_of
 from data_prep.tokenizer import MODEL_FILE, load_tokenizer
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 # What the model file of LLaMA-2 says about its own training, as far as it shapes the vocabulary.
 # Threads do not change the result but are stored in the model, hence a fixed number.

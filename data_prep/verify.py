@@ -30,7 +30,7 @@ from data_prep.shard_files import (
     read_index,
     read_whole,
 )
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 INDEX = "index.json"
 SHARD_SUFFIX = ".mds"

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait as wait_for_sentinel
 from typing import Any
 
 from data_prep.conversion import Progress
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 POLL_SECONDS = 0.5
 PRELOADED = ["data_prep.part_store", "streaming", "gigatoken", "awkward"]

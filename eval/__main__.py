@@ -1,8 +1,8 @@
 """The command line.
 
-python -m eval SUITE.yaml model=PATH [key=value …]      measure a model
-python -m eval fetch DIR                                the tasks' data, for data_dir=DIR
-python -m eval tables RESULTS…                          the paper's tables beside one's own
+itt eval SUITE.yaml model=PATH [key=value …]      measure a model
+itt eval fetch DIR                                the tasks' data, for data_dir=DIR
+itt tables RESULTS…                          the paper's tables beside one's own
 """
 
 import os
@@ -12,30 +12,38 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from typer.core import TyperGroup
 
-from eval import fetch, paper, tables, task_report
-from eval.rendering import wide_console
+from eval import fetch
 from eval.suite import PerplexitySuite, TaskSuite, load_suite
 from eval.task_data import check_present
 from eval.task_progress import TaskProgress
-from itt_composer.default_command import DefaultCommand
-from itt_composer.launched import (
+from itt_composer.basics.processes import (
     StopSignals,
     end_with_launcher,
     failures_told_once,
     is_first_rank,
 )
+from itt_composer.basics.tables import wide_console
+from itt_composer.cli import tables
+from itt_composer.paper import figures as paper
+from itt_composer.paper import task_report
 
 
-class SuiteByDefault(DefaultCommand):
-    """A suite is run where no command is named."""
+class SuiteByDefault(TyperGroup):
+    """A suite is run where no command is named: `eval SUITE.yaml` is `eval run SUITE.yaml`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
     default = "run"
 
 
 app = typer.Typer(
     cls=SuiteByDefault,
-    help="Evaluate models: `python -m eval SUITE.yaml model=PATH [KEY=VALUE]…`.",
+    help="Evaluate models: `itt eval SUITE.yaml model=PATH [KEY=VALUE]…`.",
     add_completion=False,
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -73,7 +81,7 @@ def measure_perplexity(suite: PerplexitySuite, signals: StopSignals) -> None:
     """Measure on all ranks; the first prints and writes."""
     # After the checks, because it imports torch.
     from eval import perplexity, ranks
-    from eval.perplexity_report import print_results, write_results
+    from itt_composer.results.perplexity_report import print_results, write_results
 
     signals.take()  # Composer has been imported
     console = Console(stderr=True)

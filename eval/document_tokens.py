@@ -5,7 +5,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from itt_composer.tokenizer import document_ids, documents_ids
+from itt_composer.models.tokenizer import document_ids, documents_ids
 
 
 class DocumentTokens(HFLM):

@@ -1,4 +1,4 @@
-"""`python -m eval fetch DIR`: the data of tasks into a plain folder, for machines without network.
+"""`itt eval fetch DIR`: the data of tasks into a plain folder, for machines without network.
 
 Loads each task as the harness does and writes the splits that it needs to
 `DIR/<leaf task>/<split>.parquet`; `data_dir=DIR` runs a suite from there.
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eval.suite import ELEVEN_TASKS, TaskSettings
-from eval.task_columns import check_file, columns_of
+from eval.task_columns import columns_of
 from eval.task_data import (
     LeafTask,
     check_names,
@@ -26,9 +26,10 @@ from eval.task_data import (
     listed,
     task_manager,
 )
-from itt_composer.errors import UserError, errors_as_sentences
-from itt_composer.files import whole_file
-from itt_composer.settings import read_yaml, validate
+from itt_composer.basics.errors import UserError, errors_as_sentences
+from itt_composer.basics.files import whole_file
+from itt_composer.data.columns import check_file
+from itt_composer.recipe.layers import read_yaml, validate
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

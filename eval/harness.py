@@ -33,17 +33,17 @@ from tqdm import tqdm
 from eval import ranks
 from eval.fetch import reason
 from eval.language_model import EvaluatedLM
-from eval.models import EvaluatedModel, load_evaluated, think_causally
-from eval.paper import OF_ONE_RUN
 from eval.suite import TaskSettings, TaskSuite
 from eval.task_data import OpenTasks, open_tasks
 from eval.task_figures import figure_of, summary_of
 from eval.task_notes import Asked, harness_warnings, questions_sha256
 from eval.task_progress import TaskProgress
 from eval.whole_shots import most_whole_shots
-from itt_composer.errors import UserError
-from itt_composer.files import json_text, numbers_only, write_json, write_whole
-from itt_composer.launched import is_first_rank
+from itt_composer.basics.errors import UserError
+from itt_composer.basics.files import json_text, numbers_only, write_json, write_whole
+from itt_composer.basics.processes import is_first_rank
+from itt_composer.recipe.description import OF_ONE_RUN
+from itt_composer.runs.loading import EvaluatedModel, load_evaluated, think_causally
 
 FORMAT = 2
 # Of a description: what the user knows by another name.
@@ -290,7 +290,7 @@ def _load(source: OpenTasks, task: str, shots: int | None, seed: int) -> Any:
     except Exception as error:  # whatever the hub's libraries raise
         raise UserError(
             f"the data of {task} cannot be loaded ({reason(error)}); without network, set data_dir "
-            "to a folder that `python -m eval fetch` filled where there is one"
+            "to a folder that `itt eval fetch` filled where there is one"
         ) from None
     for leaf in loaded["tasks"].values():
         if shots is not None:

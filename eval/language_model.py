@@ -18,7 +18,9 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from eval import ranks
 from eval.document_tokens import DocumentTokens
-from eval.likelihoods import (
+from eval.task_notes import Asked
+from itt_composer.basics.errors import UserError
+from itt_composer.models.likelihoods import (
     TOKENS_PER_BATCH,
     Likelihood,
     Scorer,
@@ -26,11 +28,9 @@ from eval.likelihoods import (
     plan,
     share_out,
 )
-from eval.models import why_no_numbers
-from eval.task_notes import Asked
-from itt_composer.errors import UserError
 from itt_composer.models.overflow import OverflowInLogitsError, RefuseOverflow
-from itt_composer.tokenizer import documents_ids
+from itt_composer.models.tokenizer import documents_ids
+from itt_composer.runs.loading import why_no_numbers
 
 # Work done and in all, in any unit.
 OnProgress = Callable[[int, int], None]

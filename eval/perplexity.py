@@ -21,11 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from eval import ranks
-from eval.likelihoods import is_too_large
-from eval.models import load_evaluated, think_as, why_no_numbers
 from eval.suite import PerplexitySuite
 from eval.token_bytes import TokenBytes, read_token_bytes
-from itt_composer.calibration import RealisedShares
+from itt_composer.basics.errors import UserError
 from itt_composer.data.prepare import check_files
 from itt_composer.data.shards import (
     check_vocabulary,
@@ -34,10 +32,12 @@ from itt_composer.data.shards import (
     split_sha256,
 )
 from itt_composer.data.stored_rows import StoredRows, batches_of
-from itt_composer.errors import UserError
-from itt_composer.flops import executed_flops, paper_tflops
 from itt_composer.models import IttForCausalLM
-from itt_composer.thinking import ELASTIC_FIELDS
+from itt_composer.models.calibration import RealisedShares
+from itt_composer.models.flops import executed_flops, paper_tflops
+from itt_composer.models.likelihoods import is_too_large
+from itt_composer.recipe.thinking import ELASTIC_FIELDS
+from itt_composer.runs.loading import load_evaluated, think_as, why_no_numbers
 
 FORMAT = 2
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval import paper
-from eval.perplexity_report import RULES, percentages
-from itt_composer.files import whole_file
+from itt_composer.basics.files import whole_file
+from itt_composer.paper import figures as paper
+from itt_composer.results.perplexity_report import RULES, percentages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

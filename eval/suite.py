@@ -4,73 +4,35 @@ A suite with `tasks` runs them through lm-eval; one without measures perplexity 
 `model=PATH` is short for `model.path=PATH`.
 """
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import domains_with_rows, read_manifest
-from itt_composer.errors import UserError
-from itt_composer.settings import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
-from itt_composer.thinking import RouterSelection
+from itt_composer.recipe.layers import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
+from itt_composer.recipe.thinking import RouterSelection
+from itt_composer.runs.model_settings import (
+    Epsilon,
+    ModelSettings,
+    Ratio,
+    check_model,
+    model_name,
+    without_repeats,
+)
 
 ELEVEN_TASKS = Path(__file__).parent / "suites/eleven_tasks.yaml"
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Epsilon = Annotated[float, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
-NO_MODEL = "name a run folder, a checkpoint, a transformers folder or a model on the hub"
-GENERIC_NAMES = ("/", "model", "checkpoints", "latest")
 LONGEST_NAME = 200  # of a folder, in characters
 FORMS = {"batch_size": 'should be a positive integer or "auto"'}
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _without_repeats(values: list[Any]) -> list[Any]:
-    for value in values:
-        if values.count(value) > 1:
-            raise ValueError(f"{value} stands there twice; a repeat of the same run tells nothing")
-    return values
-
-
-class ModelSettings(_Group):
-    """Which model, and how it thinks.
-
-    Attributes:
-        path: a run folder, a checkpoint of training, a transformers folder, or a name on the hub;
-            or a list of them, the repeats of one experiment (seeds, checkpoints).
-        tokenizer: folder of the tokenizer, or null for the model's own.
-        revision: branch, tag or commit of a model on the hub, or null.
-        dtype: of the weights; "auto" is as they were saved.
-        select_ratios: ρ_t of an ITT's steps, or null for its own.
-        router_selection: how an ITT picks tokens, or null for what the suite takes by default.
-        early_exit: ε of an ITT, or null for its own.
-    """
-
-    path: Annotated[
-        list[str],
-        BeforeValidator(_as_list),
-        Field(min_length=1),
-        AfterValidator(_without_repeats),
-    ]
-    tokenizer: str | None = None
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    select_ratios: list[Ratio] | None = None
-    router_selection: RouterSelection | None = None
-    early_exit: Epsilon | None = None
 
 
 class PerplexitySuite(_Group):
@@ -130,7 +92,7 @@ class TaskSuite(_Group):
             for: a likelihood must not depend on what comes later.
         tasks: by their names in lm-eval, groups included; one set to null is left out.
         only: names of those that are run, or null for all of them.
-        data_dir: folder that `python -m eval fetch` filled; null loads from the hub.
+        data_dir: folder that `itt eval fetch` filled; null loads from the hub.
         fewshot_seeds: each draws other examples; tasks that draw none run once.
         limit: documents of each task, or the share of them (0.1); null for all.
         shots_that_fit: ask with fewer shots where the model has no room for all: as many whole
@@ -148,7 +110,7 @@ class TaskSuite(_Group):
     tasks: Annotated[dict[str, TaskSettings | None], Field(min_length=1)]
     only: list[str] | None = None
     data_dir: str | None = None
-    fewshot_seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_without_repeats)] = [
+    fewshot_seeds: Annotated[list[int], Field(min_length=1), AfterValidator(without_repeats)] = [
         1234
     ]
     limit: Limit | None = None
@@ -199,7 +161,7 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
         suite = validate(TaskSuite, layers, FORMS)
     else:
         suite = validate(PerplexitySuite, layers)
-    _check_model(suite.model)
+    check_model(suite.model)
     if suite.output is None:
         names = "+".join(model_name(place, suite.model.revision) for place in suite.model.path)
         names = names[:LONGEST_NAME]
@@ -221,20 +183,6 @@ def _check_perplexity(suite: PerplexitySuite, output: str) -> None:
         raise UserError(f"output={output} is a folder; name a file for the results")
     if not domains_with_rows(read_manifest(suite.data), suite.split):
         raise UserError(f"data={suite.data} has no rows in its split {suite.split!r}")
-
-
-def model_name(path: str, revision: str | None = None) -> str:
-    """Short, for tables and folders: the run's, where a folder is only called `model`.
-
-    A checkpoint's has the run's before it, a revision stands behind the name on the hub.
-    """
-    place = Path(path)
-    if place.exists():  # `..` has a name, too; not resolved, as a link's own name is the user's
-        place = Path(os.path.normpath(place.absolute()))
-    own = [part for part in place.parts if part not in GENERIC_NAMES] or ["model"]
-    is_checkpoint = place.parent.name == "checkpoints" and place.name == own[-1]
-    name = "-".join(own[-2:] if is_checkpoint else own[-1:]).removesuffix(".pt")
-    return f"{name}@{revision.replace('/', '_')}" if revision else name
 
 
 def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
@@ -265,12 +213,6 @@ def training_suite(
     """
     given = {"only": only, "limit": limit, "data_dir": data_dir, "bootstrap_iters": 0}
     return read_task_suite(Path(suite) if suite else ELEVEN_TASKS, given)
-
-
-def _check_model(model: ModelSettings) -> None:
-    for path in model.path:
-        if not Path(path).exists() and not HUB_NAME.fullmatch(path):
-            raise UserError(f"model={path} is not there; {NO_MODEL}")
 
 
 def _spelled_out(overrides: Sequence[str]) -> list[str]:

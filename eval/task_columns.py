@@ -1,23 +1,12 @@
-"""Data files of tasks: their rows, and the columns that the tasks of the paper's suite read.
+"""The columns that the tasks of the paper's suite read from their data files."""
 
-A file is JSON lines or Parquet. Columns that a task does not read may stand in it as well.
-"""
-
-import json
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from itt_composer.errors import UserError
+from itt_composer.data.columns import Columns, Text
 
-FORMATS = (".parquet", ".jsonl")
-Row = dict[str, Any]
-
-Text = Annotated[str, Field(description="string")]
 Texts = Annotated[list[str], Field(min_length=1, description="list of strings")]
 FourTexts = Annotated[list[str], Field(min_length=4, max_length=4, description="list of 4 strings")]
 
@@ -29,18 +18,6 @@ def _holds(part: str, reason: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
-
-
-class Columns(BaseModel):
-    """The columns that a task reads; each row is checked against it."""
-
-    model_config = ConfigDict(strict=True)
-
-    @classmethod
-    def expected(cls) -> str:
-        """`question (string), answer (list of strings)`."""
-        columns = cls.model_fields.items()
-        return ", ".join(f"{name} ({field.description})" for name, field in columns)
 
 
 class SciQ(Columns):
@@ -169,102 +146,3 @@ MMLU_DATASET = "cais/mmlu"
 def columns_of(task: str, config: Mapping[str, Any]) -> type[Columns] | None:
     """What a leaf task reads, or None for tasks outside of the paper's suite."""
     return Mmlu if config.get("dataset_path") == MMLU_DATASET else BY_TASK.get(task)
-
-
-def check_file(file: Path, columns: type[Columns] | None) -> int:
-    """Check every row of a data file.
-
-    Args:
-        file: JSON lines or Parquet.
-        columns: what its rows must hold, or None: anything.
-
-    Returns:
-        how many rows it has.
-
-    Raises:
-        UserError: names the file, the line (or row), the column, and the columns expected.
-    """
-    rows = 0
-    reader = _checked_lines if file.suffix == ".jsonl" else _checked_rows
-    for where, check in reader(file, columns):
-        rows += 1
-        try:
-            check()
-        except ValidationError as error:
-            raise UserError(f"{file}: {where}: {_reason(error, columns)}") from None
-        except ValueError as error:
-            raise UserError(f"{file}: {where}: is not JSON: {error}") from None
-    if not rows:
-        raise UserError(f"{file} has no rows; put the task's data there, or delete it")
-    return rows
-
-
-def read_rows(file: Path) -> dict[str, list[Any]] | pa.Table:
-    """A checked file: the table of Parquet, or the columns of JSON lines."""
-    if file.suffix == ".parquet":
-        return pq.read_table(file)
-    with file.open(encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if not line.isspace()]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _checked_lines(
-    file: Path, columns: type[Columns] | None
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Numbered lines of JSON, each with its check."""
-    check = columns.model_validate_json if columns else _json_object
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.isspace():
-                    yield f"line {number}", lambda line=line: check(line)  # type: ignore[misc]
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: is not a text file in UTF-8") from None
-
-
-def _json_object(line: str) -> None:
-    if not isinstance(json.loads(line), dict):
-        raise ValueError("no object {…} of columns")
-
-
-def _checked_rows(
-    file: Path, columns: type[Columns] | None
-) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Numbered rows of Parquet, each with its check."""
-    names = list(columns.model_fields) if columns else None
-    try:
-        present = set(pq.read_schema(file).names)
-        if columns and not present.issuperset(columns.model_fields):
-            missing = next(name for name in columns.model_fields if name not in present)
-            raise UserError(f"{file}: {_missing(missing, columns)}")
-        rows = pq.read_table(file, columns=names).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: is not a whole Parquet file: {reason}") from None
-    for number, row in enumerate(rows, 1):
-        check = columns.model_validate if columns else dict
-        yield f"row {number}", lambda row=row, check=check: check(row)  # type: ignore[misc]
-
-
-def _reason(error: ValidationError, columns: type[Columns] | None) -> str:
-    """The first mistake of a row, and what is expected."""
-    assert columns is not None
-    details = error.errors()[0]
-    column = ".".join(map(str, details["loc"]))
-    expected = f"expected are the columns {columns.expected()}"
-    if details["type"] == "json_invalid":
-        return f"is not JSON: {details['ctx']['error']}; {expected}, one JSON object a line"
-    if not column and details["type"] == "model_type":
-        return f"is no JSON object; {expected}"
-    if details["type"] == "missing":
-        return _missing(column, columns)
-    if details["type"] == "value_error":
-        message = str(details["ctx"]["error"])
-    else:
-        message = details["msg"][0].lower() + details["msg"][1:]
-    return f"column {column}: {message}; {expected}" if column else f"{message}; {expected}"
-
-
-def _missing(column: str, columns: type[Columns]) -> str:
-    return f"column {column} is missing; expected are the columns {columns.expected()}"

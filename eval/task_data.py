@@ -1,6 +1,6 @@
 """Where the data of lm-eval's tasks comes from: the hub, or a plain folder without network.
 
-A folder holds `<leaf task>/<split>.parquet` or `.jsonl`, as `python -m eval fetch` writes it.
+A folder holds `<leaf task>/<split>.parquet` or `.jsonl`, as `itt eval fetch` writes it.
 Tasks stay the harness's own: small files that include theirs replace nothing but the data.
 """
 
@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from eval.suite import TaskSettings
-from eval.task_columns import FORMATS, check_file, columns_of, read_rows
-from itt_composer.errors import UserError
+from eval.suite import TaskSettings, training_suite
+from eval.task_columns import columns_of
+from itt_composer.basics.errors import UserError
+from itt_composer.data.columns import FORMATS, check_file, read_rows
+from itt_composer.recipe.components import LmEval
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -185,6 +187,16 @@ def check_present(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> No
         _find_files(leaves, tasks, Path(data_dir))
 
 
+def check_training_tasks(settings: LmEval) -> None:
+    """The same for the callback `lm_eval` of a recipe.
+
+    Raises:
+        UserError: a sentence for each; no such suite.
+    """
+    suite = training_suite(settings.suite, settings.only, settings.limit, settings.data_dir)
+    check_present(suite.selected_tasks(), suite.data_dir)
+
+
 @cache
 def task_manager() -> "TaskManager":
     """The harness's tasks and ours; made once, because it reads 14,000 files in five seconds."""
@@ -291,7 +303,7 @@ def _find_files(
     """
     if not data_dir.is_dir():
         raise UserError(
-            f"data_dir={data_dir} is no folder; fill one with `python -m eval fetch {data_dir}`"
+            f"data_dir={data_dir} is no folder; fill one with `itt eval fetch {data_dir}`"
         )
     files: dict[str, dict[str, Path]] = {}
     sentences: list[str] = []
@@ -335,7 +347,7 @@ def check_redirectable(leaf: LeafTask) -> None:
 
 def _missing_files(name: str, missing: Mapping[str, list[str]], data_dir: Path) -> list[str]:
     """One sentence for the questions of a task that are not there, and one for the examples."""
-    fetch = f"run `python -m eval fetch {data_dir} {name}` where there is a network"
+    fetch = f"run `itt eval fetch {data_dir} {name}` where there is a network"
     purposes = {
         "questions": f"the questions of {name}; {fetch}, or leave it out by tasks.{name}=null",
         "examples": f"the examples before questions of {name}; {fetch}, "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from itt_composer.launched import is_first_rank
+from itt_composer.basics.processes import is_first_rank
 
 if TYPE_CHECKING:
     from eval.harness import Measurement

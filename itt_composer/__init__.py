@@ -9,7 +9,7 @@ their input start without torch.
 import importlib
 import sys
 
-from itt_composer import command_line
+from itt_composer.basics import startup as command_line
 
 command_line.prepare()  # first: what follows takes a part of a second
 

@@ -1,7 +1,7 @@
 """Train a model from a recipe.
 
     composer -n 8 -m itt_composer.train yamls/pretrain/itt_x4_162m.yaml [key=value …]
-    python -m itt_composer.train yamls/pretrain/quickstart.yaml --print-config
+    itt train yamls/pretrain/quickstart.yaml --print-config
 
 Writes into the recipe's `run_folder`: `recipe.yaml` (resolved), `checkpoints/`, the loggers'
 files and, at the end, `model/` (a transformers folder) and `summary.json`. The same command
@@ -11,58 +11,22 @@ Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 ended by SIGT
 Ctrl-C, each saved after the batch under way.
 """
 
-import logging
-import os
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from itt_composer.before_start import (
-    check_before_start,
-    check_same_shards,
-    device_of,
-    digests_of,
-)
-from itt_composer.config import (
-    Recipe,
-    load_recipe,
-    model_config,
-    recipe_as_yaml,
-    recipe_values,
-)
-from itt_composer.data.shards import read_manifest
-from itt_composer.errors import UserError
-from itt_composer.initial_weights import load_initial_weights
-from itt_composer.launched import (
+from itt_composer.basics.processes import (
     StopSignals,
     end_with_launcher,
-    exit_code,
     failures_told_once,
     is_first_rank,
+    say,
 )
-from itt_composer.recipe_changes import describe
-from itt_composer.registry import amount_and_unit
-from itt_composer.run_folder import ALLOW_CHANGES, RunFolder
-from itt_composer.sharding import (
-    extend_timeouts,
-    gather_for_loss,
-    name_units,
-    parallelism,
-    whole_model,
-)
-
-if TYPE_CHECKING:
-    from composer import Trainer
-    from composer.core import Evaluator
-
-    from itt_composer.models import IttForCausalLM
-    from itt_composer.resume import Start
-
-
-# Added to what a rank may take: a hanging one is named before the others give up waiting.
-COLLECTIVE_MARGIN = 120.0
+from itt_composer.recipe.changes import describe
+from itt_composer.recipe.schema import load_recipe, recipe_as_yaml
+from itt_composer.runs.folder import ALLOW_CHANGES, RunFolder
+from itt_composer.training.before_start import check_before_start, check_same_shards
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -89,7 +53,7 @@ def main(
             return
         run = RunFolder(recipe)
         if run.is_finished():
-            _say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
+            say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
             return
         check_before_start(recipe, run)
         changed = run.check_resumable(allow_changes)
@@ -97,292 +61,12 @@ def main(
         if is_first_rank():
             run.lock()
         if changed:
-            _say(f"{run.path} goes on with changed settings: {describe(changed)}")
+            say(f"{run.path} goes on with changed settings: {describe(changed)}")
         if recipe.data.remote is None:
             check_same_shards(recipe, run, allow_changes)
+        from itt_composer.training.train import train
+
         train(recipe, run, signals, "train.max_duration" in changed, allow_changes)
-
-
-def train(
-    recipe: Recipe,
-    run: RunFolder,
-    signals: StopSignals,
-    has_new_end: bool = False,
-    allow_changes: bool = False,
-) -> None:
-    """Run a recipe to its end.
-
-    Args:
-        recipe: what to do.
-        run: where.
-        signals: by which the run may be asked to end.
-        has_new_end: whether the run so far had another `train.max_duration`.
-        allow_changes: go on with other shards than the run so far.
-
-    Raises:
-        UserError: the device the recipe asks for is not there, or cannot do what it asks; shards
-            that cannot be had, do not fit or are damaged; an end that the run is past.
-    """
-    from composer.utils import dist, reproducibility
-
-    from itt_composer.callbacks.preemption import Preempted, going_on_after
-    from itt_composer.data.prepare import prepare_shards
-    from itt_composer.resume import find_start
-
-    # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
-    logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
-    # Of the last batch of an evaluation, which may be a small one.
-    warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
-    device = device_of(recipe)
-    # Composer asks for the node by this name, torchrun gives it by the other.
-    os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    signals.take()
-    dist.initialize_dist(device, timeout=recipe.train.rank_timeout + COLLECTIVE_MARGIN)
-    start = find_start(run)
-    signals.at_once = going_on_after(start.batch)
-    _tell_start(start)
-    prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
-    if recipe.data.remote is not None:  # known by now
-        check_same_shards(recipe, run, allow_changes)
-    reproducibility.seed_all(recipe.seed)
-    model = build_model(recipe)
-    if recipe.init_from is not None and start.checkpoint is None:
-        load_initial_weights(model, Path(recipe.init_from))
-    trainer = build_trainer(recipe, run, model, device, start, signals)
-    elapsed = trainer.state.get_elapsed_duration()
-    if has_new_end and elapsed is not None and elapsed > 1:
-        raise UserError(
-            f"train.max_duration={recipe.train.max_duration} is over after fewer batches than the "
-            f"{start.batch:,} that {run.path} has gone through; give a longer one"
-        )
-    if dist.get_global_rank() == 0:
-        run.write_recipe(start.batch)
-        run.write_shards(digests_of(recipe), start.batch)
-        _announce(recipe, run, model, dist.get_world_size())
-    if start.checkpoint is not None:
-        _say(
-            f"goes on after batch {start.batch:,} of {recipe.train.max_duration}, from "
-            f"{start.checkpoint}"
-        )
-    if elapsed is not None and elapsed >= 1:
-        trainer.eval()  # was killed between its last checkpoint and its summary
-    else:
-        try:
-            trainer.fit()
-        except Preempted as end:
-            trainer.close()
-            dist.barrier()  # a launcher kills the ranks that are left when the first one ends
-            _say(str(end))
-            raise SystemExit(exit_code(end.by)) from None
-    losses = validation_losses(trainer)
-    trained = whole_model(trainer.state.model)
-    if trained is not None:
-        save_results(recipe, run, trainer, trained, losses)
-    trainer.close()
-
-
-def build_model(recipe: Recipe) -> "IttForCausalLM":
-    """The recipe's model with random weights."""
-    from itt_composer.models import IttForCausalLM
-
-    return IttForCausalLM(model_config(recipe))
-
-
-def build_trainer(
-    recipe: Recipe,
-    run: RunFolder,
-    model: "IttForCausalLM",
-    device: str,
-    start: "Start | None" = None,
-    signals: StopSignals | None = None,
-) -> "Trainer":
-    """Everything the recipe names, put together, at the place where the run starts."""
-    import torch
-    from composer import Trainer
-    from composer.utils import dist
-
-    from itt_composer.algorithms.threshold_estimate import ThresholdEstimate
-    from itt_composer.callbacks.heartbeat import Heartbeat, Progress
-    from itt_composer.callbacks.preemption import Preemption
-    from itt_composer.callbacks.progress_bar import ProgressBar
-    from itt_composer.callbacks.run_checkpoints import RunCheckpoints
-    from itt_composer.callbacks.wandb_metrics import go_on_in_wandb
-    from itt_composer.data.streams import build_dataloader
-    from itt_composer.models.composer_model import ComposerItt
-    from itt_composer.models.wrapping import checkpoint_activations, compile_layers
-    from itt_composer.resume import (
-        ExactRandomState,
-        find_start,
-        fitting_checkpoint,
-        use_own_settings,
-    )
-
-    # No warm-up, and a component that the checkpoint does not know: both as the recipe wants it.
-    warnings.filterwarnings("ignore", r"The warmup duration is 0", UserWarning)
-    warnings.filterwarnings("ignore", r".* is not in the state_dict\. Its state", UserWarning)
-    settings = recipe.train
-    rows_per_rank = settings.global_batch_size // dist.get_world_size()
-    microbatch_size = settings.microbatch_size
-    if microbatch_size != "auto":
-        microbatch_size = min(microbatch_size, rows_per_rank)
-    checkpoint_activations(model, settings.activation_checkpointing)
-    if settings.compile:
-        compile_layers(model)
-    name_units(model)
-    sharding = parallelism(settings, device)
-    composer_model = ComposerItt(model, settings.loss_chunk_tokens)
-    algorithms = recipe.algorithms.build()
-    if model.config.adaptive_routing:
-        algorithms.append(ThresholdEstimate(calibration_rows=settings.calibration_rows))
-    start = start or find_start(run)
-    checkpoint = fitting_checkpoint(start, is_sharded=sharding is not None)
-    preemption, progress = Preemption(signals or StopSignals()), Progress()
-    checkpoints = RunCheckpoints(
-        run, settings.save_interval, settings.keep_checkpoints, start, preemption, progress
-    )
-    heartbeat = Heartbeat(settings.rank_timeout, progress)
-    bars = [ProgressBar()] if settings.progress_bar else []
-    if "wandb" in recipe.loggers.named() and dist.get_global_rank() == 0:
-        go_on_in_wandb(run.path)
-    loader = build_dataloader(recipe.data, "train", settings.global_batch_size)
-    trainer = Trainer(
-        model=composer_model,
-        train_dataloader=loader,
-        eval_dataloader=build_evaluators(recipe),
-        optimizers=recipe.optimizer.build(composer_model.parameters())[0],
-        schedulers=recipe.scheduler.build()[0],
-        algorithms=algorithms,
-        callbacks=[*bars, *recipe.callbacks.build(), heartbeat, preemption, checkpoints],
-        loggers=recipe.loggers.build(),
-        run_name=recipe.run_name,
-        seed=recipe.seed,
-        device=device,
-        precision=settings.precision,
-        max_duration=epochs_as_batches(settings.max_duration, len(loader.dataloader)),  # type: ignore[arg-type]
-        device_train_microbatch_size=microbatch_size,
-        eval_interval=settings.eval_interval,
-        eval_subset_num_batches=settings.eval_batches,
-        load_path=str(checkpoint) if checkpoint else None,
-        progress_bar=False,  # Composer's dumps its configuration, and tears lines
-        parallelism_config=sharding,
-    )
-    if checkpoint is not None:
-        use_own_settings(trainer.state)
-    gather_for_loss(model)
-    extend_timeouts(trainer.state.device_mesh, settings.rank_timeout + COLLECTIVE_MARGIN)
-    # Composer allows it: the routers' scores, and "fp32", would be rounded to ten bits.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    trainer.state.callbacks.append(ExactRandomState(trainer))
-    trainer.logger.log_hyperparameters(recipe_values(recipe))
-    return trainer
-
-
-def epochs_as_batches(duration: str, batches_per_epoch: int) -> str:
-    """A length of training of which every batch is a share.
-
-    Composer counts epochs when they are over, so that within one nothing seems to be done.
-    """
-    amount, unit = amount_and_unit(duration)
-    return f"{int(amount) * batches_per_epoch}ba" if unit == "ep" else duration
-
-
-def build_evaluators(recipe: Recipe) -> "list[Evaluator]":
-    """Validation by the rule of training and, where there are routers, by their thresholds."""
-    from composer.core import Evaluator
-
-    from itt_composer.algorithms.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD
-    from itt_composer.data.streams import build_dataloader
-
-    labels = [BY_OWN_RULE]
-    if recipe.resolved_thinking().adaptive_routing:
-        labels.append(BY_THRESHOLD)
-    loader = build_dataloader(recipe.data, "validation", recipe.train.eval_batch_size)
-    return [Evaluator(label=label, dataloader=loader) for label in labels]
-
-
-def validation_losses(trainer: "Trainer") -> dict[str, float]:
-    """Nats per token under each evaluator, as last measured; every rank must ask."""
-    return {
-        label: float(metrics["LanguageCrossEntropy"].compute())
-        for label, metrics in trainer.state.eval_metrics.items()
-    }
-
-
-def save_results(
-    recipe: Recipe,
-    run: RunFolder,
-    trainer: "Trainer",
-    model: "IttForCausalLM",
-    losses: dict[str, float],
-) -> None:
-    """Write `model/` and, as the mark of a finished run, `summary.json`."""
-    from itt_composer.algorithms.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD
-    from itt_composer.flops import dense_parameters, thinking_parameters
-    from itt_composer.model_folder import (
-        Training,
-        as_published,
-        set_document_ends,
-        write_model_folder,
-    )
-
-    timestamp = trainer.state.timestamp
-    tokenizer = Path(recipe.data.local) / "tokenizer"
-    manifest = read_manifest(recipe.data.local)
-    set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
-    training = Training(
-        run_name=recipe.run_name,
-        batches=timestamp.batch.value,
-        tokens=timestamp.token.value,
-        validation_loss=losses[BY_OWN_RULE],
-        loss_by_threshold=losses.get(BY_THRESHOLD),
-        recipe=recipe_as_yaml(recipe),
-    )
-    published = as_published(model)
-    card = training.card(published)
-    write_model_folder(run.model, published, card, tokenizer if tokenizer.is_dir() else None)
-    summary = {
-        "run_name": recipe.run_name,
-        "thinking": model.config.thinking,
-        "thinking_steps": model.config.thinking_steps,
-        "parameters": dense_parameters(model.config) + thinking_parameters(model.config),
-        "thinking_parameters": thinking_parameters(model.config),
-        "batches": training.batches,
-        "tokens": training.tokens,
-        "train_seconds": timestamp.total_wct.total_seconds(),
-        "validation_loss": training.validation_loss,
-        "validation_loss_by_threshold": training.loss_by_threshold,
-    }
-    run.write_summary(summary)
-    _say(f"finished: model in {run.model}, summary in {run.summary}")
-
-
-def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: int) -> None:
-    from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
-
-    config = model.config
-    kind = {"dense": "LLaMA", "loop": f"Loop×{config.thinking_steps}"}.get(
-        config.thinking, f"ITT×{config.thinking_steps}"
-    )
-    flops_per_token = paper_tflops(config, recipe.data.seq_len) * 1e6 / recipe.data.seq_len
-    if recipe.train.compile:
-        _say("layers are compiled at their first batch, and at each level of annealing: minutes")
-    _say(
-        f"{recipe.run_name}: {kind}, {dense_parameters(config):,} parameters "
-        f"+ {thinking_parameters(config):,} for thinking, {flops_per_token:.2f} MFLOPs per token "
-        f"(the paper's count), {ranks} rank{'s' if ranks > 1 else ''}, run folder {run.path}"
-    )
-
-
-def _tell_start(start: "Start") -> None:
-    for path in start.removed:
-        _say(f"removed {path}: the run ended while it was saved")
-    for path, reason in start.damaged.items():
-        _say(f"warning: {path} is damaged ({reason}); taking the one before it")
-
-
-def _say(text: str) -> None:
-    if is_first_rank():
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

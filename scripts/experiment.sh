@@ -61,7 +61,7 @@ measure() {
     */itt_*) options=("router_selection=[top_k,threshold]") ;;
     esac
     [ "$run/perplexity.json" -nt "$run/summary.json" ] ||
-        python -m eval eval/suites/$suite "model=$run" data=$RUNS/shards "output=$run/perplexity.json" "${options[@]}"
+        itt eval eval/suites/$suite "model=$run" data=$RUNS/shards "output=$run/perplexity.json" "${options[@]}"
 }
 
 runs_of_6m() { main_rows 17; main_rows 18; }
@@ -110,8 +110,8 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -f .venv/bin/activate ]; then
 
 case $1 in
 data)
-    python -m data_prep train-tokenizer "$2" --out $RUNS/tokenizer --vocab-size 4096
-    python -m data_prep convert "$2" --out $RUNS/shards --tokenizer $RUNS/tokenizer --seq-len 256
+    itt train-tokenizer "$2" --out $RUNS/tokenizer --vocab-size 4096
+    itt convert "$2" --out $RUNS/shards --tokenizer $RUNS/tokenizer --seq-len 256
     ;;
 list)
     size=$2
@@ -126,11 +126,11 @@ train)
 analyse)
     for run in "$RUNS/$2"/itt_*/ "$RUNS/$2"/llama-seed{17,18}/; do
         [ ! -f "$run/summary.json" ] || [ "$run/analysis/thinking.json" -nt "$run/summary.json" ] ||
-            python -m itt_composer.analysis tokens "${run%/}"
+            itt analyse tokens "${run%/}"
     done
     for run in "$RUNS/$2"/{llama,itt_x4}-seed{17,18}; do
         [ ! -f "$run/summary.json" ] || [ "$run/analysis/gradients.json" -nt "$run/summary.json" ] ||
-            python -m itt_composer.analysis gradients "$run" --problems "$3"
+            itt analyse gradients "$run" --problems "$3"
     done
     ;;
 report)
@@ -138,9 +138,9 @@ report)
     for name in $MAIN; do
         for seed in 17 18; do [ ! -d "$RUNS/$2/$name-seed$seed" ] || main+=("$RUNS/$2/$name-seed$seed"); done
     done
-    python -m itt_composer.report "$RUNS/$2"/*/ --title "The paper's comparison at $2 parameters" \
+    itt report "$RUNS/$2"/*/ --title "The paper's comparison at $2 parameters" \
         --out "$page.html" --markdown "$table"
-    [ ${#main[@]} -eq 0 ] || python -m itt_composer.report "${main[@]}" \
+    [ ${#main[@]} -eq 0 ] || itt report "${main[@]}" \
         --title "The paper's main rows at $2 parameters" --out "${page}_main.html" --figures "$RUNS/figures_$2"
     ;;
 measure)

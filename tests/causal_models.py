@@ -5,8 +5,8 @@ import functools
 
 import torch
 
-from itt_composer.calibration import calibrate, watched_scores
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.calibration import calibrate, watched_scores
 
 GEOMETRY = {
     "hidden_size": 32,

@@ -16,7 +16,7 @@ from data_prep.convert import convert
 from data_prep.documents import Fields
 from data_prep.options import Options
 from data_prep.tokenizer_training import train_tokenizer
-from itt_composer.config import Recipe, load_recipe
+from itt_composer.recipe.schema import Recipe, load_recipe
 
 pytest_plugins = ["object_store"]
 
@@ -103,8 +103,8 @@ def make_trainer() -> Iterator[Callable]:
     """Build a recipe's trainer, with further callbacks, and a log of what it measures."""
     from composer.loggers import InMemoryLogger
 
-    from itt_composer.run_folder import RunFolder
-    from itt_composer.train import build_model, build_trainer
+    from itt_composer.runs.folder import RunFolder
+    from itt_composer.training.train import build_model, build_trainer
 
     trainers = []
 

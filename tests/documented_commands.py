@@ -1,6 +1,5 @@
 """The shell commands of README.md, CONTRIBUTING.md and docs/, as a reader would type them."""
 
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -9,14 +8,17 @@ from pathlib import Path
 
 import typer
 
+from itt_composer.cli.app import app
+
 REPOSITORY = Path(__file__).parents[1]
 DOCS = sorted(f"docs/{page.name}" for page in REPOSITORY.glob("docs/*.md"))
 PAGES = ("README.md", "CONTRIBUTING.md", *DOCS)
 PROGRAM = re.compile(
-    r"(?:\w+=\S* )*(?:\.venv/bin/)?(?:python|composer|torchrun|make|bash|pip|apt-get|aws|lm_eval"
-    r"|scripts/\w+\.sh)(?: |$)"
+    r"(?:\w+=\S* )*(?:\.venv/bin/)?(?:itt|python|composer|torchrun|make|bash|pip|apt-get|aws"
+    r"|lm_eval|scripts/\w+\.sh)(?: |$)"
 )
-PACKAGES = ("data_prep", "eval", "itt_composer.analysis", "itt_composer.report")
+# What people know beside `itt`.
+WAYS_IN = {"itt_composer.train": "train", "eval": "eval"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 INDENTED = re.compile(r"^    (\S.*)", re.MULTILINE)
@@ -43,8 +45,15 @@ class Documented:
 
     @property
     def module(self) -> str | None:
-        """The module that `-m` names."""
+        """The module that `-m` names; that of `itt`."""
         return self.words[2] if self.words[:2] == ("python", "-m") else None
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Of a command of ours, the words that begin with its name in `itt`."""
+        if self.module in ("data_prep", "itt_composer"):
+            return self.words[3:]
+        return (WAYS_IN[self.module or ""], *self.words[3:])
 
 
 def documented() -> list[Documented]:
@@ -86,26 +95,28 @@ def _parsed(page: str, line: str) -> Documented:
         return Documented(page, ("python", *words[at:]), tuple(words[:at]))
     if words:
         words[0] = words[0].removeprefix(".venv/bin/")
+    if words and words[0] == "itt":
+        words[:1] = ["python", "-m", "itt_composer"]
     return Documented(page, tuple(words))
 
 
 def parse(command: Documented) -> dict[str, object]:
     """Have the command line of a module of ours read its arguments; gives their values.
 
-    A command that is only named, as `python -m eval tables`, has to be one.
+    A command that is only named, as `itt tables`, has to be one.
 
     Raises:
         click.exceptions.UsageError: an option, argument or value that it does not know.
     """
-    module, arguments = command.words[2], list(command.words[3:])
-    place = f"{module}.__main__" if module in PACKAGES else module
-    program = typer.main.get_command(importlib.import_module(place).app)
-    if hasattr(program, "commands") and (not arguments or arguments[1:] == []):
-        assert set(arguments) <= set(program.commands), command.text
+    program, arguments = typer.main.get_command(app), list(command.command)
+    if not arguments:
         return {}
-    context = program.make_context(module, arguments)
+    context = program.make_context("itt", arguments)
     while hasattr(context.command, "resolve_command"):
         left = [*context._protected_args, *context.args]
         name, inner, left = context.command.resolve_command(context, left)
+        if hasattr(inner, "commands") and left[1:] == []:
+            assert set(left) <= set(inner.commands), command.text
+            return {}
         context = inner.make_context(name, left, parent=context)
     return dict(context.params)

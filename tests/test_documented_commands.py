@@ -18,7 +18,7 @@ from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
 from data_prep.tokenizer_training import train_tokenizer
 from eval.suite import load_suite
-from itt_composer.config import load_recipe
+from itt_composer.recipe.schema import load_recipe
 
 COMMANDS = documented()
 RECIPE = "yamls/pretrain/itt_x4_162m.yaml"
@@ -56,22 +56,22 @@ SMALL_TRAINING = (
 )
 # What makes a command small, by what begins it; those that nothing begins here are read alone.
 SMALLER = {
-    "data_prep sample-corpus": ("--megabytes", "1"),
-    "data_prep train-tokenizer": ("--vocab-size", "512"),
-    "data_prep convert": ("--seq-len", "32", "--workers", "1"),
-    "itt_composer.train": SMALL_TRAINING,
-    "itt_composer.export": (),
-    "itt_composer.calibrate": ("--rows", "4"),
-    "itt_composer.generate": ("--max-new-tokens", "2"),
-    "itt_composer.analysis tokens": ("--rows", "4"),
-    "itt_composer.analysis gradients": ("--fine-tune", "1", "--epochs", "1", "--measure", "2"),
-    "itt_composer.recipes": (),
+    "sample-corpus": ("--megabytes", "1"),
+    "train-tokenizer": ("--vocab-size", "512"),
+    "convert": ("--seq-len", "32", "--workers", "1"),
+    "train": SMALL_TRAINING,
+    "export": (),
+    "from-llama": (),
+    "calibrate": ("--rows", "4"),
+    "generate": ("--max-new-tokens", "2"),
+    "analyse tokens": ("--rows", "4"),
+    "analyse gradients": ("--fine-tune", "1", "--epochs", "1", "--measure", "2"),
+    "recipes": (),
     "eval eval/suites/eleven_tasks.yaml": ("only=[piqa]", "limit=2"),
     "eval eval/suites/perplexity.yaml": (),
     "eval eval/suites/elastic.yaml": ("select_ratios=[null,[0,0,0]]", "plot=false"),
-    "eval tables": (),
-    "itt_composer.report": (),
-    "itt_composer": (),  # the list of commands
+    "tables": (),
+    "report": (),
 }
 STAGES = list(SMALLER)
 # Commands of ours that are read alone, and why.
@@ -79,9 +79,9 @@ READ_ALONE = {
     r"--engine spark": "takes Java: tests/data_prep/test_spark_engine.py",
     r"--shares shares\.yaml": "tests/data_prep/test_budgets.py",
     r"eval fetch": "takes the hub: tests/evaluation/test_fetch.py",
-    r"^python -m (data_prep|eval tables)$": "names a program",
+    r"^python -m (data_prep|itt_composer|itt_composer (tables|--help))$": "names a program",
     r"--print-config": "is what reading it does",
-    r"itt_composer\.train (?!.*(init_from|run_name=trial_dense|full_capacity))"
+    r"itt_composer(\.| )train (?!.*(init_from|run_name=trial_dense|full_capacity))"
     r"(?!yamls/pretrain/itt_x4_162m\.yaml$)": "trains as others here do: by its recipe's keys",
     r"--allow-changes": "tests/test_training_failures.py",
 }
@@ -115,8 +115,10 @@ def begins(command: Documented) -> str | None:
     """What makes it small, if it is run here."""
     if any(re.search(pattern, command.text) for pattern in READ_ALONE):
         return None
-    text = command.text.removeprefix("python -m ")
-    return next((stage for stage in STAGES if text.startswith(stage)), None)
+    if command.module is None or not command.command:
+        return None
+    text = " ".join(command.command)
+    return next((stage for stage in STAGES if f"{text} ".startswith(f"{stage} ")), None)
 
 
 def stood_for(command: Documented) -> list[str]:
@@ -148,15 +150,15 @@ def test_a_documented_command_is_read_by_what_it_names(command, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     words = stood_for(command)
     if command.module:
-        if command.text != "python -m itt_composer":
-            parse(Documented(command.page, tuple(words)))
+        parse(Documented(command.page, tuple(words)))
         assert begins(command) or any(re.search(one, command.text) for one in READ_ALONE), (
             f"{command.text} is neither run in this file nor in READ_ALONE"
         )
-        if command.module == "itt_composer.train":
-            load_recipe(Path(words[3]), [word for word in words[4:] if not word.startswith("--")])
-        elif words[3:] and words[3].endswith("tasks.yaml"):
-            load_suite(Path(words[3]), words[4:])
+        ours = Documented(command.page, tuple(words)).command
+        if ours[:1] == ("train",):
+            load_recipe(Path(ours[1]), [word for word in ours[2:] if not word.startswith("--")])
+        elif ours[1:] and ours[1].endswith("tasks.yaml"):
+            load_suite(Path(ours[1]), ours[2:])
     elif command.words[0] == "make":
         words = command.words[: command.words.index("&&")] if "&&" in words else command.words
         done = subprocess.run(["make", "-n", *words[1:]], capture_output=True, text=True)
@@ -228,14 +230,14 @@ def chain() -> Iterator[tuple[Documented, list[str]]]:
 def _place(stage: str, command: Documented) -> float:
     """Where it stands in the chain: what begins with a folder of weights after what makes one."""
     if "init_from" in command.text:
-        return STAGES.index("itt_composer.export") + 0.5
+        return STAGES.index("from-llama") + 0.5
     return STAGES.index(stage)
 
 
 def test_documented_commands_run_one_after_another_on_small_data(fork_server, workspace):
     for command, words in chain():
         arguments = [one for word in words for one in _expanded(word, workspace)]
-        if command.module == "itt_composer.calibrate":
+        if command.command[0] == "calibrate":
             shutil.copytree(workspace / "runs/itt_x4_162m/model", workspace / "out/run")
         result = fork_server.run(arguments[0], *arguments[1:], cwd=workspace)
         assert result.returncode == 0, f"{command.page}: {words}\n{result.stdout}{result.stderr}"

@@ -53,9 +53,8 @@ def test_the_text_becomes_a_tokenizer_and_shards(call, checkout):
     assert (code, printed) == (
         0,
         [
-            f"python -m data_prep train-tokenizer {checkout} --out runs/experiments/tokenizer "
-            "--vocab-size 4096",
-            f"python -m data_prep convert {checkout} --out {shards}",
+            f"itt train-tokenizer {checkout} --out runs/experiments/tokenizer --vocab-size 4096",
+            f"itt convert {checkout} --out {shards}",
         ],
     )
 
@@ -93,7 +92,7 @@ def test_each_finished_run_is_measured_once_by_the_rules_it_has(call, checkout):
         run = make_run(checkout, name, "summary.json")
         suite, _, options = suite.partition(" ")
         files = f"model={run} data=runs/experiments/shards output={run}/perplexity.json"
-        expected.append(f"python -m eval eval/suites/{suite} {files} {options}".rstrip())
+        expected.append(f"itt eval eval/suites/{suite} {files} {options}".rstrip())
     make_run(checkout, "itt_x2-seed17")
     make_run(checkout, "itt_x3-seed17", "summary.json", "perplexity.json")
     again = make_run(checkout, "loop_x4-seed17", "perplexity.json", "summary.json")
@@ -108,7 +107,7 @@ def test_the_report_is_of_all_runs_and_of_the_main_rows(call, checkout):
     itt, itt_again, tanh, llama = (make_run(checkout, name) for name in names)
     code, (every, main), _ = call("report", "2m")
     assert code == 0
-    report = "python -m itt_composer.report"
+    report = "itt report"
     assert every.startswith(f"{report} {itt}/ {itt_again}/ {tanh}/ {llama}/ --title ")
     assert every.endswith(
         " --out runs/experiments/report_2m.html --markdown runs/experiments/summary_2m.md"

@@ -14,7 +14,7 @@ mpl.rcParams.update({"svg.hashsalt": "annealing", "svg.fonttype": "none", "font.
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from itt_composer.schedules import ratios_at, temperature_at  # noqa: E402
+from itt_composer.recipe.schedules import ratios_at, temperature_at  # noqa: E402
 
 BATCHES = range(1001)
 SPAN = 100  # of the default, duration: 0.1dur

@@ -18,17 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from eval.likelihoods import TOKENS_PER_BATCH, Scorer, plan
 from itt_composer.analysis.problems import EncodedProblem, Problem, encode_problem
-from itt_composer.analysis.projections import (
+from itt_composer.analysis.rows import positions_of
+from itt_composer.basics.errors import UserError
+from itt_composer.models.likelihoods import TOKENS_PER_BATCH, Scorer, plan
+from itt_composer.models.projections import (
     PROJECTIONS,
     Projection,
     attention_projections,
     nuclear_norm,
 )
-from itt_composer.analysis.rows import positions_of
-from itt_composer.errors import UserError
-from itt_composer.tokenizer import document_ids
+from itt_composer.models.tokenizer import document_ids
 
 MOST_GRADIENT = 1.0  # norm at which gradients are clipped in fine-tuning
 # What is done, how much of it, and how much of it there is.

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import yaml
 
-from itt_composer.errors import UserError
-from itt_composer.settings import values_of
+from itt_composer.basics.errors import UserError
+from itt_composer.recipe.layers import values_of
 
 RECIPE = "recipe.yaml"
 

@@ -17,8 +17,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from eval.task_columns import Columns, Text, check_file
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
+from itt_composer.data.columns import Columns, Text, check_file
 
 OPTION = re.compile(r"([A-Z])\)")
 # A text as token ids.

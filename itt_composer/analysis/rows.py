@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.data.stored_rows import StoredRows, batches_of, sample_of_split
-from itt_composer.errors import UserError
 
 SPLIT = "validation"
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from eval.rendering import Table
 from itt_composer.analysis.token_classes import KINDS
+from itt_composer.basics.tables import Table
 
 
 def gradient_tables(result: dict[str, Any], name: str) -> list[Table]:

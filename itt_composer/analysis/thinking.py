@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from itt_composer.analysis.token_classes import KINDS, TokenClasses
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.layer import ThinkingStep
-from itt_composer.text_stream import IncrementalDecoder
+from itt_composer.models.text_stream import IncrementalDecoder
 
 BINS = 50
 RANGES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itt_composer.text_stream import NO_CHARACTER
+from itt_composer.models.text_stream import NO_CHARACTER
 
 KINDS = ("word begin", "word inside", "digit", "punctuation", "whitespace", "rare", "frequent")
 FREQUENT_SHARE, RARE_SHARE = 0.5, 0.1

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import HOW_TO_MAKE, read_index
-from itt_composer.errors import UserError
 
 RECORD_FILE = ".verified.json"
 CHUNK = 1 << 20

@@ -7,7 +7,7 @@ from typing import Any
 
 from composer.utils import dist
 
-from itt_composer.config import DataRecipe
+from itt_composer.basics.errors import UserError
 from itt_composer.data.integrity import (
     Record,
     expected_files,
@@ -24,7 +24,7 @@ from itt_composer.data.shards import (
     streams_in_use,
 )
 from itt_composer.data.shared_memory import SHARED_MEMORY, free_bytes
-from itt_composer.errors import UserError
+from itt_composer.recipe.schema import DataRecipe
 
 WORTH_A_LINE = 1_000_000_000  # bytes to hash
 BYTES_PER_ROW = 8  # its number, in shared memory

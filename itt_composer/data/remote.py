@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from itt_composer.basics.errors import UserError
 from itt_composer.data.integrity import sha256_of
 from itt_composer.data.shards import parse_manifest, streams_in_use
-from itt_composer.errors import UserError
 
 MANIFEST = "manifest.json"
 

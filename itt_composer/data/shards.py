@@ -5,19 +5,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itt_composer.errors import Mistakes, UserError
+from itt_composer.basics.errors import Mistakes, UserError
 
 if TYPE_CHECKING:
-    from itt_composer.config import DataRecipe
+    from itt_composer.recipe.schema import DataRecipe
 
 FORMAT_VERSION = 2  # of manifests, the newest; written by `data_prep`
 NEEDED_KEYS = {"seq_len", "dtype", "vocab_size", "tokenizer", "splits", "totals", "files"}
-HOW_TO_MAKE = "make shards with `python -m data_prep convert`"
+HOW_TO_MAKE = "make shards with `itt convert`"
 COLUMN = "input_ids"
-
-
-class LoaderError(UserError):
-    """What one rank alone meets in the middle of training, such as a damaged download."""
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

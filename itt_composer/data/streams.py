@@ -19,8 +19,9 @@ from composer.utils import dist
 from filelock import FileLock, Timeout
 from streaming import StreamingDataLoader
 
-from itt_composer.config import DataRecipe
-from itt_composer.data.shards import LoaderError, domains_with_rows, read_manifest
+from itt_composer.basics.errors import LoaderError, UserError
+from itt_composer.basics.processes import heed_parent_only, is_loss_of_a_worker
+from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.data.shared_memory import (
     SHARED_MEMORY,
     hold_segments,
@@ -29,8 +30,7 @@ from itt_composer.data.shared_memory import (
     remove_stale_segments,
 )
 from itt_composer.data.token_rows import ShardStream, TokenRows
-from itt_composer.errors import UserError
-from itt_composer.launched import heed_parent_only, is_loss_of_a_worker
+from itt_composer.recipe.schema import DataRecipe
 
 NUMBERS = ("domain", "row")
 IGNORED = -100  # as a label, by torch's cross entropy and Composer's metrics

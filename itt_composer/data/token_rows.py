@@ -20,9 +20,8 @@ from streaming.base.batching import generate_work
 from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
 
+from itt_composer.basics.errors import LoaderError, UserError
 from itt_composer.data.remote import reason
-from itt_composer.data.shards import LoaderError
-from itt_composer.errors import UserError
 
 SHARDS_MIXED = 4
 NO_ROW = -1  # what the library fills its tables of work with

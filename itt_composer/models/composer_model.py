@@ -8,7 +8,7 @@ from composer.models import HuggingFaceModel, huggingface
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from itt_composer.flops import executed_flops
+from itt_composer.models.flops import executed_flops
 from itt_composer.models.modeling import IttForCausalLM
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from transformers import AutoConfig, LlamaConfig
 
-from itt_composer.thinking import ThinkingSettings, check_select_ratios
+from itt_composer.recipe.thinking import ThinkingSettings, check_select_ratios
 
 THINKING_FIELDS = tuple(field.name for field in fields(ThinkingSettings))
 
@@ -16,8 +16,8 @@ class IttConfig(LlamaConfig):
     Args:
         thinking, thinking_steps, thinking_layers, select_ratios, router_norm, router_selection,
             reweighting, residual_thinking, thinking_update, adaptive_routing, step_encoding,
-            step_encoding_init, early_exit: see `itt_composer.thinking.ThinkingSettings`. None
-            means the value the kind implies.
+            step_encoding_init, early_exit: see `ThinkingSettings`. None means the value the kind
+            implies.
         **kwargs: the fields of `transformers.LlamaConfig`.
 
     Raises:

@@ -18,11 +18,11 @@ from itt_composer.models import routing
 from itt_composer.models.configuration import IttConfig
 from itt_composer.models.step_cache import NO_TOKEN, StepSlot, ThinkingStepCache
 from itt_composer.models.thresholds import QUANTILES, anchor_settings, thresholds_at
-from itt_composer.thinking import RouterSelection
+from itt_composer.recipe.thinking import RouterSelection
 
 NO_THRESHOLDS = (
     "router_selection='threshold' needs thresholds, and this model has none yet: "
-    "run python -m itt_composer.calibrate on it"
+    "run itt calibrate on it"
 )
 
 

@@ -27,8 +27,10 @@ from transformers.utils import (
 )
 
 import itt_composer  # noqa: F401  (makes the Auto classes know ITT models)
-from itt_composer.errors import UserError
-from itt_composer.llama_config import (
+from itt_composer.basics.errors import UserError
+from itt_composer.models.configuration import IttConfig
+from itt_composer.models.modeling import IttForCausalLM
+from itt_composer.recipe.llama_config import (
     COMMON_KEYS,
     HARMLESS_KEYS,
     LLAMA_TYPES,
@@ -37,8 +39,6 @@ from itt_composer.llama_config import (
     llama_fields,
     refuse_unread,
 )
-from itt_composer.models.configuration import IttConfig
-from itt_composer.models.modeling import IttForCausalLM
 
 # The files that may hold the weights, as transformers looks for them; an index names others.
 WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)

@@ -43,7 +43,7 @@ from itt_composer.models.layer import (
 )
 from itt_composer.models.loss import ChunkLoss, OutputEmbedding, loss_and_gradient
 from itt_composer.models.step_cache import step_caches
-from itt_composer.thinking import RouterSelection, check_choice, check_early_exit
+from itt_composer.recipe.thinking import RouterSelection, check_choice, check_early_exit
 
 
 class IttPreTrainedModel(LlamaPreTrainedModel):

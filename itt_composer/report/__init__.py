@@ -1,1 +1,1 @@
-"""One page, and PNG figures, of what runs have measured: `python -m itt_composer.report`."""
+"""One page, and PNG figures, of what runs have measured: `itt report`."""

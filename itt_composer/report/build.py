@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from itt_composer.files import write_whole
-from itt_composer.readable import readable
+from itt_composer.basics.files import write_whole
+from itt_composer.basics.text import readable
 from itt_composer.report import (
     costs,
     curves,

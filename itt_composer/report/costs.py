@@ -8,8 +8,8 @@ from typing import Any
 
 import altair as alt
 
-from eval.data_efficiency import Efficiency, data_efficiency, tokens_to_reach
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
+from itt_composer.paper.data_efficiency import Efficiency, data_efficiency, tokens_to_reach
 from itt_composer.report import theme
 from itt_composer.report.axes import (
     NUMBER,

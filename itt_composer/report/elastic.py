@@ -5,13 +5,13 @@ from typing import Any
 
 import altair as alt
 
-from eval.perplexity_report import RULES, mean_shares, percentages
 from itt_composer.report.axes import NUMBER, Look, colour, looks_of, zoom
 from itt_composer.report.curves import ALIKE
 from itt_composer.report.experiments import Experiment
 from itt_composer.report.figures import Control, Figure, Option, Print
 from itt_composer.report.labels import PLACES, placed
 from itt_composer.report.measured import Measured
+from itt_composer.results.perplexity_report import RULES, mean_shares, percentages
 
 ALONE = "all tokens, no router"
 MOST_NAMES = 8  # more would cover each other; all are told on hover

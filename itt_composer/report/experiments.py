@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from itt_composer.recipe_changes import UNSET, changes
-from itt_composer.repeats import common_name, first_of, important_settings
+from itt_composer.recipe.changes import UNSET, changes
+from itt_composer.recipe.thinking import Thinking
 from itt_composer.report.runs import Run
-from itt_composer.thinking import Thinking
+from itt_composer.runs.repeats import common_name, first_of, important_settings
 
 # Perplexities of runs that differ in these are of other text or other tokens.
 MEASURED_ON = (

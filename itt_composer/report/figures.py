@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from itt_composer.files import whole_file
+from itt_composer.basics.files import whole_file
 from itt_composer.report import theme
 
 DIGITS = 5  # of numbers on the page

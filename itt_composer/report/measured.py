@@ -8,14 +8,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from eval.measurements import CountedOnce
-from eval.paper import GEOMETRY_FIELDS
-from eval.perplexity_report import percentages
-from eval.result_files import read_results
-from itt_composer.errors import UserError
-from itt_composer.readable import readable
+from itt_composer.basics.errors import UserError
+from itt_composer.basics.text import readable
+from itt_composer.recipe.description import GEOMETRY_FIELDS
 from itt_composer.report.experiments import Experiment
 from itt_composer.report.runs import Run
+from itt_composer.results.files import read_results
+from itt_composer.results.measurements import CountedOnce
+from itt_composer.results.perplexity_report import percentages
 
 FORMAT = 1
 COMMANDS = {
@@ -125,7 +125,7 @@ def read_gradients(experiments: Sequence[Experiment], files: Sequence[Path]) -> 
         if content is None:
             raise UserError(
                 f"--gradients {file} is damaged or holds no gradient norms; name a JSON file that "
-                "python -m itt_composer.analysis gradients has written"
+                "itt analyse gradients has written"
             )
         found.add(readable(file.stem), file, content)
     return found
@@ -250,7 +250,7 @@ def _perplexities_in(file: Path) -> dict[str, Any]:
     if not results:
         raise UserError(
             f"{file} holds no perplexities; name a JSON file that "
-            "python -m eval eval/suites/elastic.yaml has written"
+            "itt eval eval/suites/elastic.yaml has written"
         )
     if not _is_well_formed(results[0], results[0]["model"]):
         raise UserError(f"{file} is damaged; measure it again")

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from eval import paper
-from eval.result_files import LossLog
-from itt_composer.errors import UserError
-from itt_composer.metrics import read_metrics
-from itt_composer.readable import readable
-from itt_composer.repeats import rows_of_run, with_thinking_of_today
-from itt_composer.settings import values_of
+from itt_composer.basics.errors import UserError
+from itt_composer.basics.text import readable
+from itt_composer.recipe.description import GEOMETRY_FIELDS, kind_label
+from itt_composer.recipe.layers import values_of
+from itt_composer.results.files import LossLog
+from itt_composer.runs.metrics import read_metrics
+from itt_composer.runs.repeats import rows_of_run, with_thinking_of_today
 
 if TYPE_CHECKING:
     from itt_composer.models.configuration import IttConfig
@@ -35,7 +35,7 @@ THINKING = re.compile(r"thinking/layer_(\d+)/step_(\d+)/(\w+)")
 LENGTH = re.compile(r"([\d.]+(?:e\d+)?)(ba|tok|sp)")
 OLD_RECIPE = re.compile(r"recipe_until_batch_(\d+)\.yaml")
 SIZES = (
-    *(("model", name) for name in paper.GEOMETRY_FIELDS),
+    *(("model", name) for name in GEOMETRY_FIELDS),
     ("data", "seq_len"),
 )
 NAMES = {"batch", "tokens", TRAINING_LOSS, HOURS, *VALIDATION.values()}
@@ -86,13 +86,13 @@ class Run:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Geometry and thinking, as `eval.paper` takes them."""
+        """Geometry and thinking, as `itt_composer.paper.figures` takes them."""
         return {"model_type": "itt", **self.recipe["model"], **self.recipe["thinking"]}
 
     @property
     def kind(self) -> str:
         """ "LLaMA", "Loop×3", "ITT×4"."""
-        return paper.kind_label(self.description)
+        return kind_label(self.description)
 
     @property
     def is_dense(self) -> bool:
@@ -125,7 +125,7 @@ class Run:
     @property
     def geometry(self) -> tuple:
         """What makes two models the same size."""
-        return tuple(self.recipe["model"].get(name) for name in paper.GEOMETRY_FIELDS)
+        return tuple(self.recipe["model"].get(name) for name in GEOMETRY_FIELDS)
 
     @property
     def end(self) -> Validation | None:
@@ -136,7 +136,7 @@ class Run:
         return last if last.batch == self.summary["batches"] else None
 
     def loss_log(self) -> LossLog:
-        """As `eval.data_efficiency` takes it, with a label unlike that of any other run."""
+        """As the table of data efficiency takes it, with a label unlike that of any other run."""
         losses = [(validation.tokens, validation.loss) for validation in self.validations]
         return LossLog(self.path, {**self.recipe, "run_name": self.name}, losses)
 
@@ -202,7 +202,7 @@ def flops_after(
         tokens: those that lie behind each batch, ascending.
         ratios: ρ_t in force in each of them; under top-p they stand for the shares of the tokens.
     """
-    from itt_composer.flops import executed_flops
+    from itt_composer.models.flops import executed_flops
 
     @cache
     def cost(ratios: tuple[float, ...]) -> int:

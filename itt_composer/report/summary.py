@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from eval.perplexity_report import percentages
-from eval.rendering import Table
+from itt_composer.basics.tables import Table
 from itt_composer.report.axes import flops_unit
 from itt_composer.report.experiments import Experiment, differing_settings
 from itt_composer.report.runs import Run, config_of
+from itt_composer.results.perplexity_report import percentages
 
 NOTHING = "–"
 MOST_NATS = 100.0  # beyond it a run has diverged
@@ -168,7 +168,7 @@ def seconds(run: Run) -> float | None:
 
 
 def _line(experiment: Experiment, settings: Sequence[str], flops_size: float) -> Line:
-    from itt_composer.flops import dense_parameters, paper_tflops, thinking_parameters
+    from itt_composer.models.flops import dense_parameters, paper_tflops, thinking_parameters
 
     runs, first = experiment.counted, experiment.runs[0]
     config, seq_len = config_of(first), first.recipe["data"]["seq_len"]

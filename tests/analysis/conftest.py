@@ -9,8 +9,8 @@ import torch
 from small_recipe import RECIPE
 from transformers import AutoTokenizer
 
-from itt_composer.calibration import calibrate
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.calibration import calibrate
 
 GEOMETRY = {**causal_models.GEOMETRY, "vocab_size": 512, "max_position_embeddings": 128}
 KINDS = {

@@ -34,7 +34,6 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from itt_composer.analysis.__main__ import app
 from itt_composer.analysis.gradients import (
     FineTuning,
     analyse_gradients,
@@ -45,10 +44,11 @@ from itt_composer.analysis.gradients import (
     summary_of,
 )
 from itt_composer.analysis.problems import EncodedProblem, read_problems
-from itt_composer.analysis.projections import attention_projections, nuclear_norm
 from itt_composer.analysis.tables import gradient_tables
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
+from itt_composer.cli.analyse import app
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.projections import attention_projections, nuclear_norm
 
 SHARED_DATA = Path(os.environ.get("ITT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 LLAMA = {
@@ -443,7 +443,7 @@ def test_help_comes_before_torch():
     program = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from itt_composer.analysis.__main__ import app\n"
+        "from itt_composer.cli.analyse import app\n"
         "for command in ([], ['gradients'], ['tokens']):\n"
         "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
         "assert 'is no run folder' in CliRunner().invoke(app, ['tokens', 'x']).stderr\n"

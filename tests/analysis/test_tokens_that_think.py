@@ -9,7 +9,6 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from itt_composer.analysis.__main__ import app
 from itt_composer.analysis.rows import (
     document_beginning,
     first_document,
@@ -26,6 +25,7 @@ from itt_composer.analysis.thinking import (
     watched_norms,
 )
 from itt_composer.analysis.token_classes import KINDS, TokenClasses, rare_and_frequent
+from itt_composer.cli.analyse import app
 from itt_composer.data.stored_rows import StoredRows
 from itt_composer.models import IttForCausalLM
 

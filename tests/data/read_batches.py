@@ -19,8 +19,8 @@ def read(recipe: str, task: dict[str, Any]) -> tuple[list, dict[str, Any]]:
     """Batches of this rank as lists of rows, and the state that Composer would save at the end."""
     from composer.utils import dist
 
-    from itt_composer.config import load_recipe
     from itt_composer.data.streams import build_dataloader
+    from itt_composer.recipe.schema import load_recipe
 
     data = load_recipe(recipe, task.get("overrides", [])).data
     split = task.get("split", "train")

@@ -11,6 +11,7 @@ from damage import flip_a_bit
 from streaming import MDSWriter
 from streaming.base.util import merge_index
 
+from itt_composer.basics.errors import UserError
 from itt_composer.data.integrity import (
     RECORD_FILE,
     expected_files,
@@ -21,7 +22,6 @@ from itt_composer.data.integrity import (
     write_record,
 )
 from itt_composer.data.shards import read_manifest, streams_in_use
-from itt_composer.errors import UserError
 
 SHARD = "train/code/00000/shard.00000.mds"
 

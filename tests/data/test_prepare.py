@@ -8,10 +8,10 @@ import pytest
 from damage import flip_a_bit
 from typer.testing import CliRunner
 
+from itt_composer.basics.errors import UserError
 from itt_composer.data.integrity import RECORD_FILE, read_record
 from itt_composer.data.prepare import check_files, check_shared_memory, prepare_shards
 from itt_composer.data.shards import read_manifest
-from itt_composer.errors import UserError
 from itt_composer.train import app
 
 SHARD = "train/code/00000/shard.00000.mds"

@@ -114,8 +114,8 @@ def test_other_nodes_see_the_global_batches_of_one(undisturbed, recipe):
     from streaming.base.batching import generate_work
     from streaming.base.world import World
 
-    from itt_composer.config import load_recipe
     from itt_composer.data.streams import build_dataset
+    from itt_composer.recipe.schema import load_recipe
 
     for parts in (1, 2):
         overrides = [SHARES, f"data.num_canonical_nodes={parts}"]

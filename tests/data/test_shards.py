@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import (
     check_shards,
     check_vocabulary,
@@ -15,7 +16,6 @@ from itt_composer.data.shards import (
     streams_in_use,
     tokenizer_sha256,
 )
-from itt_composer.errors import UserError
 
 FITTING = {"seq_len": 32, "vocab_size": 512, "domains": None, "batch_size": 4}
 
@@ -71,7 +71,7 @@ def test_a_domain_that_lacks_is_told_with_those_that_are_there(shards):
 
 
 def test_a_folder_without_shards_is_told_how_to_make_them(copy, tmp_path):
-    how = "make shards with `python -m data_prep convert`"
+    how = "make shards with `itt convert`"
     assert refusal(tmp_path / "no") == f"data folder {tmp_path / 'no'} is not there; {how}"
     assert refusal(tmp_path) == f"data folder {tmp_path} has no manifest.json; {how}"
     (copy / "manifest.json").write_text('{"command": "train-tokenizer"}')

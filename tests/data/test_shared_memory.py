@@ -36,7 +36,7 @@ from itt_composer.data.streams import build_dataloader
 REPOSITORY = Path(__file__).parents[2]
 LIVE = """\
 import sys
-from itt_composer.config import load_recipe
+from itt_composer.recipe.schema import load_recipe
 from itt_composer.data.streams import build_dataloader
 loader = build_dataloader(load_recipe(sys.argv[1], sys.argv[2:]).data, "train", 16).dataloader
 batches = iter(loader)

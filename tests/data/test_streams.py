@@ -13,11 +13,10 @@ from streaming import LocalDataset
 from streaming.base.batching import generate_work
 from streaming.base.world import World
 
+from itt_composer.basics.errors import LoaderError, UserError
 from itt_composer.data.prepare import prepare_shards
-from itt_composer.data.shards import LoaderError
 from itt_composer.data.streams import build_dataloader, collate_rows
 from itt_composer.data.token_rows import interleave, sample_order
-from itt_composer.errors import UserError
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def test_ids_outside_the_tokenizer_are_bad_lines(
 
     from data_prep import convert as conversion
     from data_prep.tokenizer import load_tokenizer
-    from itt_composer.errors import UserError
+    from itt_composer.basics.errors import UserError
 
     whole = load_tokenizer(str(tokenizer))
     rare = whole.vocab_size - 1  # of single characters, the rarest

@@ -25,9 +25,9 @@ from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
 from data_prep.estimate import Estimate, estimate, validation_threshold
 from data_prep.tokenizer import load_tokenizer
-from itt_composer.config import load_recipe
+from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import check_shards
-from itt_composer.errors import UserError
+from itt_composer.recipe.schema import load_recipe
 
 SEQ_LEN = 64
 BOS, EOS = 1, 2

@@ -17,7 +17,7 @@ from small_conversions import (
 )
 
 from data_prep import conversion, local_engine
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 SETS = {"RedPajamaC4": "c4", "RedPajamaGithub": "github", "RedPajamaBook": "book"}
 FIELD = {"domain_field": "meta.redpajama_set_name"}

@@ -17,7 +17,7 @@ from data_prep.documents import (
     read_documents,
 )
 from data_prep.domains import MIXED, find_corpus, not_read_sentence
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 GOOD = b'{"text": "fine"}\n'
 

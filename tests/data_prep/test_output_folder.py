@@ -6,7 +6,7 @@ import os
 import pytest
 
 from data_prep.manifest import already_complete, complete_folder, is_inside, write_manifest
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 RECIPE = {"command": "test", "seq_len": 8, "inputs": {"a": {"bytes": 1, "sha256": "00"}}}
 

@@ -32,7 +32,7 @@ from data_prep.rows import ShardOptions
 from data_prep.spark_engine import run_spark
 from data_prep.spark_session import java_version, sentence_of, spark_session
 from data_prep.tokenizer import load_tokenizer
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
 if shutil.which("java") is None:
@@ -251,7 +251,7 @@ JAVA_TRACE = "\n\tat org.apache.spark.Task.run(Task.scala:1)\nCaused by: Traceba
     [
         (
             "Job aborted.\nTraceback (most recent call last):\n  File 'a.py'\n    x: int = 1\n"
-            f"itt_composer.errors.UserError: c4/a.jsonl, line 7: broken JSON{JAVA_TRACE}",
+            f"itt_composer.basics.errors.UserError: c4/a.jsonl, line 7: broken JSON{JAVA_TRACE}",
             "c4/a.jsonl, line 7: broken JSON",
         ),
         (
@@ -286,7 +286,7 @@ def test_without_pyspark_says_what_to_install(monkeypatch):
 
 OWN_SESSION = """
 from data_prep.spark_session import spark_session
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 try:
     with spark_session("local[1]") as spark:
         print(spark.range(3).count())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from data_prep.stats import stats
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 COUNTS = {
     "train": {

@@ -24,7 +24,7 @@ from data_prep.documents import Document
 from data_prep.encoder import Encoder, EncoderMismatchError, is_checked
 from data_prep.proven import why_reference
 from data_prep.tokenizer import Tokenizer, load_tokenizer
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 BEGIN, END = "<|begin|>", "<|end|>"
 

@@ -16,7 +16,7 @@ from streaming.base.util import merge_index
 
 from data_prep.shard_files import DamageError, _FileInfo, check_info
 from data_prep.verify import Report, verify
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 
 SEQ_LEN = 16
 VOCAB_SIZE = 500

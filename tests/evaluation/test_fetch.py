@@ -1,4 +1,4 @@
-"""`python -m eval fetch`: whole files of what tasks need, from the real client of the hub."""
+"""`itt eval fetch`: whole files of what tasks need, from the real client of the hub."""
 
 import json
 import os

@@ -16,15 +16,15 @@ from small_task_data import make_task_data
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-import itt_composer.config
+import itt_composer.recipe.schema
 from eval import harness
 from eval.__main__ import app
 from eval.suite import load_suite
 from eval.task_data import open_tasks
-from eval.task_report import AVERAGE, compared_row, lines_of, write_harness_results
-from itt_composer.calibration import calibrate
-from itt_composer.model_folder import write_model_folder
-from itt_composer.train import build_model
+from itt_composer.models.calibration import calibrate
+from itt_composer.models.folder import write_model_folder
+from itt_composer.paper.task_report import AVERAGE, compared_row, lines_of, write_harness_results
+from itt_composer.training.train import build_model
 
 SUITE = Path(__file__).parents[2] / "eval/suites/eleven_tasks.yaml"
 FEW = "only=[piqa,winogrande,arc_challenge,lambada_openai,nq_open]"
@@ -60,7 +60,9 @@ def make_folder(shards, tmp_path_factory):
         file = tmp_path_factory.mktemp("recipe") / "small.yaml"
         file.write_text(RECIPE)
         places = [f"data.local={shards}", "model.max_position_embeddings=1024"]
-        recipe = itt_composer.config.load_recipe(file, [*places, "model.initializer_range=0.2"])
+        recipe = itt_composer.recipe.schema.load_recipe(
+            file, [*places, "model.initializer_range=0.2"]
+        )
         torch.manual_seed(seed)
         model = build_model(recipe)
         ids = torch.randint(3, 512, (8, 32))

@@ -8,9 +8,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
 from eval.language_model import EvaluatedLM
-from itt_composer.calibration import calibrate
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.calibration import calibrate
 
 POSITIONS = 64
 NEW_TOKENS = 5

@@ -15,11 +15,11 @@ from streaming import LocalDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eval.perplexity import run
-from eval.perplexity_report import tables, write_results
 from eval.suite import PerplexitySuite
-from itt_composer.calibration import calibrate
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.calibration import calibrate
+from itt_composer.results.perplexity_report import tables, write_results
 
 # Weights far from 0, so that a token's loss depends much on every layer and step.
 LLAMA = {

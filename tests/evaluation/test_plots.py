@@ -3,7 +3,6 @@
 import pytest
 from matplotlib import pyplot
 
-from eval import paper
 from eval.plots import (
     Box,
     Point,
@@ -15,6 +14,7 @@ from eval.plots import (
     points,
     within_frame,
 )
+from itt_composer.paper import figures as paper
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from eval.__main__ import app
-from eval.perplexity_report import cost_of_exit
-from eval.suite import load_suite, model_name
-from itt_composer.errors import UserError
+from eval.suite import load_suite
+from itt_composer.basics.errors import UserError
+from itt_composer.results.perplexity_report import cost_of_exit
+from itt_composer.runs.model_settings import model_name
 
 SUITES = Path(__file__).parents[2] / "eval/suites"
 
@@ -99,7 +100,7 @@ def invoke(*arguments):
 
 
 def test_the_command_writes_and_prints_what_it_measured(small_recipe, shards, tmp_path):
-    from itt_composer.train import build_model
+    from itt_composer.training.train import build_model
 
     build_model(small_recipe()).save_pretrained(tmp_path / "model")
     output = tmp_path / "results/perplexity.json"

@@ -12,9 +12,10 @@ from small_task_data import make_task_data, mmlu_subjects, shared_task_data
 
 from eval.fetch import tasks_of
 from eval.suite import ELEVEN_TASKS, TaskSettings
-from eval.task_columns import BY_TASK, Mmlu, check_file, columns_of
+from eval.task_columns import BY_TASK, Mmlu, columns_of
 from eval.task_data import DATA_KEYS, leaf_tasks, open_tasks, task_manager
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
+from itt_composer.data.columns import check_file
 
 TASKS = tasks_of(ELEVEN_TASKS)
 
@@ -164,20 +165,20 @@ def test_an_unknown_task_is_told_with_the_nearest_names():
 
 def test_a_folder_that_is_not_there_is_told_with_how_to_fill_it(tmp_path):
     sentence = told({"piqa": TaskSettings()}, tmp_path / "nowhere")
-    assert f"python -m eval fetch {tmp_path / 'nowhere'}" in sentence
+    assert f"itt eval fetch {tmp_path / 'nowhere'}" in sentence
 
 
 def test_a_missing_file_is_told_with_what_it_is_for(data_dir):
     settings = {"piqa": TaskSettings(shots=3)}
     assert told(settings, data_dir) == (
         f"data_dir={data_dir} has no piqa/train.parquet (or .jsonl) with the examples before "
-        f"questions of piqa; run `python -m eval fetch {data_dir} piqa` where there is a network, "
+        f"questions of piqa; run `itt eval fetch {data_dir} piqa` where there is a network, "
         "or ask without by tasks.piqa.shots=0"
     )
     sentence = told({"mmlu": TaskSettings(shots=0)}, data_dir)
     assert "mmlu_high_school_biology/test.parquet" not in sentence
     assert ", mmlu_" in sentence
-    assert "and 53 more with the questions of mmlu; run `python -m eval fetch" in sentence
+    assert "and 53 more with the questions of mmlu; run `itt eval fetch" in sentence
 
 
 @pytest.mark.parametrize(("task", "shots", "rows"), [("boolq", 40, 41), ("arc_challenge", 41, 41)])

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import WEIGHTS_NAME
 
-from itt_composer.errors import UserError
+from itt_composer.basics.errors import UserError
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.loading import broken_weights, load_model, refuse_broken
 from itt_composer.models.modeling import IttModel

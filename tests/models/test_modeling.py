@@ -5,8 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from itt_composer.flops import dense_parameters, thinking_parameters
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.flops import dense_parameters, thinking_parameters
 from itt_composer.models.layer import IttDecoderLayer, Router
 from itt_composer.models.modeling import _padding_in
 from itt_composer.models.routing import select_top_k, select_where

@@ -6,8 +6,8 @@ from causal_models import build, left_padded, random_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itt_composer.calibration import calibrate
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.calibration import calibrate
 from itt_composer.models.thresholds import (
     anchor_settings,
     anchor_weights,

@@ -8,7 +8,7 @@ from typing import Any
 
 from small_recipe import RECIPE
 
-from itt_composer.config import load_recipe, recipe_as_yaml
+from itt_composer.recipe.schema import load_recipe, recipe_as_yaml
 
 LAYERS, BATCH_TOKENS = 4, 128
 CLASSES = ("word begin", "word inside", "digit", "punctuation", "whitespace", "rare", "frequent")

@@ -13,8 +13,8 @@ from report_runs import write_run
 from rich.console import Console
 from typer.testing import CliRunner
 
-from itt_composer.errors import UserError
-from itt_composer.report.__main__ import app
+from itt_composer.basics.errors import UserError
+from itt_composer.cli.report import app
 from itt_composer.report.build import build
 from itt_composer.report.costs import _told
 from itt_composer.report.figures import changed, pack, print_spec, prints_of
@@ -127,9 +127,9 @@ def test_what_is_missing_is_told_with_its_command(tmp_path):
     other = write_run(tmp_path / "a b's" / "itt")
     commands = [command for _, command in build([other, folder], [], "title").page.missing]
     assert commands == [
-        f"python -m itt_composer.analysis tokens {folder}",
-        f"python -m itt_composer.analysis gradients {folder} --problems AQUA.jsonl",
-        f"python -m eval eval/suites/elastic.yaml model={folder} data=shards "
+        f"itt analyse tokens {folder}",
+        f"itt analyse gradients {folder} --problems AQUA.jsonl",
+        f"itt eval eval/suites/elastic.yaml model={folder} data=shards "
         f"output={folder}/perplexity.json",
     ]
     (_, _, (_, elastic)) = build([other], [], "title").page.missing
@@ -144,7 +144,7 @@ def test_a_dense_models_analysis_hides_nothing_that_is_missing(tmp_path):
     empty = {"kind": "thinking", "format": 1, "data": {}, "step_encodings": [], "texts": []}
     (runs[0] / "analysis" / "thinking.json").write_text(json.dumps({**empty, "steps": []}))
     missing = [command for _, command in build(runs, [], "title").page.missing]
-    assert f"python -m itt_composer.analysis tokens {runs[1]}" in missing
+    assert f"itt analyse tokens {runs[1]}" in missing
 
 
 def test_an_analysis_of_another_model_is_not_drawn_and_other_settings_are_named(tmp_path):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from report_runs import write_run
 
-from itt_composer.errors import UserError
-from itt_composer.repeats import common_name, experiment_sha256
+from itt_composer.basics.errors import UserError
 from itt_composer.report.axes import Units
 from itt_composer.report.build import build
 from itt_composer.report.curves import smoothed, thinned, training_records
@@ -17,6 +16,7 @@ from itt_composer.report.experiments import differing_settings, group, incompara
 from itt_composer.report.page import render
 from itt_composer.report.runs import read_run, read_runs
 from itt_composer.report.summary import counted, duration, summarise
+from itt_composer.runs.repeats import common_name, experiment_sha256
 
 DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")
 
@@ -28,7 +28,7 @@ def seed(number: int) -> tuple[str, str]:
 def test_flops_of_a_real_training_are_the_sum_over_its_batches(small_recipe, make_trainer):
     from composer.core import Callback
 
-    from itt_composer.run_folder import RunFolder
+    from itt_composer.runs.folder import RunFolder
 
     class Sum(Callback):
         total = 0

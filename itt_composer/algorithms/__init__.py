@@ -1,1 +1,0 @@
-"""Composer algorithms: what changes the model or the step during training."""

@@ -1,0 +1,1 @@
+"""Errors, files, text, tables and processes, which every other room uses."""

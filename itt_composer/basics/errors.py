@@ -1,0 +1,79 @@
+"""A user's mistake and Ctrl-C are one sentence, and end the command with exit code 1 and 130."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from itt_composer.basics.startup import INTERRUPTED, heed_interrupts
+
+
+class UserError(Exception):
+    """Something the user can put right: says what was wrong, where, and what to do."""
+
+
+class LoaderError(UserError):
+    """What one rank alone meets in the middle of training, such as a damaged download."""
+
+
+class Mistakes:
+    """Lets several checks speak before the command ends, so that a user has all of it at once.
+
+    Example:
+        >>> mistakes = Mistakes()
+        >>> with mistakes:
+        ...     check_this()
+        >>> with mistakes:
+        ...     check_that()
+        >>> mistakes.tell()
+    """
+
+    def __init__(self) -> None:
+        self._sentences: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, UserError):
+            self._sentences += str(error).splitlines()
+        return isinstance(error, UserError)
+
+    def tell(self) -> None:
+        """End with what was found.
+
+        Raises:
+            UserError: one line for each sentence, if there is any.
+        """
+        if self._sentences:
+            raise UserError("\n".join(dict.fromkeys(self._sentences)))
+
+
+@contextmanager
+def errors_as_sentences(interrupted: str = "nothing was written") -> Iterator[None]:
+    """Print a `UserError`, an `OSError` or Ctrl-C as one line on stderr instead of a traceback.
+
+    Args:
+        interrupted: what is said after Ctrl-C: what there is of the work, or what goes on with it;
+            may be empty.
+
+    Raises:
+        typer.Exit: with code 1, or 130 after Ctrl-C, after the line has been printed.
+    """
+    heed_interrupts()
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Once Composer is imported, Ctrl-C is a SystemExit.
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
+        typer.echo("; ".join(filter(None, ["ended by Ctrl-C", interrupted])), err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"cannot use {error.filename or 'a file'}: {error.strerror or error}"
+    else:
+        return
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(1)

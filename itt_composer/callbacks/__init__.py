@@ -1,1 +1,0 @@
-"""Composer callbacks and loggers: what watches training."""

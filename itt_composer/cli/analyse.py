@@ -1,0 +1,247 @@
+"""Look into trained models.
+
+    itt analyse gradients runs/itt_x4_162m --problems aqua/dev.jsonl
+    itt analyse tokens runs/itt_x4_162m --text story.txt
+
+`gradients` takes the gradients' nuclear norms for easy and hard problems, `tokens` tells which
+tokens think. Both print a table and write JSON into the run's folder.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from itt_composer.analysis.places import result_file, shards_of
+from itt_composer.basics.errors import UserError, errors_as_sentences
+from itt_composer.basics.files import check_place, write_whole
+from itt_composer.basics.text import readable
+from itt_composer.recipe.layers import comma_separated
+
+if TYPE_CHECKING:
+    from itt_composer.runs.loading import EvaluatedModel
+
+FORMAT = 1
+BATCH_SIZE = 16
+LONGEST_DOCUMENT = 512  # tokens that are shown one by one
+
+app = typer.Typer(
+    help="Look into trained models.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL", help="A run folder, a transformers folder or a model on the hub."
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option(help="JSON file; by default in the run folder's analysis/.")
+]
+
+
+@app.command()
+def gradients(
+    models: Models,
+    problems: Annotated[Path, typer.Option(help="AQuA's problems, JSON lines.")],
+    fine_tune: Annotated[
+        int, typer.Option(min=0, help="Fine-tune on the first so many problems of the file.")
+    ] = 100,
+    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Of fine-tuning.")] = 5e-5,
+    measure: Annotated[
+        int | None, typer.Option(min=1, help="Problems to measure; by default all that are left.")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Nuclear norms of the gradients of easy and hard problems, by layer and projection."""
+    with errors_as_sentences():
+        if not 0 < learning_rate < float("inf"):
+            raise UserError(f"--learning-rate must be a positive number, not {learning_rate}")
+        files = _result_files(models, "gradients.json", output)
+        from itt_composer.analysis.gradients import FineTuning, analyse_gradients
+        from itt_composer.analysis.problems import read_problems
+        from itt_composer.analysis.tables import gradient_tables
+
+        read = read_problems(problems)
+        fine_tuning = FineTuning(fine_tune, epochs, learning_rate)
+        for name, file in files.items():
+            evaluated = _load(name)
+            result = _beginning("gradients", evaluated)
+            model, tokenizer = evaluated.model.float(), evaluated.tokenizer()
+            with _progress() as show:
+                found = analyse_gradients(model, tokenizer, read, fine_tuning, measure, show)
+            found["problems"] = {"file": str(problems), **found["problems"]}
+            _tell(result | found, name, file, gradient_tables)
+
+
+@app.command()
+def tokens(
+    models: Models,
+    rows: Annotated[int, typer.Option(min=1, help="Validation rows to look at.")] = 128,
+    data: Annotated[
+        Path | None, typer.Option(help="Shards; by default those that the run's recipe names.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="A text to show token by token; may be repeated.")
+    ] = None,
+    select_ratios: Annotated[
+        str | None, typer.Option(help="Share of the tokens in each step, such as 0.7,0.5,0.")
+    ] = None,
+    router_selection: Annotated[
+        str | None, typer.Option(help="top_k, top_p or threshold; by default as in training.")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Which tokens think: shares, router weights, overlap of steps, kinds of tokens, texts."""
+    with errors_as_sentences():
+        files = _result_files(models, "thinking.json", output)
+        shards = {name: shards_of(name, data) for name in files}
+        texts = {str(file): _read(file) for file in text or []}
+        asked = {
+            "select_ratios": comma_separated(select_ratios, float, "--select-ratios"),
+            "router_selection": router_selection,
+        }
+        from itt_composer.analysis.tables import thinking_tables
+
+        for name, file in files.items():
+            evaluated = _load(name)
+            result = _beginning("thinking", evaluated)
+            found = _thinking_of(evaluated, shards[name], rows, texts, asked)
+            _tell(result | found, name, file, thinking_tables)
+
+
+def _thinking_of(
+    evaluated: "EvaluatedModel", shards: Path, rows: int, texts: dict[str, str], asked: dict
+) -> dict[str, Any]:
+    """What `thinking.json` says behind its kind, format and model."""
+    from itt_composer.analysis.rows import (
+        SPLIT,
+        document_beginning,
+        open_shards,
+        positions_of,
+        validation_batches,
+    )
+    from itt_composer.analysis.thinking import (
+        step_encodings,
+        think_about,
+        thinking_steps,
+        watched_norms,
+    )
+    from itt_composer.data.shards import check_vocabulary
+    from itt_composer.models.tokenizer import document_ids
+    from itt_composer.runs.loading import think_as
+
+    model, tokenizer = evaluated.model, evaluated.tokenizer()
+    config: Any = model.config
+    manifest = open_shards(shards)
+    source = evaluated.tokenizer_source
+    check_vocabulary(shards, manifest, evaluated.path, config.vocab_size, source)
+    # Training saves a model that routes by thresholds; its routers learnt by top-k.
+    if getattr(config, "router_selection", None) == "threshold":
+        asked = {**asked, "router_selection": asked["router_selection"] or "top_k"}
+    think_as(model, asked)
+    batches = validation_batches(shards, rows, BATCH_SIZE)
+    with _progress() as show, watched_norms(model) as norms:
+        steps = thinking_steps(
+            model, tokenizer, batches, lambda done, total: show("validation rows", done, total)
+        )
+    document, ids = document_beginning(shards, manifest, LONGEST_DOCUMENT)
+    shown = {document: ids}
+    longest = positions_of(config, tokenizer)
+    for name, text in texts.items():
+        shown[name] = document_ids(tokenizer, text)[:longest]
+    return {
+        "data": {
+            "folder": str(shards),
+            "split": SPLIT,
+            "rows": sum(len(batch["input_ids"]) for batch in batches),
+            "tokens": sum(batch["input_ids"].numel() for batch in batches),
+        },
+        "router_selection": getattr(config, "router_selection", None),
+        "select_ratios": list(getattr(config, "select_ratios", [])),
+        "steps": steps,
+        "step_encodings": step_encodings(model),
+        "state_norms": [{"layer": layer, "mean": norm} for layer, norm in norms.items()],
+        "texts": [think_about(model, tokenizer, name, ids) for name, ids in shown.items()],
+    }
+
+
+def _beginning(kind: str, evaluated: "EvaluatedModel") -> dict[str, Any]:
+    """What a result says of itself and of its model."""
+    return {
+        "kind": kind,
+        "format": FORMAT,
+        "model_sha256": evaluated.sha256(),
+        "trained_batches": evaluated.trained_batches,
+    }
+
+
+def _result_files(models: list[str], name: str, output: Path | None) -> dict[str, Path]:
+    """Of each model the file of its result."""
+    if output is not None and len(models) > 1:
+        raise UserError(f"--output is for one model, and there are {len(models)}; leave it out")
+    if output is not None:
+        check_place(output, "--output")
+    return {model: result_file(model, name, output) for model in models}
+
+
+def _load(name: str) -> "EvaluatedModel":
+    import torch
+    from transformers import logging
+
+    from itt_composer.runs.loading import load_evaluated
+    from itt_composer.runs.model_settings import ModelSettings
+
+    logging.set_verbosity_error()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return load_evaluated(ModelSettings(path=[name]), name, device)
+
+
+def _read(file: Path) -> str:
+    try:
+        text = file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text: {error.reason}") from None
+    if not text.strip():
+        raise UserError(f"--text {file} holds no text")
+    return text
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr, told what is done, how much of it, and how much of it there is."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total
+        )
+
+
+def _tell(
+    result: dict[str, Any], name: str, file: Path, tables: Callable[[dict[str, Any], str], list]
+) -> None:
+    from itt_composer.basics.tables import wide_console
+
+    result, name = readable(result), readable(name)
+    try:
+        text = json.dumps(result, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        raise UserError(
+            f"the results of {name} are not finite (NaN or infinite), as those of a model that "
+            "diverged; nothing was written"
+        ) from None
+    write_whole(file, text + "\n")
+    console = wide_console()
+    after = result["trained_batches"]
+    for table in tables(result, name if after is None else f"{name}, after {after:,} batches"):
+        table.print(console)
+    print(readable(f"written to {file}"))

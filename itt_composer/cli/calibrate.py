@@ -1,0 +1,126 @@
+"""Measure a model's thresholds: `itt calibrate MODEL --data SHARDS`.
+
+Training ends with the same measurement; this is for exported checkpoints, other text, or a model
+whose weights have changed.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from itt_composer.basics.errors import UserError, errors_as_sentences
+from itt_composer.data.shards import check_vocabulary, domains_with_rows, read_manifest
+
+if TYPE_CHECKING:
+    import torch
+
+    from itt_composer.models import IttForCausalLM
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    model_folder: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A transformers folder; it is updated.")
+    ],
+    data: Annotated[Path, typer.Option(help="Shards whose tokens the model was trained on.")],
+    split: Annotated[str, typer.Option(help="Of the shards: validation or train.")] = "validation",
+    rows: Annotated[int, typer.Option(min=1, help="Rows to measure on.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 16,
+) -> None:
+    """Measure the thresholds by which a model's routers pick tokens, and save them with it."""
+    with errors_as_sentences():
+        if not (model_folder / "config.json").is_file():
+            raise UserError(
+                f"{model_folder} is not a transformers folder: it has no config.json; a finished "
+                "training run has one in its folder model/"
+            )
+        manifest = read_manifest(data)
+        if not domains_with_rows(manifest, split):
+            raise UserError(f"--data {data} has no rows in its split {split!r}")
+        from itt_composer.models.calibration import calibrate
+        from itt_composer.models.folder import replace_model
+
+        model = _load(model_folder, data, manifest)
+        measure, check = _batches(data / split, rows, batch_size, model.device)
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("calibrating")
+            try:
+                calibrate(
+                    model,
+                    measure,
+                    on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                )
+            except ValueError as error:
+                raise UserError(f"{model_folder} gives scores that are NaN: {error}") from None
+        if model.config.router_selection == "top_p":
+            print(
+                "note: under top-p ratios were shares of the weight; from now on they are shares "
+                "of the tokens: choose them anew with set_select_ratios"
+            )
+        model.set_router_selection("threshold")
+        _print_shares(model, check)
+        replace_model(model_folder, model)
+        print(f"saved the thresholds in {model_folder}, which now routes by them")
+
+
+def _load(folder: Path, shards: Path, manifest: dict[str, Any]) -> "IttForCausalLM":
+    import torch
+
+    from itt_composer.models import IttForCausalLM
+    from itt_composer.models.loading import load_model
+
+    model = load_model(folder)
+    if not isinstance(model, IttForCausalLM) or not model.config.adaptive_routing:
+        raise UserError(f"{folder} holds a model without routers: there is nothing to calibrate")
+    check_vocabulary(shards, manifest, str(folder), model.config.vocab_size, str(folder))
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    return model
+
+
+def _batches(
+    folder: Path, count: int, batch_size: int, device: "torch.device"
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Batches to measure on, and batches of other rows to check the result on."""
+    from itt_composer.data.stored_rows import batches_of, sample_of_split
+
+    rows, sample = sample_of_split(folder, 2 * count)
+    middle = (len(sample) + 1) // 2
+    measure, check = (
+        [
+            {name: tensor.to(device) for name, tensor in batch.items()}
+            for batch in batches_of(rows, half, batch_size)
+        ]
+        for half in (sample[:middle], sample[middle:])
+    )
+    return measure, check
+
+
+def _print_shares(model: "IttForCausalLM", batches: list[dict[str, Any]]) -> None:
+    """Print which share of the tokens of other rows takes each step, beside what is asked for."""
+    import torch
+
+    from itt_composer.models.calibration import RealisedShares
+
+    table = Table(title="Share of the tokens that take a step, %, on other rows of the split")
+    for header in ("step", "asked for", "realised", "least layer", "most layer"):
+        table.add_column(header, justify="right")
+    shares = RealisedShares()
+    with torch.inference_mode():
+        for batch in batches:
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            model.model(**inputs, use_cache=False, on_step=shares.count)
+    by_step = shares.by_step(model.config.thinking_steps)
+    for step, (asked, layers) in enumerate(
+        zip(model.config.select_ratios, by_step, strict=True), start=1
+    ):
+        layers = layers or [0.0]
+        figures = [asked, sum(layers) / len(layers), min(layers), max(layers)]
+        table.add_row(str(step), *(f"{100 * figure:.1f}" for figure in figures))
+    Console().print(table)

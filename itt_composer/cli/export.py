@@ -1,0 +1,71 @@
+"""Write a checkpoint as a transformers folder.
+
+    itt export runs/itt_x4_162m OUT              a run's latest checkpoint
+    itt export runs/itt_x4_162m/checkpoints/latest-rank0.pt OUT
+
+Nothing that lies in a checkpoint is run. OUT appears when it is complete.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from itt_composer.basics.errors import Mistakes, errors_as_sentences
+from itt_composer.basics.files import check_new_folder, check_place
+from itt_composer.models.tokenizer import check_tokenizer_folder
+from itt_composer.runs.folder import find_checkpoint
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+ModelType = Literal["llama", "itt"]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")]
+
+
+@app.command()
+def main(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A .pt file, the folder of a sharded checkpoint, or a run folder: its latest.",
+        ),
+    ],
+    out: Out,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the tokenizer.", show_default="the one in the recipe's data.local"
+        ),
+    ] = None,
+    allow_code_execution: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-execution",
+            help="Read a checkpoint of a trusted origin that holds more than data: it may run any "
+            "code as you.",
+        ),
+    ] = False,
+    model_type: Annotated[
+        ModelType | None,
+        typer.Option(
+            help="llama is a plain LLaMA that every tool loads without itt_composer, for dense "
+            "models.",
+            show_default="llama for a dense model, itt for one that thinks",
+        ),
+    ] = None,
+) -> None:
+    """Write a training checkpoint as a transformers folder."""
+    with errors_as_sentences():
+        mistakes = Mistakes()
+        with mistakes:
+            check_new_folder(out)
+            check_place(out, "OUT")
+        with mistakes:
+            find_checkpoint(checkpoint)
+        with mistakes:
+            check_tokenizer_folder(tokenizer)
+        mistakes.tell()
+        from itt_composer.runs.export import export_checkpoint
+
+        export_checkpoint(checkpoint, out, tokenizer, allow_code_execution, model_type)
+        typer.echo(f"model in {out}")

@@ -1,0 +1,242 @@
+"""`make quickstart`: from this Python installation's text to a trained ITT and what it bought.
+
+Runs the product's own commands one after another and prints each. A stage whose output is there
+and valid is skipped, so an interrupted quickstart goes on where it was. Torch is imported only
+by the commands, not here.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from itt_composer.basics.errors import errors_as_sentences
+from itt_composer.basics.importing import imported
+from itt_composer.data.shards import read_manifest
+from itt_composer.recipe.schema import load_recipe
+from itt_composer.runs.folder import RunFolder
+
+FOLDER = Path("runs/quickstart")
+CORPUS, TOKENIZER, SHARDS = FOLDER / "corpus", FOLDER / "tokenizer", FOLDER / "shards"
+DENSE_RECIPE = Path("yamls/pretrain/quickstart_dense.yaml")
+ITT_RECIPE = Path("yamls/pretrain/quickstart.yaml")
+# Two threads that wait for each other crawl when anything else runs; two ranks do not.
+RANKS = 2
+ITT = Path(sys.executable).with_name("itt")
+# Keeps Ctrl-C from the launcher, which would print a traceback and leave 30 seconds to save.
+LAUNCH = [Path(__file__).parents[2] / "scripts" / "forward_sigterm.sh"]
+THREADS_PER_RANK = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // RANKS))}
+THINKING = "analysis/thinking.json"
+ELASTIC_SETTINGS = ("[0.9,0.9,0.9]", "[0.3,0.3,0.3]", "[0.9,0.9,0]", "[0,0,0]")
+
+LOAD_SUITE = "eval.suite:load_suite"
+GOES_ON = "what is finished is kept, and `make quickstart` goes on from here"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main() -> None:
+    """Train a tiny ITT and the dense model on text of this Python, and compare them.
+
+    Takes half an hour of CPU time, on two cores, and writes into runs/quickstart; stages that are
+    done are left as they are.
+    """
+    started = time.monotonic()
+    with errors_as_sentences(GOES_ON):
+        prepare_data()
+        runs = [train(DENSE_RECIPE), train(ITT_RECIPE)]
+        results = [
+            evaluate(runs[0], "eval/suites/perplexity.yaml", ["null"]),
+            evaluate(runs[1], "eval/suites/elastic.yaml", ["null", *ELASTIC_SETTINGS]),
+        ]
+        summaries = [json.loads(run.summary.read_bytes()) for run in runs]
+        look_into(runs[1])
+        page = report(runs)
+    print_comparison(summaries, results)
+    print(
+        f"Done in {time.monotonic() - started:.0f} s; everything is in {FOLDER}, on a page: {page}"
+    )
+    print_next(runs[1])
+
+
+def print_next(run: RunFolder) -> None:
+    """Print commands that go on from here."""
+    print("\nWhat comes next:")
+    for arguments, what in (
+        (["generate", run.model, "--prompt", "'class Path'", "--color"], "go on with a text"),
+        (["analyse", "tokens", run.path, "--data", SHARDS], "which tokens think"),
+        (["recipes"], "the paper's models, to train on your own text: docs/data.md"),
+    ):
+        print(f"\n# {what}\n{' '.join([typed(str(ITT)), *map(str, arguments)])}")
+
+
+def typed(word: str) -> str:
+    """A word of a command as a user would type it here."""
+    path = Path(word)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else word)
+
+
+def prepare_data() -> None:
+    """Corpus, tokenizer, shards; each command skips what is complete."""
+    recipe = load_recipe(ITT_RECIPE)
+    run_itt("sample-corpus", "--out", CORPUS)
+    vocab_size = ["--vocab-size", recipe.model.vocab_size]
+    run_itt("train-tokenizer", CORPUS, "--out", TOKENIZER, *vocab_size)
+    options = ["--out", SHARDS, "--tokenizer", TOKENIZER, "--seq-len", recipe.data.seq_len]
+    run_itt("convert", CORPUS, *options)
+
+
+def train(recipe_file: Path) -> RunFolder:
+    """Train a recipe through the `composer` launcher, unless its run is finished."""
+    run = RunFolder(load_recipe(recipe_file))
+    if run.is_finished():
+        print(f"{run.path} holds the finished run of {recipe_file}: nothing to do", flush=True)
+    else:
+        launcher = [*LAUNCH, Path(sys.executable).with_name("composer"), "-n", RANKS]
+        call([*launcher, "-m", "itt_composer.train", recipe_file], THREADS_PER_RANK)
+    return run
+
+
+def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> dict[str, Any]:
+    """Perplexity on all validation rows at each setting, unless it has been measured."""
+    output = run.path / "perplexity.json"
+    overrides = [
+        f"model={run.model}",
+        f"data={SHARDS}",
+        f"select_ratios=[{','.join(settings)}]",
+        f"output={output}",
+    ]
+    if is_newer(output, run.summary):
+        measured = json.loads(output.read_bytes())
+        if measured["suite"] == imported(LOAD_SUITE)(Path(suite_file), overrides).model_dump():
+            print(f"{output} holds the evaluation: nothing to do", flush=True)
+            return measured
+    run_itt("eval", suite_file, *overrides)
+    return json.loads(output.read_bytes())
+
+
+def look_into(run: RunFolder) -> None:
+    """Which tokens think, unless it has been measured."""
+    output = run.path / THINKING
+    if is_newer(output, run.summary):
+        print(f"{output} holds which tokens think: nothing to do", flush=True)
+    else:
+        run_itt("analyse", "tokens", run.path, "--data", SHARDS)
+
+
+def report(runs: list[RunFolder]) -> Path:
+    """One page of the runs, unless it is there and newer than what it shows."""
+    page = FOLDER / "report.html"
+    shown = ("summary.json", "perplexity.json", THINKING)
+    sources = [run.path / name for run in runs for name in shown]
+    if all(is_newer(page, source) for source in sources if source.is_file()):
+        print(f"{page} holds the report: nothing to do", flush=True)
+    else:
+        run_itt("report", *(run.path for run in runs), "--out", page)
+    return page
+
+
+def is_newer(output: Path, source: Path) -> bool:
+    """Whether `output` exists and was written after `source`."""
+    return output.is_file() and output.stat().st_mtime >= source.stat().st_mtime
+
+
+def run_itt(*arguments: object) -> None:
+    """Run a command of this project in a process of its own."""
+    call([ITT, *arguments])
+
+
+def call(command: list[Any], environment: dict[str, str] | None = None) -> None:
+    """Print a command as a user would type it, and run it.
+
+    Raises:
+        SystemExit: the command failed; with its exit code.
+        KeyboardInterrupt: Ctrl-C was pressed, and the command has ended.
+    """
+    words = [str(word) for word in command]
+    settings = [f"{name}={value}" for name, value in (environment or {}).items()]
+    print(f"\n$ {' '.join([*settings, *map(typed, words)])}", flush=True)
+    # Threads that wait asleep: spinning, two of them crawl as soon as anything else runs.
+    variables = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(environment or {})}
+    is_interrupted = False
+
+    def wait_for_its_end(number: int, frame: FrameType | None) -> None:
+        """The terminal has interrupted the command as well, which saves and says so."""
+        nonlocal is_interrupted
+        is_interrupted = True
+
+    former = signal.signal(signal.SIGINT, wait_for_its_end)
+    try:
+        code = subprocess.run(words, check=False, env=variables).returncode
+    finally:
+        signal.signal(signal.SIGINT, former)
+    if is_interrupted:
+        raise KeyboardInterrupt
+    if code:
+        print(f"quickstart: stopped at the command above; {GOES_ON}", file=sys.stderr)
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
+def by_both_rules(settings: list[dict[str, Any]]) -> Iterator[tuple[dict, dict]]:
+    """Each elastic setting as measured by top-k and by thresholds; a dense model has one rule."""
+    causal = {
+        tuple(setting["select_ratios"]): setting
+        for setting in settings
+        if setting["router_selection"] != "top_k"
+    }
+    for setting in settings:
+        if setting["router_selection"] != "threshold":
+            yield setting, causal[tuple(setting["select_ratios"])]
+
+
+def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
+    """Print a row per model, then the ITT's elastic settings; fits 80 columns."""
+    manifest = read_manifest(SHARDS)
+    documents = manifest["totals"]["validation"]["documents"]
+    table = Table(
+        title=f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
+        f"(trained on {summaries[0]['tokens'] / 1e6:.2f} M tokens, vocabulary "
+        f"{manifest['vocab_size']:,}; MFLOPs per token of a\nforward pass; causal: by thresholds)",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("\nmodel", no_wrap=True)
+    for header in (
+        "select\nratios %",
+        "\nparams",
+        "MFLOPs\npaper",
+        "MFLOPs\nexecuted",
+        "perplexity\ntop-k",
+        "\ncausal",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
+    for summary, result in zip(summaries, results, strict=True):
+        name = "LLaMA" if summary["thinking"] == "dense" else f"ITT×{summary['thinking_steps']}"
+        parameters = f"{summary['parameters'] / 1e6:.3f} M"
+        for setting, causal in by_both_rules(result["settings"]):
+            table.add_row(
+                name,
+                "/".join(f"{100 * ratio:.0f}" for ratio in setting["select_ratios"]) or "–",
+                parameters,
+                f"{setting['paper_flops_per_token'] / 1e6:.2f}",
+                f"{setting['executed_flops_per_token'] / 1e6:.2f}",
+                f"{setting['perplexity']:.2f}",
+                f"{causal['perplexity']:.2f}",
+            )
+            name, parameters = "  elastic", "same"
+    print()
+    Console().print(table)

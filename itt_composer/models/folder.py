@@ -1,0 +1,222 @@
+"""The transformers folder of a model: safetensors, config, generation config, tokenizer, card.
+
+Training and `itt export` write it through the same function. A dense model is written as the plain
+LLaMA it is, which every tool loads without this package.
+"""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from itt_composer.basics.errors import UserError
+from itt_composer.basics.files import whole_folder
+from itt_composer.models import IttForCausalLM
+from itt_composer.models.tokenizer import readable_config
+from itt_composer.recipe.llama_config import llama_fields
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+)
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [{model_type}]
+---
+
+# {name}
+
+{kind} ([arXiv 2502.13842](https://arxiv.org/abs/2502.13842)), made with `itt_composer`.
+
+```python
+{imports}from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("<this folder>")
+```
+
+{facts}
+"""
+IMPORTS = {"llama": "", "itt": "import itt_composer  # makes the Auto classes know ITT models\n"}
+MODEL_KINDS = {
+    "dense": "A LLaMA, the dense baseline of an Inner Thinking Transformer",
+    "loop": "A Loop model: layers {layers} are applied {steps} times; the baseline of ITT",
+    "itt": "An Inner Thinking Transformer: layers {layers} think up to {steps} steps",
+}
+
+
+@dataclass
+class Training:
+    """What a model card tells of the training behind it.
+
+    Attributes:
+        run_name: of the recipe.
+        batches: trained on.
+        tokens: trained on.
+        validation_loss: nats per token after these batches, by the rule of training; None where
+            it is not known.
+        loss_by_threshold: likewise, by the thresholds that the model routes by from here on.
+        recipe: the resolved recipe as YAML, or None where it is not known.
+    """
+
+    run_name: str
+    batches: int
+    tokens: int
+    validation_loss: float | None
+    loss_by_threshold: float | None
+    recipe: str | None
+
+    def card(self, model: IttForCausalLM | LlamaForCausalLM) -> str:
+        """The README.md of the trained model."""
+        perplexity = _perplexity(self.validation_loss)
+        if self.loss_by_threshold is not None:
+            causal = _perplexity(self.loss_by_threshold)
+            perplexity = f"{causal} by thresholds, {perplexity} by the rule of training"
+        facts = (
+            "| | |\n| --- | --- |\n"
+            f"| trained on | {self.tokens:,} tokens, {self.batches:,} batches |\n"
+            f"| validation perplexity | {perplexity} |\n\n"
+            "## Recipe\n\n"
+        )
+        if self.recipe is None:
+            return model_card(model, self.run_name, facts + "Not known.")
+        return model_card(model, self.run_name, f"{facts}```yaml\n{self.recipe.rstrip()}\n```")
+
+
+def _perplexity(loss: float | None) -> str:
+    return "not known" if loss is None else f"{math.exp(min(loss, 700.0)):.2f}"
+
+
+def model_card(model: IttForCausalLM | LlamaForCausalLM, name: str, facts: str) -> str:
+    """A README.md with what every model's says and, at its end, `facts` in Markdown."""
+    kind, model_type = MODEL_KINDS["dense"], model.config.model_type
+    if isinstance(model, IttForCausalLM):
+        config = model.config
+        layers = ", ".join(map(str, config.thinking_layers))
+        kind = MODEL_KINDS[config.thinking].format(layers=layers, steps=config.thinking_steps)
+    return CARD.format(
+        name=name, kind=kind, facts=facts, model_type=model_type, imports=IMPORTS[model_type]
+    )
+
+
+def as_published(
+    model: IttForCausalLM, model_type: str | None = None
+) -> IttForCausalLM | LlamaForCausalLM:
+    """The model as its folder shall hold it, around the same weights.
+
+    Args:
+        model: any of ours.
+        model_type: "llama" or "itt"; None means "llama" for a dense model and "itt" for others.
+
+    Raises:
+        UserError: a model that thinks cannot be a LLaMA.
+    """
+    is_dense = model.config.thinking == "dense"
+    if model_type == "itt" or (model_type is None and not is_dense):
+        return model
+    if not is_dense:
+        raise UserError(
+            "--model-type llama is for dense models, and this one thinks: leave the option out"
+        )
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(LlamaConfig(**llama_fields(model.config.to_dict())))
+    llama.load_state_dict(model.state_dict(), strict=True, assign=True)
+    llama.tie_weights()  # type: ignore[operator]
+    llama.generation_config = model.generation_config
+    return llama
+
+
+def write_model_folder(
+    folder: Path, model: IttForCausalLM | LlamaForCausalLM, card: str, tokenizer: Path | None
+) -> None:
+    """Write a model so that transformers loads it, whole or not at all.
+
+    A model trained under top-k that has thresholds routes by them from here on: so it can
+    generate, and likelihoods do not see the future.
+
+    Args:
+        folder: appears, or is replaced, when everything is written.
+        model: its own weights, config and generation config; see `as_published`.
+        card: the README.md.
+        tokenizer: folder whose tokenizer files are copied, or None.
+
+    Raises:
+        UserError: the weights cannot be written.
+    """
+    if (
+        isinstance(model, IttForCausalLM)
+        and model.config.router_selection == "top_k"
+        and model.has_thresholds
+    ):
+        model.set_router_selection("threshold")
+    with whole_folder(folder) as partial:
+        _save(model, partial)
+        if tokenizer:
+            _copy_tokenizer(tokenizer, partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def replace_model(folder: Path, model: IttForCausalLM) -> None:
+    """Put a changed model in the place of a folder's; the other files stay as they are.
+
+    Raises:
+        UserError: the weights cannot be written.
+    """
+    with whole_folder(folder) as partial:
+        weights = shutil.ignore_patterns(*WEIGHTS)
+        shutil.copytree(
+            folder,
+            partial,
+            ignore=lambda place, names: weights(place, names) if Path(place) == folder else set(),
+            dirs_exist_ok=True,
+        )
+        _save(model, partial)
+
+
+def _save(model: IttForCausalLM | LlamaForCausalLM, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise UserError(f"{folder} cannot be written: {error}") from None
+    for file in folder.glob("*.safetensors"):  # safetensors makes them private
+        file.chmod((folder / "config.json").stat().st_mode)
+
+
+def _copy_tokenizer(folder: Path, out: Path) -> None:
+    for file in tokenizer_files(folder):
+        place = out / file.relative_to(folder)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, place)
+    file = out / "tokenizer_config.json"
+    if file.is_file():
+        config = json.loads(file.read_bytes())
+        readable = readable_config(config)
+        if readable != config:
+            file.write_text(json.dumps(readable, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a folder that belong to its tokenizer."""
+    files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
+    return sorted(file for file in files if file.is_file())
+
+
+def set_document_ends(model: IttForCausalLM, bos_id: int | None, eos_id: int | None) -> None:
+    """Have generation begin and end as the documents of the training rows do."""
+    ends = {"bos_token_id": bos_id, "eos_token_id": eos_id}
+    model.config.update(ends)
+    if model.generation_config is not None:
+        model.generation_config.update(**ends)

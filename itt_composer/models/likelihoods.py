@@ -1,0 +1,449 @@
+"""Log-likelihoods of continuations, what requests have in common encoded once.
+
+Multiple-choice questions ask for several continuations of one context, and few-shot tasks put the
+same examples before every question. A `Batch` is a number of questions with a common prefix: the
+prefix goes through the model once, each question's own tokens continue from its key/value cache,
+and each continuation from its question's. What is computed does not depend on the number of ranks:
+batches are planned from all requests, and each is computed whole.
+
+Shapes: B questions, R continuations, P tokens of the prefix, S of a question's own, C of a
+continuation but its last, V vocabulary.
+"""
+
+import copy
+import inspect
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from itt_composer.basics.errors import UserError
+from itt_composer.models import IttForCausalLM
+
+# Tokens in a batch, over all its rows, where no batch size is given; a CPU's cache is small.
+TOKENS_PER_BATCH = {"cpu": 512, "cuda": 65_536}
+# A prefix or a context is shared where that saves this share of the tokens.
+WORTHWHILE = 0.3
+SHORTEST_PREFIX = 32
+SMALLEST_FAMILY = 8  # questions; with fewer the batches would be too small
+# Nats, see `tolerance`.
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+TOLERANCE_IN_HALF_PRECISION = 0.25
+
+Tokens = tuple[int, ...]
+# (log-likelihood in nats, whether greedy decoding gives the continuation)
+Likelihood = tuple[float, bool]
+
+
+@dataclass
+class Question:
+    """A context and its continuations.
+
+    Attributes:
+        context: its tokens, the shared prefix included.
+        continuations: each with the requests that ask for it.
+    """
+
+    context: Tokens
+    continuations: dict[Tokens, list[int]] = field(default_factory=dict)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the context and the longest continuation."""
+        return len(self.context) + max(map(len, self.continuations))
+
+
+@dataclass
+class Batch:
+    """Questions that go through the model together.
+
+    Attributes:
+        prefix: the first tokens of every context, encoded once; may be empty.
+        questions: with at least one more token of context each.
+        is_split: encode contexts first, continuations afterwards.
+    """
+
+    prefix: Tokens
+    questions: list[Question]
+    is_split: bool
+
+    @property
+    def rows(self) -> int:
+        """Continuations of all questions."""
+        return sum(len(question.continuations) for question in self.questions)
+
+    @property
+    def cost(self) -> int:
+        """Tokens in memory at the same time, padding included."""
+        return self.rows * max(question.longest for question in self.questions)
+
+    def halves(self) -> "tuple[Batch, Batch]":
+        """The same questions in two batches."""
+        middle = len(self.questions) // 2
+        first, second = self.questions[:middle], self.questions[middle:]
+        return Batch(self.prefix, first, self.is_split), Batch(self.prefix, second, self.is_split)
+
+
+def plan(
+    requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+    max_length: int,
+    batch_size: int | None,
+    tokens_per_batch: int,
+    can_share: bool,
+    can_pad: bool = True,
+    task: str = "NAME",
+) -> list[Batch]:
+    """Batches of similar length, the longest first.
+
+    Args:
+        requests: (context, continuation) pairs of token ids, neither empty; what is longer than
+            the model loses its first tokens.
+        max_length: tokens that the model takes.
+        batch_size: most continuations in a batch; None goes by `tokens_per_batch`.
+        tokens_per_batch: most tokens in a batch, padding included.
+        can_share: whether the model goes on from a cache.
+        can_pad: whether rows of a batch may differ in length.
+        task: its name in the suite, for mistakes.
+
+    Raises:
+        UserError: a continuation is longer than the model, so there is no likelihood of it.
+    """
+    by_context: dict[Tokens, Question] = {}
+    for index, (context, continuation) in enumerate(requests):
+        if len(continuation) > max_length:
+            raise UserError(
+                f"an answer of {task} has {len(continuation):,} tokens, and the model takes "
+                f"{max_length:,}: leave the task out (tasks.{task}=null) or evaluate a model that "
+                "takes more"
+            )
+        tokens = (*context, *continuation)[-(max_length + 1) :]
+        end = len(tokens) - len(continuation)
+        question = by_context.setdefault(tokens[:end], Question(tokens[:end]))
+        question.continuations.setdefault(tokens[end:], []).append(index)
+    batches: list[Batch] = []
+    for prefix, family in _families(list(by_context.values()), can_share):
+        by_kind: dict[tuple[bool, int], list[Question]] = defaultdict(list)
+        for question in family:
+            is_split = can_share and (bool(prefix) or _saves_tokens(question))
+            for part in [question] if can_pad else _by_length(question):
+                by_kind[is_split, 0 if can_pad else part.longest].append(part)
+        for (is_split, _), alike in by_kind.items():
+            for some in _chunks(alike, batch_size, tokens_per_batch):
+                batches.append(Batch(prefix, some, is_split))
+    return sorted(batches, key=lambda batch: -batch.cost)
+
+
+def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Which batches each rank computes, by their places: each next one goes to the least busy."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    busy = [0] * ranks
+    for place, cost in enumerate(costs):
+        rank = busy.index(min(busy))
+        shares[rank].append(place)
+        busy[rank] += cost
+    return shares
+
+
+def tolerance(model: PreTrainedModel) -> float:
+    """Nats that a likelihood may move by when tokens come in several passes, in its precision."""
+    device = model.device.type
+    mixed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return TOLERANCE.get(mixed, TOLERANCE_IN_HALF_PRECISION)
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether what was asked for does not fit the memory of the device or of the machine."""
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
+
+
+class Scorer:
+    """Computes the likelihoods of batches on one model.
+
+    Args:
+        model: any causal language model, on its device and in evaluation mode.
+
+    Attributes:
+        looks_ahead: whether tokens depend on later ones, padding included: then rows of a batch
+            must not differ in length.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self.looks_ahead = isinstance(model, IttForCausalLM) and not model.config.is_causal(
+            model.config.select_ratios
+        )
+        self._prefix: tuple[Tokens, Any] = ((), None)
+
+    def score(self, batch: Batch) -> dict[int, Likelihood]:
+        """Likelihoods by the requests' numbers; a batch that does not fit the memory is halved.
+
+        Raises:
+            UserError: a single question does not fit.
+        """
+        try:
+            return self._score(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_too_large(error):
+                raise
+        self._prefix = ((), None)
+        clear_device_cache(garbage_collection=True)
+        if len(batch.questions) == 1:
+            raise UserError(
+                f"{batch.rows} continuations of {batch.cost // batch.rows} tokens do not fit into "
+                "the memory; set model.dtype=bfloat16, or use a machine with more"
+            )
+        first, second = batch.halves()
+        return {**self.score(first), **self.score(second)}
+
+    def can_share(self) -> bool:
+        """Whether this model gives the same likelihoods when tokens come in several passes.
+
+        Not every model has a key/value cache, and under a rule that looks ahead tokens depend on
+        later ones; so it is tried out.
+        """
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(3, self.model.config.vocab_size, (24,), generator=generator)
+        tokens = tuple(ids.tolist())
+        questions = [
+            Question(tokens[:12], {tokens[12:15]: [0], tokens[15:20]: [1]}),
+            Question(tokens[:8], {tokens[20:]: [2], tokens[5:6]: [3]}),
+        ]
+        whole = self._score(Batch((), questions, is_split=False))
+        try:
+            for prefix in ((), tokens[:6]):
+                split = self._score(Batch(prefix, questions, is_split=True))
+                worst = max(abs(split[index][0] - whole[index][0]) for index in whole)
+                if not worst <= tolerance(self.model):
+                    return False
+        except Exception:  # whatever a model does that was not made for it
+            return False
+        finally:
+            self._prefix = ((), None)
+        return True
+
+    @torch.no_grad()
+    def _score(self, batch: Batch) -> dict[int, Likelihood]:
+        return self._score_split(batch) if batch.is_split else self._score_whole(batch)
+
+    def _score_whole(self, batch: Batch) -> dict[int, Likelihood]:
+        """One pass over contexts and continuations; those that differ in their last token share."""
+        rows: dict[Tokens, int] = {}
+        wanted = Wanted()
+        for question in batch.questions:
+            start = len(question.context) - 1
+            for continuation, requests in question.continuations.items():
+                inputs = question.context + continuation[:-1]
+                row = rows.setdefault(inputs, len(rows))
+                wanted.ask(requests, row, start, continuation)
+        ids_BS, mask_BS = self._padded(rows)
+        # The causal kernels take no other mask, and padding comes last.
+        wanted.find(self._logits(ids_BS, torch.ones_like(mask_BS), wanted))
+        return wanted.likelihoods()
+
+    def _score_split(self, batch: Batch) -> dict[int, Likelihood]:
+        """Contexts first, then what of the continuations depends on more than the context."""
+        size = len(batch.prefix)
+        cache = self._expanded(batch.prefix, len(batch.questions))
+        own = [question.context[size:] for question in batch.questions]
+        ids_BS, mask_BS = self._padded(own)
+        ones_BPS = mask_BS.new_ones(len(own), size + ids_BS.shape[1])
+        first, rest = Wanted(), Wanted()
+        sources: list[int] = []
+        continued: list[Tokens] = []
+        for row, question in enumerate(batch.questions):
+            for continuation, requests in question.continuations.items():
+                first.ask(requests, row, len(own[row]) - 1, continuation[:1])
+                if continuation[1:]:
+                    rest.ask(requests, len(sources), 0, continuation[1:])
+                    sources.append(row)
+                    continued.append(continuation[:-1])
+        first.find(self._logits(ids_BS, ones_BPS, first, cache))
+        likelihoods = first.likelihoods()
+        if not sources:
+            return likelihoods
+        rows_R = torch.tensor(sources, device=ids_BS.device)
+        cache.batch_select_indices(rows_R)
+        ids_RC, mask_RC = self._padded(continued)
+        mask_RPS = torch.cat([mask_BS.new_ones(len(own), size), mask_BS], dim=1)[rows_R]
+        mask_RPSC = torch.cat([mask_RPS, mask_RC], dim=1)
+        rest.find(self._logits(ids_RC, mask_RPSC, rest, cache))
+        for request, (value, is_greedy) in rest.likelihoods().items():
+            before, was_greedy = likelihoods[request]
+            likelihoods[request] = before + value, was_greedy and is_greedy
+        return likelihoods
+
+    def _logits(
+        self, ids_BS: Tensor, mask_BPS: Tensor, wanted: "Wanted", cache: Any = None
+    ) -> Tensor:
+        """Logits at the wanted places of the tokens at hand, (N, V)."""
+        inputs: dict[str, Any] = {"use_cache": cache is not None}
+        if cache is not None:
+            inputs["past_key_values"] = cache
+        if self._takes_positions:
+            positions_BPS = (mask_BPS.cumsum(dim=1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions_BPS[:, -ids_BS.shape[1] :]
+        rows_N, places_N = (index.to(ids_BS.device) for index in wanted.places())
+        is_narrowed = False
+
+        def narrow(head: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            nonlocal is_narrowed
+            is_narrowed = True
+            return (states[0][rows_N, places_N][None], *states[1:])
+
+        # The output embedding is the largest matrix of a small model, and most logits not wanted.
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(narrow) if head is not None else None
+        try:
+            logits = self.model(input_ids=ids_BS, attention_mask=mask_BPS, **inputs).logits
+        finally:
+            if hook is not None:
+                hook.remove()
+        return logits[0] if is_narrowed else logits[rows_N, places_N]
+
+    def _expanded(self, prefix: Tokens, rows: int) -> Any:
+        """A cache that holds the prefix in every row."""
+        if not prefix:
+            return DynamicCache(config=self.model.config)
+        if self._prefix[0] != prefix:
+            cache = DynamicCache(config=self.model.config)
+            ids_BP = torch.tensor([prefix], device=self.model.device)
+            some = Wanted()
+            some.ask([], 0, 0, (0,))
+            self._logits(ids_BP, torch.ones_like(ids_BP), some, cache)
+            self._prefix = (prefix, cache)
+        cache = copy.deepcopy(self._prefix[1])
+        cache.batch_select_indices(torch.zeros(rows, dtype=torch.long, device=self.model.device))
+        return cache
+
+    def _padded(self, rows: Iterable[Tokens]) -> tuple[Tensor, Tensor]:
+        """Token ids and what of them is no padding, which comes last; both (rows, longest)."""
+        rows = list(rows)
+        ids_BS = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        mask_BS = torch.zeros_like(ids_BS)
+        for row, tokens in enumerate(rows):
+            ids_BS[row, : len(tokens)] = torch.tensor(tokens)
+            mask_BS[row, : len(tokens)] = 1
+        return ids_BS.to(self.model.device), mask_BS.to(self.model.device)
+
+
+class Wanted:
+    """Tokens whose likelihoods are wanted after places of a batch, added up by request."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._tokens: list[tuple[int, int]] = []
+        self._asked: list[tuple[list[int], slice]] = []
+        self._found: list[tuple[float, bool]] = []
+
+    def ask(self, requests: list[int], row: int, place: int, tokens: Tokens) -> None:
+        """For the likelihood of tokens, the first of which follows the token at a place."""
+        start = len(self._tokens)
+        for offset, token in enumerate(tokens):
+            number = self._numbers.setdefault((row, place + offset), len(self._numbers))
+            self._tokens.append((number, token))
+        self._asked.append((requests, slice(start, len(self._tokens))))
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Rows and places whose logits are needed, each (N,)."""
+        rows, places = zip(*self._numbers, strict=True)
+        return torch.tensor(rows), torch.tensor(places)
+
+    def find(self, logits_NV: Tensor) -> None:
+        """Take the likelihoods from the logits, in float32."""
+        numbers, tokens = (
+            torch.tensor(part, device=logits_NV.device) for part in zip(*self._tokens, strict=True)
+        )
+        log_probs_NV = logits_NV.float().log_softmax(dim=-1)
+        values = log_probs_NV[numbers, tokens].tolist()
+        is_best = (logits_NV.argmax(dim=-1)[numbers] == tokens).tolist()
+        self._found = list(zip(values, is_best, strict=True))
+
+    def likelihoods(self) -> dict[int, Likelihood]:
+        """By the requests' numbers."""
+        likelihoods = {}
+        for requests, tokens in self._asked:
+            values, are_best = zip(*self._found[tokens], strict=True)
+            likelihoods.update(dict.fromkeys(requests, (math.fsum(values), all(are_best))))
+        return likelihoods
+
+
+def _saves_tokens(question: Question) -> bool:
+    """Whether to encode the context apart from its continuations."""
+    if len({continuation[:-1] for continuation in question.continuations}) == 1:
+        return False  # one row in any case
+    separate = sum(len(question.context) + len(text) for text in question.continuations)
+    saved = len(question.context) * (len(question.continuations) - 1)
+    return saved >= WORTHWHILE * separate
+
+
+def _families(
+    questions: list[Question], can_share: bool
+) -> Iterator[tuple[Tokens, list[Question]]]:
+    """Questions whose contexts begin alike, with what they have in common (or nothing)."""
+    if not can_share:
+        yield (), questions
+        return
+    alone: list[Question] = []
+    family: list[Question] = []
+    common: Tokens = ()
+    for question in sorted(questions, key=lambda question: question.context):
+        narrower = _common(common, question.context[:-1])
+        lost = (len(common) - len(narrower)) * len(family)
+        shortest = max(SHORTEST_PREFIX, WORTHWHILE * len(question.context))
+        if family and len(narrower) >= max(lost, shortest):
+            family.append(question)
+            common = narrower
+            continue
+        if len(family) >= SMALLEST_FAMILY:
+            yield common, family
+        else:
+            alone += family
+        family, common = [question], question.context[:-1]
+    if len(family) >= SMALLEST_FAMILY:
+        yield common, family
+    else:
+        alone += family
+    if alone:
+        yield (), alone
+
+
+def _by_length(question: Question) -> Iterator[Question]:
+    """The same question for continuations of each length."""
+    lengths = {len(continuation) for continuation in question.continuations}
+    for length in sorted(lengths):
+        continuations = {
+            continuation: requests
+            for continuation, requests in question.continuations.items()
+            if len(continuation) == length
+        }
+        yield Question(question.context, continuations)
+
+
+def _common(first: Tokens, second: Tokens) -> Tokens:
+    differing = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return first[: next(differing, min(len(first), len(second)))]
+
+
+def _chunks(
+    questions: Iterable[Question], batch_size: int | None, tokens_per_batch: int
+) -> Iterator[list[Question]]:
+    """Questions in order of length, as many together as may be."""
+    chunk: list[Question] = []
+    for question in sorted(questions, key=lambda question: -question.longest):
+        rows = sum(len(other.continuations) for other in [*chunk, question])
+        longest = max(other.longest for other in [*chunk, question])
+        is_full = rows > batch_size if batch_size else rows * longest > tokens_per_batch
+        if chunk and is_full:
+            yield chunk
+            chunk = []
+        chunk.append(question)
+    if chunk:
+        yield chunk

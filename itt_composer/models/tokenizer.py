@@ -1,0 +1,93 @@
+"""A model's tokenizer, and the ids of a text as every command takes them.
+
+`generate`, `eval` and `analysis` ask a model with the ids that a document of its training rows has:
+its tokenizer gives them, as `data_prep` writes one that does (`data_prep/transformers_files.py`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from itt_composer.basics.errors import UserError
+
+# What transformers 4.57 says of tokenizers that version 5 has saved.
+SAVED_BY_5 = ("TokenizersBackend", "'list' object has no attribute 'keys'")
+
+
+def load_tokenizer(source: str | Path, advice: str = "") -> Any:
+    """The tokenizer of a folder or of a model on the hub; never runs code that lies in it.
+
+    Args:
+        source: folder or hub name.
+        advice: what the user can do where there is none.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its loaders met
+        if any(sign in str(error) for sign in SAVED_BY_5):
+            return _saved_by_5(source)
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the tokenizer in {source} cannot be loaded ({reason}){advice}") from None
+
+
+def check_tokenizer_folder(tokenizer: Path | None) -> None:
+    """Refuse a --tokenizer that is not a folder.
+
+    Raises:
+        UserError: it is a file, or not there.
+    """
+    if tokenizer is not None and not tokenizer.is_dir():
+        wrong = "is a file" if tokenizer.exists() else "is not there"
+        raise UserError(f"--tokenizer {tokenizer} {wrong}; name the tokenizer's folder")
+
+
+def documents_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts as those of documents begin in training rows, many at once on all cores.
+
+    That is what the tokenizer gives by itself: with BOS where the rows have it. As in lm-eval a
+    text that spells out BOS gets no other one, unless the tokenizer takes that name for text.
+    """
+    begin = tokenizer.bos_token or tokenizer.eos_token
+    has_bos = [
+        bool(begin) and not tokenizer.split_special_tokens and text.startswith(begin)
+        for text in texts
+    ]
+    ids: list[list[int]] = [[] for _ in texts]
+    for is_begun in (False, True):
+        places = [place for place, found in enumerate(has_bos) if found is is_begun]
+        if places:
+            options = {"add_special_tokens": False} if is_begun else {}
+            found = tokenizer([texts[place] for place in places], **options)["input_ids"]
+            for place, own in zip(places, found, strict=True):
+                ids[place] = own
+    return ids
+
+
+def document_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of one text, see `documents_ids`."""
+    return documents_ids(tokenizer, [text])[0]
+
+
+def _saved_by_5(source: str | Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    # A list in version 5, which 4.57 cannot take; tokenizer.json says which tokens are special.
+    return PreTrainedTokenizerFast.from_pretrained(source, extra_special_tokens={})
+
+
+def readable_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A `tokenizer_config.json` as transformers 4.57 and 5 read it, whichever has written it."""
+    if isinstance(config.get("extra_special_tokens"), list):
+        config = dict(config)
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config = config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if config.get("tokenizer_class") == "PreTrainedTokenizerFast":
+        # Its own default has token types, which `generate(**tokenizer(text))` refuses.
+        config = {"model_input_names": ["input_ids", "attention_mask"]} | config
+    return config

@@ -1,0 +1,1 @@
+"""What commands measured, as they write it and read it back."""

@@ -1,0 +1,1 @@
+"""Training: the trainer, checkpoints, sharding, and what happens between batches."""

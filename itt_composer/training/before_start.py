@@ -1,0 +1,104 @@
+"""What is checked between reading a recipe and training: files, ranks, shards, the device."""
+
+import os
+from pathlib import Path
+
+from itt_composer.basics.errors import Mistakes, UserError
+from itt_composer.basics.importing import imported
+from itt_composer.basics.processes import is_first_rank
+from itt_composer.data.shards import check_shards_of, content_digests, read_manifest
+from itt_composer.recipe.changes import describe
+from itt_composer.recipe.checks import of_the_device
+from itt_composer.recipe.schema import Recipe
+from itt_composer.runs.folder import ALLOW_CHANGES, RunFolder
+from itt_composer.training.initial_weights import check_initial_weights
+from itt_composer.training.sharding import check_sharding
+
+
+def check_before_start(recipe: Recipe, run: RunFolder) -> None:
+    """Refuse what can be seen to be wrong without torch: local files, batches and ranks.
+
+    Raises:
+        UserError: one sentence per mistake.
+    """
+    mistakes = Mistakes()
+    with mistakes:
+        if recipe.init_from is not None and not run.has_checkpoint():
+            check_initial_weights(recipe)
+    with mistakes:
+        if recipe.data.remote is None:
+            check_shards_of(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    with mistakes:
+        check_sharding(recipe.train, ranks, ranks_per_node)
+    nodes = ranks // ranks_per_node
+    parts, size = recipe.data.num_canonical_nodes, recipe.train.global_batch_size
+    with mistakes:
+        if size % parts or (parts % nodes and nodes % parts):
+            raise UserError(
+                f"data.num_canonical_nodes={parts} does not fit train.global_batch_size={size} on "
+                f"{nodes} nodes; it must divide the first, and divide or be divided by the second"
+            )
+    for key in ("global_batch_size", "eval_batch_size"):
+        size = getattr(recipe.train, key)
+        with mistakes:
+            if size % ranks:
+                raise UserError(
+                    f"train.{key}={size} does not split over {ranks} ranks; change one (of a run "
+                    f"that has begun, with {ALLOW_CHANGES})"
+                )
+    with mistakes:
+        _check_log(recipe, run)
+    for callback in recipe.callbacks.named().values():
+        if callback.check is not None and is_first_rank():  # one for all, as it may take seconds
+            with mistakes:
+                imported(callback.check)(callback)
+    mistakes.tell()
+
+
+def _check_log(recipe: Recipe, run: RunFolder) -> None:
+    path = getattr(recipe.loggers.named().get("json_lines"), "path", None)
+    if path is not None and Path(path).exists() and not run.recipe_file.exists():
+        raise UserError(
+            f"loggers.json_lines.path={path} holds the metrics of another run than the one "
+            f"that begins in {run.path}; give loggers.json_lines.path="
+            "'${run_folder}/metrics.jsonl', or remove the file"
+        )
+
+
+def check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> None:
+    """Refuse other shards than the run was trained on, or print what differs where it is allowed.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    changed = run.check_same_shards(digests_of(recipe), allow_changes)
+    if changed and is_first_rank():
+        told = describe(changed)
+        print(f"{run.path} goes on with other shards (by their SHA-256): {told}", flush=True)
+
+
+def digests_of(recipe: Recipe) -> dict[str, str]:
+    """What the recipe's rows are made of; see `content_digests`."""
+    return content_digests(read_manifest(recipe.data.local), recipe.data.domains)
+
+
+def device_of(recipe: Recipe) -> str:
+    """The device ("cpu" or "gpu") that the recipe asks for, or that there is.
+
+    Raises:
+        UserError: there is no GPU, or a CPU cannot do what the recipe asks for.
+    """
+    import torch
+
+    if recipe.train.device == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            "train.device=gpu, but torch finds no GPU here; use train.device=cpu "
+            "train.precision=fp32 for a trial on a CPU"
+        )
+    device = recipe.train.device or ("gpu" if torch.cuda.is_available() else "cpu")
+    mistakes = [told for _, told in of_the_device(recipe)] if device == "cpu" else []
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return device

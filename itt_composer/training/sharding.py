@@ -1,0 +1,229 @@
+"""How several ranks share the work of one model, by the recipe's `train.sharding`.
+
+FSDP2 goes through Composer: every decoder layer and both embeddings are units, whose weights are
+gathered when the unit is called and freed after it. A thinking layer is called once per forward
+pass, whatever its number of steps, so that it is gathered once.
+"""
+
+import copy
+import functools
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from itt_composer.basics.errors import UserError
+from itt_composer.recipe.schema import TrainRecipe
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from itt_composer.models import IttForCausalLM
+
+FILE_ENDING = "-rank0.pt"
+
+
+def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> None:
+    """Tell what a number of ranks cannot do, before anything heavy starts.
+
+    Raises:
+        UserError: naming the key and what to set instead.
+    """
+    if ranks == 1:
+        return
+    if settings.sharding == "none":
+        raise UserError(
+            f"train.sharding=none is for one rank, but there are {ranks}; set it to fsdp (or "
+            "hybrid, ddp)"
+        )
+    if settings.sharding == "hybrid" and (ranks_per_node == 1 or ranks % ranks_per_node):
+        raise UserError(
+            f"train.sharding=hybrid shards within each node, but {ranks} ranks at "
+            f"{ranks_per_node} per node leave nothing to shard or do not split evenly; set it to "
+            "fsdp, or start as many ranks, at least 2, on every node"
+        )
+    if settings.sharding != "ddp" and settings.microbatch_size == "auto":
+        raise UserError(
+            f"train.microbatch_size=auto does not work with train.sharding={settings.sharding} on "
+            f"{ranks} ranks; set a number, or train.sharding=ddp"
+        )
+
+
+def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
+    """Composer's `parallelism_config`; None where every rank, or the only one, has it all.
+
+    Weights are gathered and gradients summed in float32 ("FULL"), so that in mixed precision, too,
+    sharding changes no number: autocast has matrix products in bfloat16, as without sharding. Were
+    weights gathered in bfloat16, FSDP2 would round the states between layers as well, and what
+    later layers add is small beside states that thinking has made large.
+
+    Args:
+        settings: the recipe's.
+        device: "cpu" or "gpu".
+    """
+    from composer.utils import dist
+    from composer.utils.parallelism import FSDP2Config
+
+    ranks, ranks_per_node = dist.get_world_size(), dist.get_local_world_size()
+    if ranks == 1 or settings.sharding in ("ddp", "none"):
+        return None
+
+    class HybridConfig(FSDP2Config):
+        """Shards within a node, with a replica per node."""
+
+        data_parallel_shard_degree = ranks_per_node
+        data_parallel_replicate_degree = ranks // ranks_per_node
+
+    is_hybrid = settings.sharding == "hybrid" and ranks > ranks_per_node
+    if device == "cpu":
+        average_on_cpu(ranks)
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own, at each save
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2 Config/APIs are experimental")
+        config = HybridConfig if is_hybrid else FSDP2Config
+        return {"fsdp": config(mixed_precision="FULL")}
+
+
+@functools.cache
+def average_on_cpu(ranks: int) -> None:
+    """Average gradients over the ranks where gloo carries them, which NCCL does by itself.
+
+    Asked for an average, gloo gives a sum when it scatters, and an error when it reduces to all
+    (hybrid). It has no events either, which torch 2.7 takes for granted there.
+    """
+    from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
+
+    reduce_on_gpu = _fsdp_param_group.foreach_reduce
+
+    def divide_factors(*groups: Any) -> tuple[float, float]:
+        return 1.0, float(ranks)  # before and after a sum
+
+    def reduce(*settings: Any) -> tuple[Any, ...]:
+        *results, event, partial_output = reduce_on_gpu(*settings)
+        return (*results, event or "done", partial_output)
+
+    vars(_fsdp_collectives)["_get_gradient_divide_factors"] = divide_factors
+    vars(_fsdp_param_group)["foreach_reduce"] = reduce
+
+
+def name_units(model: "IttForCausalLM") -> None:
+    """Tell Composer which modules are gathered on their own; before the trainer is built.
+
+    Embeddings that share their weight belong to the rest of the model, which is one unit.
+    """
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    embeddings = [model.model.embed_tokens, model.lm_head]
+    if model.config.tie_word_embeddings:
+        embeddings = []
+
+    def is_unit(module: "nn.Module") -> bool | dict[str, Any]:
+        if module is model.lm_head and embeddings:
+            return {"reshard_after_forward": False}  # the last of a pass is the next one's first
+        return isinstance(module, LlamaDecoderLayer) or any(module is each for each in embeddings)
+
+    model.fsdp_wrap_fn = is_unit  # type: ignore[assignment]
+
+
+def extend_timeouts(mesh: "DeviceMesh | None", seconds: float) -> None:
+    """Have the groups of a mesh wait as long as all ranks do: of two dimensions each is its own.
+
+    torch makes these with NCCL's ten minutes.
+    """
+    from torch.distributed.distributed_c10d import _set_pg_timeout
+
+    for group in mesh.get_all_groups() if mesh is not None else []:
+        _set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def gather_for_loss(model: "IttForCausalLM") -> None:
+    """Have the output embedding gathered when the loss calls for it; after the sharding."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    register_fsdp_forward_method(model.lm_head, "next_token_loss")
+
+
+def whole_model(module: "nn.Module") -> "IttForCausalLM | None":
+    """The model with all of its weights, on rank 0; None on the others, which must ask, too.
+
+    Args:
+        module: what Composer's state holds.
+    """
+    import torch
+    from composer.utils import dist
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FSDPModule
+
+    from itt_composer.models import IttForCausalLM
+    from itt_composer.models.composer_model import unwrap
+
+    model = unwrap(module)
+    if not isinstance(model, FSDPModule):
+        return model if dist.get_global_rank() == 0 else None
+    # One tensor at a time, moved to rank 0's memory and dropped by the others.
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
+    if dist.get_global_rank() != 0:
+        return None
+    with torch.device("meta"):
+        whole = IttForCausalLM(copy.deepcopy(model.config))
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    return whole
+
+
+def whole_model_everywhere(module: "nn.Module") -> "IttForCausalLM":
+    """The model with all of its weights on every rank: itself, or a copy where it is sharded.
+
+    Args:
+        module: what Composer's state holds.
+    """
+    import torch
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import FSDPModule
+    from transformers.modeling_utils import no_init_weights
+
+    from itt_composer.models import IttForCausalLM
+    from itt_composer.models.composer_model import unwrap
+
+    model = unwrap(module)
+    if not isinstance(model, FSDPModule):
+        return model
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    device = next(iter(weights.values())).device
+    with torch.device(device), no_init_weights():
+        whole = IttForCausalLM(copy.deepcopy(model.config))
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    return whole
+
+
+def fit_checkpoint(checkpoint: Path, is_sharded: bool) -> Path:
+    """The same checkpoint in the form that this run reads: a folder if sharded, else a file.
+
+    Rank 0 converts it where it has the other form, as after a change of the number of ranks or of
+    `train.sharding`; it needs the memory of the whole state, and the disk for both. The other
+    ranks, which must ask, too, wait.
+
+    Args:
+        checkpoint: one that is whole, links followed.
+        is_sharded: whether ranks of this run keep parts of the weights.
+    """
+    from composer.utils import dist
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
+
+    if checkpoint.is_dir() == is_sharded:
+        return checkpoint
+    # As Composer names them: `ep0-ba100-rank0.pt`, `ep0-ba100`.
+    name = checkpoint.name.removesuffix(FILE_ENDING)
+    fitting = checkpoint.with_name(name if is_sharded else f"{name}{FILE_ENDING}")
+    if dist.get_global_rank() == 0 and not fitting.exists():
+        partial = fitting.with_name(f"{fitting.name}.partial")
+        convert = torch_save_to_dcp if is_sharded else dcp_to_torch_save
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about its own storages
+            convert(checkpoint, partial)
+        partial.replace(fitting)
+    dist.barrier()
+    return fitting
