@@ -132,10 +132,11 @@ def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
     from composer.loggers import InMemoryLogger
     from composer.utils import reproducibility
 
+    from itt_composer.models.building import build_model
     from itt_composer.recipe.schema import load_recipe
     from itt_composer.runs.folder import RunFolder
     from itt_composer.training.sharding import whole_model
-    from itt_composer.training.train import build_model, build_trainer
+    from itt_composer.training.train import build_trainer
 
     recipe = load_recipe(recipe_file, overrides)
     reproducibility.seed_all(recipe.seed)

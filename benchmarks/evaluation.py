@@ -38,12 +38,12 @@ from eval.language_model import EvaluatedLM  # noqa: E402
 from eval.suite import TaskSettings, TaskSuite  # noqa: E402
 from eval.task_data import OpenTasks, open_tasks  # noqa: E402
 from itt_composer.basics.files import write_json  # noqa: E402
+from itt_composer.models.building import build_model  # noqa: E402
 from itt_composer.models.calibration import calibrate  # noqa: E402
 from itt_composer.models.folder import write_model_folder  # noqa: E402
 from itt_composer.recipe.schema import load_recipe  # noqa: E402
 from itt_composer.runs.loading import EvaluatedModel, load_evaluated, think_causally  # noqa: E402
 from itt_composer.runs.model_settings import ModelSettings  # noqa: E402
-from itt_composer.training.train import build_model  # noqa: E402
 
 # lm-eval's documents for a task, so that a run takes a minute.
 TASKS = {

@@ -250,10 +250,11 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
     """Time of a batch in Composer's trainer over that of a bare loop; they take turns."""
     from composer.core import Callback
 
+    from itt_composer.models.building import build_model
     from itt_composer.models.composer_model import unwrap
     from itt_composer.recipe.schema import load_recipe
     from itt_composer.runs.folder import RunFolder
-    from itt_composer.training.train import build_model, build_trainer
+    from itt_composer.training.train import build_trainer
 
     class BareSteps(Callback):
         """After each batch of the trainer, the same step without it."""

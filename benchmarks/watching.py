@@ -29,11 +29,11 @@ sys.path[0] = str(REPOSITORY)  # instead of this file's folder
 from benchmarks.loader import machine, make_shards  # noqa: E402
 from itt_composer.basics.files import write_json  # noqa: E402
 from itt_composer.data.streams import build_dataloader  # noqa: E402
+from itt_composer.models.building import build_model  # noqa: E402
 from itt_composer.models.composer_model import ComposerItt  # noqa: E402
 from itt_composer.models.wrapping import compile_layers  # noqa: E402
 from itt_composer.recipe.components import CALLBACKS  # noqa: E402
 from itt_composer.recipe.schema import Recipe, load_recipe  # noqa: E402
-from itt_composer.training.train import build_model  # noqa: E402
 
 CYCLE = 6
 # Thinking every second batch, gradients every third: their places in the cycle.

@@ -103,8 +103,9 @@ def make_trainer() -> Iterator[Callable]:
     """Build a recipe's trainer, with further callbacks, and a log of what it measures."""
     from composer.loggers import InMemoryLogger
 
+    from itt_composer.models.building import build_model
     from itt_composer.runs.folder import RunFolder
-    from itt_composer.training.train import build_model, build_trainer
+    from itt_composer.training.train import build_trainer
 
     trainers = []
 

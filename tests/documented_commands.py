@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from itt_composer.cli.app import app
+from itt_composer.cli.app import COMMANDS, app
 
 REPOSITORY = Path(__file__).parents[1]
 DOCS = sorted(f"docs/{page.name}" for page in REPOSITORY.glob("docs/*.md"))
@@ -109,7 +109,8 @@ def parse(command: Documented) -> dict[str, object]:
         click.exceptions.UsageError: an option, argument or value that it does not know.
     """
     program, arguments = typer.main.get_command(app), list(command.command)
-    if not arguments:
+    if len(arguments) < 2:
+        assert set(arguments) <= {*COMMANDS, "--help"}, command.text
         return {}
     context = program.make_context("itt", arguments)
     while hasattr(context.command, "resolve_command"):

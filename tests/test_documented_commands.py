@@ -134,7 +134,7 @@ def _stood_for(word: str, command: Documented) -> str:
         value = "runs/trial_dense/model" if "from-llama" in command.words else "out/run"
     if value == "OUT":
         is_upcycled = "from-llama" in command.words or key == "init_from"
-        value = "out/upcycled" if is_upcycled else f"out/{len(command.words[3])}"
+        value = "out/upcycled" if is_upcycled else f"out/{len(command.command[1])}"
     for name, real in STANDS_FOR.items():
         if value == name or value.startswith(f"{name}/"):
             value = real + value.removeprefix(name)

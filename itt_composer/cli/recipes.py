@@ -17,9 +17,10 @@ import typer
 from itt_composer.basics.errors import UserError, errors_as_sentences
 from itt_composer.basics.files import json_text
 from itt_composer.basics.tables import Table, wide_console
+from itt_composer.models.building import model_config
 from itt_composer.paper.figures import recipe_tflops
 from itt_composer.recipe.checks import tokens_in
-from itt_composer.recipe.schema import Recipe, load_recipe, model_config
+from itt_composer.recipe.schema import Recipe, load_recipe
 from itt_composer.recipe.thinking import Thinking
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from itt_composer.paper import (
     perplexity_table,
 )
 from itt_composer.paper import figures as paper
+from itt_composer.paper.measurements import by_text, merged
 from itt_composer.results.files import Results, read_results
-from itt_composer.results.measurements import by_text, merged
 
 Item = TypeVar("Item")
 FORMAT = 2

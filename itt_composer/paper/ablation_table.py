@@ -11,14 +11,14 @@ from itt_composer.basics.tables import Section, Table
 from itt_composer.paper import figures as paper
 from itt_composer.paper.accuracy_table import GAP, flops_text
 from itt_composer.paper.elastic_table import in_tflops
-from itt_composer.recipe.description import GEOMETRY_FIELDS
-from itt_composer.results.measurements import (
+from itt_composer.paper.measurements import (
     experiments_of,
     own_names,
     precision_label,
     setting_at,
     text_label,
 )
+from itt_composer.recipe.description import GEOMETRY_FIELDS
 from itt_composer.results.perplexity_report import RULES
 
 # The rows whose router is trained by top-k; the other two have one way to pick tokens each.

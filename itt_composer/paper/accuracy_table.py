@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from itt_composer.basics.tables import Section, Table
 from itt_composer.paper import figures as paper
+from itt_composer.paper.measurements import experiments_of, own_names, precision_label
 from itt_composer.paper.task_report import SHARES
 from itt_composer.recipe.description import GEOMETRY_FIELDS, kind_label, kind_of
-from itt_composer.results.measurements import experiments_of, own_names, precision_label
 from itt_composer.results.perplexity_report import RULES, percentages
 
 HEADERS = {

@@ -7,8 +7,8 @@ from typing import Any
 from itt_composer.basics.tables import Section, Table
 from itt_composer.paper import figures as paper
 from itt_composer.paper.accuracy_table import GAP, flops_text, label_of
+from itt_composer.paper.measurements import text_label
 from itt_composer.recipe.description import GEOMETRY_FIELDS, kind_label, kind_of
-from itt_composer.results.measurements import text_label
 from itt_composer.results.perplexity_report import RULES, percentages
 
 TOKENS = 4096  # of the forward pass that TFLOPs are counted of

@@ -6,8 +6,8 @@ from typing import Any
 
 from itt_composer.basics.tables import Section, Table
 from itt_composer.paper.accuracy_table import GAP
+from itt_composer.paper.measurements import precision_label, text_label
 from itt_composer.recipe.description import kind_label
-from itt_composer.results.measurements import precision_label, text_label
 from itt_composer.results.perplexity_report import RULES, percentages
 
 

@@ -242,8 +242,6 @@ class Parts(_Group):
 
 
 if TYPE_CHECKING:
-    from itt_composer.models import IttConfig
-
     OptimizerSection: TypeAlias = Section
     SchedulerSection: TypeAlias = Section
     AlgorithmsSection: TypeAlias = Section
@@ -373,10 +371,3 @@ def _part(name: str, *named_in: tuple[str, Path, DictConfig]) -> Iterator[Layer]
             return
         if part is None and "parts" in content and name in content.parts:
             return
-
-
-def model_config(recipe: Recipe) -> "IttConfig":
-    """The configuration of a recipe's model."""
-    from itt_composer.models import IttConfig
-
-    return IttConfig(**recipe.model.model_dump(), **vars(recipe.resolved_thinking()))

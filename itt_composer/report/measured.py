@@ -10,11 +10,11 @@ from typing import Any
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.text import readable
+from itt_composer.paper.measurements import CountedOnce
 from itt_composer.recipe.description import GEOMETRY_FIELDS
 from itt_composer.report.experiments import Experiment
 from itt_composer.report.runs import Run
 from itt_composer.results.files import read_results
-from itt_composer.results.measurements import CountedOnce
 from itt_composer.results.perplexity_report import percentages
 
 FORMAT = 1

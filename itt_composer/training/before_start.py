@@ -8,11 +8,9 @@ from itt_composer.basics.importing import imported
 from itt_composer.basics.processes import is_first_rank
 from itt_composer.data.shards import check_shards_of, content_digests, read_manifest
 from itt_composer.recipe.changes import describe
-from itt_composer.recipe.checks import of_the_device
-from itt_composer.recipe.schema import Recipe
+from itt_composer.recipe.schema import Recipe, TrainRecipe
 from itt_composer.runs.folder import ALLOW_CHANGES, RunFolder
-from itt_composer.training.initial_weights import check_initial_weights
-from itt_composer.training.sharding import check_sharding
+from itt_composer.training.initial_config import check_initial_weights
 
 
 def check_before_start(recipe: Recipe, run: RunFolder) -> None:
@@ -57,6 +55,32 @@ def check_before_start(recipe: Recipe, run: RunFolder) -> None:
     mistakes.tell()
 
 
+def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> None:
+    """Tell what a number of ranks cannot do, before anything heavy starts.
+
+    Raises:
+        UserError: naming the key and what to set instead.
+    """
+    if ranks == 1:
+        return
+    if settings.sharding == "none":
+        raise UserError(
+            f"train.sharding=none is for one rank, but there are {ranks}; set it to fsdp (or "
+            "hybrid, ddp)"
+        )
+    if settings.sharding == "hybrid" and (ranks_per_node == 1 or ranks % ranks_per_node):
+        raise UserError(
+            f"train.sharding=hybrid shards within each node, but {ranks} ranks at "
+            f"{ranks_per_node} per node leave nothing to shard or do not split evenly; set it to "
+            "fsdp, or start as many ranks, at least 2, on every node"
+        )
+    if settings.sharding != "ddp" and settings.microbatch_size == "auto":
+        raise UserError(
+            f"train.microbatch_size=auto does not work with train.sharding={settings.sharding} on "
+            f"{ranks} ranks; set a number, or train.sharding=ddp"
+        )
+
+
 def _check_log(recipe: Recipe, run: RunFolder) -> None:
     path = getattr(recipe.loggers.named().get("json_lines"), "path", None)
     if path is not None and Path(path).exists() and not run.recipe_file.exists():
@@ -82,23 +106,3 @@ def check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> No
 def digests_of(recipe: Recipe) -> dict[str, str]:
     """What the recipe's rows are made of; see `content_digests`."""
     return content_digests(read_manifest(recipe.data.local), recipe.data.domains)
-
-
-def device_of(recipe: Recipe) -> str:
-    """The device ("cpu" or "gpu") that the recipe asks for, or that there is.
-
-    Raises:
-        UserError: there is no GPU, or a CPU cannot do what the recipe asks for.
-    """
-    import torch
-
-    if recipe.train.device == "gpu" and not torch.cuda.is_available():
-        raise UserError(
-            "train.device=gpu, but torch finds no GPU here; use train.device=cpu "
-            "train.precision=fp32 for a trial on a CPU"
-        )
-    device = recipe.train.device or ("gpu" if torch.cuda.is_available() else "cpu")
-    mistakes = [told for _, told in of_the_device(recipe)] if device == "cpu" else []
-    if mistakes:
-        raise UserError("\n".join(mistakes))
-    return device

@@ -10,44 +10,25 @@ import functools
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from itt_composer.basics.errors import UserError
+import torch
+from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
+from torch import nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from transformers.modeling_utils import no_init_weights
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from itt_composer.models import IttForCausalLM
+from itt_composer.models.composer_model import unwrap
 from itt_composer.recipe.schema import TrainRecipe
 
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.distributed.device_mesh import DeviceMesh
-
-    from itt_composer.models import IttForCausalLM
-
 FILE_ENDING = "-rank0.pt"
-
-
-def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> None:
-    """Tell what a number of ranks cannot do, before anything heavy starts.
-
-    Raises:
-        UserError: naming the key and what to set instead.
-    """
-    if ranks == 1:
-        return
-    if settings.sharding == "none":
-        raise UserError(
-            f"train.sharding=none is for one rank, but there are {ranks}; set it to fsdp (or "
-            "hybrid, ddp)"
-        )
-    if settings.sharding == "hybrid" and (ranks_per_node == 1 or ranks % ranks_per_node):
-        raise UserError(
-            f"train.sharding=hybrid shards within each node, but {ranks} ranks at "
-            f"{ranks_per_node} per node leave nothing to shard or do not split evenly; set it to "
-            "fsdp, or start as many ranks, at least 2, on every node"
-        )
-    if settings.sharding != "ddp" and settings.microbatch_size == "auto":
-        raise UserError(
-            f"train.microbatch_size=auto does not work with train.sharding={settings.sharding} on "
-            f"{ranks} ranks; set a number, or train.sharding=ddp"
-        )
 
 
 def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
@@ -62,9 +43,6 @@ def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
         settings: the recipe's.
         device: "cpu" or "gpu".
     """
-    from composer.utils import dist
-    from composer.utils.parallelism import FSDP2Config
-
     ranks, ranks_per_node = dist.get_world_size(), dist.get_local_world_size()
     if ranks == 1 or settings.sharding in ("ddp", "none"):
         return None
@@ -92,6 +70,7 @@ def average_on_cpu(ranks: int) -> None:
     Asked for an average, gloo gives a sum when it scatters, and an error when it reduces to all
     (hybrid). It has no events either, which torch 2.7 takes for granted there.
     """
+
     from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
 
     reduce_on_gpu = _fsdp_param_group.foreach_reduce
@@ -112,7 +91,6 @@ def name_units(model: "IttForCausalLM") -> None:
 
     Embeddings that share their weight belong to the rest of the model, which is one unit.
     """
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     embeddings = [model.model.embed_tokens, model.lm_head]
     if model.config.tie_word_embeddings:
@@ -131,7 +109,6 @@ def extend_timeouts(mesh: "DeviceMesh | None", seconds: float) -> None:
 
     torch makes these with NCCL's ten minutes.
     """
-    from torch.distributed.distributed_c10d import _set_pg_timeout
 
     for group in mesh.get_all_groups() if mesh is not None else []:
         _set_pg_timeout(timedelta(seconds=seconds), group)
@@ -139,7 +116,6 @@ def extend_timeouts(mesh: "DeviceMesh | None", seconds: float) -> None:
 
 def gather_for_loss(model: "IttForCausalLM") -> None:
     """Have the output embedding gathered when the loss calls for it; after the sharding."""
-    from torch.distributed.fsdp import register_fsdp_forward_method
 
     register_fsdp_forward_method(model.lm_head, "next_token_loss")
 
@@ -150,14 +126,6 @@ def whole_model(module: "nn.Module") -> "IttForCausalLM | None":
     Args:
         module: what Composer's state holds.
     """
-    import torch
-    from composer.utils import dist
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-    from torch.distributed.fsdp import FSDPModule
-
-    from itt_composer.models import IttForCausalLM
-    from itt_composer.models.composer_model import unwrap
-
     model = unwrap(module)
     if not isinstance(model, FSDPModule):
         return model if dist.get_global_rank() == 0 else None
@@ -179,14 +147,6 @@ def whole_model_everywhere(module: "nn.Module") -> "IttForCausalLM":
     Args:
         module: what Composer's state holds.
     """
-    import torch
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-    from torch.distributed.fsdp import FSDPModule
-    from transformers.modeling_utils import no_init_weights
-
-    from itt_composer.models import IttForCausalLM
-    from itt_composer.models.composer_model import unwrap
-
     model = unwrap(module)
     if not isinstance(model, FSDPModule):
         return model
@@ -210,9 +170,6 @@ def fit_checkpoint(checkpoint: Path, is_sharded: bool) -> Path:
         checkpoint: one that is whole, links followed.
         is_sharded: whether ranks of this run keep parts of the weights.
     """
-    from composer.utils import dist
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
-
     if checkpoint.is_dir() == is_sharded:
         return checkpoint
     # As Composer names them: `ep0-ba100-rank0.pt`, `ep0-ba100`.

@@ -4,25 +4,42 @@ import logging
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from composer import Trainer
+from composer.core import Evaluator
+from composer.utils import dist, reproducibility
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.processes import StopSignals, exit_code, say
+from itt_composer.data.prepare import prepare_shards
 from itt_composer.data.shards import read_manifest
+from itt_composer.data.streams import build_dataloader
+from itt_composer.models import IttForCausalLM
+from itt_composer.models.building import build_model
+from itt_composer.models.composer_model import ComposerItt
+from itt_composer.models.flops import dense_parameters, paper_tflops, thinking_parameters
+from itt_composer.models.folder import Training, as_published, set_document_ends, write_model_folder
+from itt_composer.models.wrapping import checkpoint_activations, compile_layers
+from itt_composer.recipe.checks import of_the_device
 from itt_composer.recipe.components import amount_and_unit
-from itt_composer.recipe.schema import (
-    Recipe,
-    model_config,
-    recipe_as_yaml,
-    recipe_values,
-)
+from itt_composer.recipe.schema import Recipe, recipe_as_yaml, recipe_values
 from itt_composer.runs.folder import RunFolder
 from itt_composer.training.before_start import (
     check_same_shards,
-    device_of,
     digests_of,
 )
+from itt_composer.training.checkpoint_saving import RunCheckpoints
+from itt_composer.training.heartbeat import Heartbeat, Progress
 from itt_composer.training.initial_weights import load_initial_weights
+from itt_composer.training.preemption import Preempted, Preemption, going_on_after
+from itt_composer.training.resume import (
+    ExactRandomState,
+    Start,
+    find_start,
+    fitting_checkpoint,
+    use_own_settings,
+)
 from itt_composer.training.sharding import (
     extend_timeouts,
     gather_for_loss,
@@ -30,14 +47,9 @@ from itt_composer.training.sharding import (
     parallelism,
     whole_model,
 )
-
-if TYPE_CHECKING:
-    from composer import Trainer
-    from composer.core import Evaluator
-
-    from itt_composer.models import IttForCausalLM
-    from itt_composer.training.resume import Start
-
+from itt_composer.training.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD, ThresholdEstimate
+from itt_composer.training.watching.progress_bar import ProgressBar
+from itt_composer.training.watching.wandb_metrics import go_on_in_wandb
 
 # Added to what a rank may take: a hanging one is named before the others give up waiting.
 COLLECTIVE_MARGIN = 120.0
@@ -63,11 +75,6 @@ def train(
         UserError: the device the recipe asks for is not there, or cannot do what it asks; shards
             that cannot be had, do not fit or are damaged; an end that the run is past.
     """
-    from composer.utils import dist, reproducibility
-
-    from itt_composer.data.prepare import prepare_shards
-    from itt_composer.training.preemption import Preempted, going_on_after
-    from itt_composer.training.resume import find_start
 
     # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
@@ -121,11 +128,23 @@ def train(
     trainer.close()
 
 
-def build_model(recipe: Recipe) -> "IttForCausalLM":
-    """The recipe's model with random weights."""
-    from itt_composer.models import IttForCausalLM
+def device_of(recipe: Recipe) -> str:
+    """The device ("cpu" or "gpu") that the recipe asks for, or that there is.
 
-    return IttForCausalLM(model_config(recipe))
+    Raises:
+        UserError: there is no GPU, or a CPU cannot do what the recipe asks for.
+    """
+
+    if recipe.train.device == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            "train.device=gpu, but torch finds no GPU here; use train.device=cpu "
+            "train.precision=fp32 for a trial on a CPU"
+        )
+    device = recipe.train.device or ("gpu" if torch.cuda.is_available() else "cpu")
+    mistakes = [told for _, told in of_the_device(recipe)] if device == "cpu" else []
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return device
 
 
 def build_trainer(
@@ -137,26 +156,6 @@ def build_trainer(
     signals: StopSignals | None = None,
 ) -> "Trainer":
     """Everything the recipe names, put together, at the place where the run starts."""
-    import torch
-    from composer import Trainer
-    from composer.utils import dist
-
-    from itt_composer.data.streams import build_dataloader
-    from itt_composer.models.composer_model import ComposerItt
-    from itt_composer.models.wrapping import checkpoint_activations, compile_layers
-    from itt_composer.training.checkpoint_saving import RunCheckpoints
-    from itt_composer.training.heartbeat import Heartbeat, Progress
-    from itt_composer.training.preemption import Preemption
-    from itt_composer.training.resume import (
-        ExactRandomState,
-        find_start,
-        fitting_checkpoint,
-        use_own_settings,
-    )
-    from itt_composer.training.threshold_estimate import ThresholdEstimate
-    from itt_composer.training.watching.progress_bar import ProgressBar
-    from itt_composer.training.watching.wandb_metrics import go_on_in_wandb
-
     # No warm-up, and a component that the checkpoint does not know: both as the recipe wants it.
     warnings.filterwarnings("ignore", r"The warmup duration is 0", UserWarning)
     warnings.filterwarnings("ignore", r".* is not in the state_dict\. Its state", UserWarning)
@@ -228,10 +227,6 @@ def epochs_as_batches(duration: str, batches_per_epoch: int) -> str:
 
 def build_evaluators(recipe: Recipe) -> "list[Evaluator]":
     """Validation by the rule of training and, where there are routers, by their thresholds."""
-    from composer.core import Evaluator
-
-    from itt_composer.data.streams import build_dataloader
-    from itt_composer.training.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD
 
     labels = [BY_OWN_RULE]
     if recipe.resolved_thinking().adaptive_routing:
@@ -256,15 +251,6 @@ def save_results(
     losses: dict[str, float],
 ) -> None:
     """Write `model/` and, as the mark of a finished run, `summary.json`."""
-    from itt_composer.models.flops import dense_parameters, thinking_parameters
-    from itt_composer.models.folder import (
-        Training,
-        as_published,
-        set_document_ends,
-        write_model_folder,
-    )
-    from itt_composer.training.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD
-
     timestamp = trainer.state.timestamp
     tokenizer = Path(recipe.data.local) / "tokenizer"
     manifest = read_manifest(recipe.data.local)
@@ -297,8 +283,6 @@ def save_results(
 
 
 def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: int) -> None:
-    from itt_composer.models.flops import dense_parameters, paper_tflops, thinking_parameters
-
     config = model.config
     kind = {"dense": "LLaMA", "loop": f"Loop×{config.thinking_steps}"}.get(
         config.thinking, f"ITT×{config.thinking_steps}"

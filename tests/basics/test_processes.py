@@ -42,7 +42,7 @@ print("SIGTERM" if signal.sigtimedwait({signal.SIGTERM}, 60) else "nothing", flu
 # Saves after each line on stdin; without one it waits outside of Python, as for another rank.
 ASKED = """
 import hashlib, os, signal, sys
-from itt_composer import launched
+from itt_composer.basics import processes as launched
 
 launched.ONE_KEY_PRESS = 0.2
 with launched.StopSignals("the same command goes on after batch 7") as signals:

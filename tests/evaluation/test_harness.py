@@ -21,10 +21,10 @@ from eval import harness
 from eval.__main__ import app
 from eval.suite import load_suite
 from eval.task_data import open_tasks
+from itt_composer.models.building import build_model
 from itt_composer.models.calibration import calibrate
 from itt_composer.models.folder import write_model_folder
 from itt_composer.paper.task_report import AVERAGE, compared_row, lines_of, write_harness_results
-from itt_composer.training.train import build_model
 
 SUITE = Path(__file__).parents[2] / "eval/suites/eleven_tasks.yaml"
 FEW = "only=[piqa,winogrande,arc_challenge,lambada_openai,nq_open]"

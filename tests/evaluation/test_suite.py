@@ -100,7 +100,7 @@ def invoke(*arguments):
 
 
 def test_the_command_writes_and_prints_what_it_measured(small_recipe, shards, tmp_path):
-    from itt_composer.training.train import build_model
+    from itt_composer.models.building import build_model
 
     build_model(small_recipe()).save_pretrained(tmp_path / "model")
     output = tmp_path / "results/perplexity.json"

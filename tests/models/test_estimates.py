@@ -12,10 +12,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import masking_utils
 
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.building import model_config
 from itt_composer.models.estimates import TrainingStep, gpu_hours, training_memory
 from itt_composer.models.flops import executed_flops
 from itt_composer.models.wrapping import checkpoint_activations
-from itt_composer.recipe.schema import load_recipe, model_config
+from itt_composer.recipe.schema import load_recipe
 
 PRETRAIN = Path(__file__).parents[2] / "yamls/pretrain"
 

@@ -6,10 +6,9 @@ import pytest
 
 from itt_composer.basics.errors import UserError
 from itt_composer.cli.recipes import find_recipes
-from itt_composer.models.configuration import THINKING_FIELDS
+from itt_composer.models.configuration import THINKING_FIELDS, model_config
 from itt_composer.paper import figures as paper
 from itt_composer.recipe.description import GEOMETRY_FIELDS
-from itt_composer.recipe.schema import model_config
 
 YAMLS = Path(__file__).parents[2] / "yamls"
 CONFIGS = {name: model_config(recipe) for name, recipe in find_recipes(YAMLS / "pretrain")}

@@ -15,12 +15,12 @@ from eval.__main__ import app
 from itt_composer.basics.errors import UserError
 from itt_composer.cli.recipes import find_recipes
 from itt_composer.cli.tables import build
-from itt_composer.models.configuration import THINKING_FIELDS
+from itt_composer.models.configuration import THINKING_FIELDS, model_config
 from itt_composer.models.flops import dense_parameters, paper_tflops, thinking_parameters
 from itt_composer.paper import figures as paper
 from itt_composer.paper.data_efficiency import tokens_to_reach
 from itt_composer.recipe.description import GEOMETRY_FIELDS
-from itt_composer.recipe.schema import model_config, recipe_as_yaml
+from itt_composer.recipe.schema import recipe_as_yaml
 from itt_composer.results.files import read_results
 
 RECIPES = dict(find_recipes(Path(__file__).parents[2] / "yamls/pretrain"))
@@ -668,8 +668,8 @@ def test_the_command_prints_and_writes_every_table(run, tmp_path):
 def test_results_that_were_just_measured_are_read(small_recipe, shards, tmp_path):
     from eval.perplexity import run
     from eval.suite import PerplexitySuite
+    from itt_composer.models.building import build_model
     from itt_composer.results.perplexity_report import write_results
-    from itt_composer.training.train import build_model
 
     build_model(small_recipe()).save_pretrained(tmp_path / "model")
     suite = PerplexitySuite(

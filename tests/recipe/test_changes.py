@@ -317,7 +317,8 @@ callbacks.memory_monitor={}
 @pytest.fixture(scope="module")
 def begun(shards, tmp_path_factory):
     """A run that has saved its third batch: its folder, its recipe's file and settings."""
-    from itt_composer.training.train import build_model, build_trainer
+    from itt_composer.models.building import build_model
+    from itt_composer.training.train import build_trainer
 
     folder = tmp_path_factory.mktemp("begun")
     file = folder / "recipe.yaml"
@@ -335,7 +336,8 @@ def begun(shards, tmp_path_factory):
 @pytest.fixture(scope="module")
 def resumed(begun, shards, tmp_path_factory):
     """The trainer that goes on with another value of every key, that recipe, and the one before."""
-    from itt_composer.training.train import build_model, build_trainer
+    from itt_composer.models.building import build_model
+    from itt_composer.training.train import build_trainer
 
     folder, file, given = begun
     moved = shutil.copytree(folder / "run", tmp_path_factory.mktemp("moved") / "run")

@@ -14,7 +14,7 @@ from itt_composer.recipe.llama_config import (
     llama_config,
     read_config,
 )
-from itt_composer.training.initial_weights import LLAMA_DEFAULTS
+from itt_composer.training.initial_config import LLAMA_DEFAULTS
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
 LLAMA3 = {

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from itt_composer.cli import recipes
 from itt_composer.models import IttForCausalLM
+from itt_composer.models.building import build_model
 from itt_composer.recipe.checks import tokens_in
 from itt_composer.recipe.layers import read_yaml
 from itt_composer.recipe.schema import Recipe, load_recipe
-from itt_composer.training.train import build_model
 
 REPOSITORY = Path(__file__).parents[2]
 YAMLS = REPOSITORY / "yamls"

@@ -21,6 +21,7 @@ from itt_composer.basics.processes import StopSignals
 from itt_composer.cli.app import app
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models import folder as model_folder
+from itt_composer.models.building import build_model
 from itt_composer.models.flops import dense_parameters
 from itt_composer.models.upcycling import convert_llama
 from itt_composer.recipe.schema import load_recipe
@@ -28,8 +29,9 @@ from itt_composer.runs import export as exporting
 from itt_composer.runs.checkpoints import load_checkpoint
 from itt_composer.runs.export import export_checkpoint
 from itt_composer.runs.folder import RunFolder, find_checkpoint
-from itt_composer.training.initial_weights import check_initial_weights, load_initial_weights
-from itt_composer.training.train import build_model, build_trainer, train
+from itt_composer.training.initial_config import check_initial_weights
+from itt_composer.training.initial_weights import load_initial_weights
+from itt_composer.training.train import build_trainer, train
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = REPOSITORY / "yamls/pretrain/quickstart.yaml"

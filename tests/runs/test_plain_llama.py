@@ -18,6 +18,7 @@ import itt_composer.cli.generate
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.processes import StopSignals
 from itt_composer.models import IttForCausalLM
+from itt_composer.models.building import build_model
 from itt_composer.models.loading import load_model
 from itt_composer.recipe.description import kind_label
 from itt_composer.recipe.schema import load_recipe
@@ -25,8 +26,9 @@ from itt_composer.runs.export import export_checkpoint
 from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.loading import load_evaluated
 from itt_composer.runs.model_settings import ModelSettings
-from itt_composer.training.initial_weights import check_initial_weights, load_initial_weights
-from itt_composer.training.train import build_model, train
+from itt_composer.training.initial_config import check_initial_weights
+from itt_composer.training.initial_weights import load_initial_weights
+from itt_composer.training.train import train
 
 DENSE = [
     "thinking.thinking=dense",

@@ -15,10 +15,10 @@ from composer.utils.parallelism import FSDP2Config
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from itt_composer.data.streams import build_dataloader
+from itt_composer.models.building import build_model
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.recipe.schema import Recipe, load_recipe
 from itt_composer.runs.folder import RunFolder
-from itt_composer.training.train import build_model
 
 
 def train(recipe: Recipe, model: ComposerItt) -> None:

@@ -19,6 +19,7 @@ from composer.distributed.fsdp2_utils import generate_composer_model_policy
 from composer.utils import dist, reproducibility
 from torch.distributed.device_mesh import init_device_mesh
 
+from itt_composer.models.building import build_model
 from itt_composer.models.composer_model import ComposerItt, unwrap
 from itt_composer.models.wrapping import checkpoint_activations
 from itt_composer.recipe.schema import Recipe, load_recipe
@@ -30,7 +31,6 @@ from itt_composer.training.sharding import (
     parallelism,
     whole_model,
 )
-from itt_composer.training.train import build_model
 
 KINDS = {
     "dense": [

@@ -20,7 +20,7 @@ from itt_composer.basics.errors import UserError
 from itt_composer.recipe.schema import load_recipe
 from itt_composer.runs.folder import LATEST
 from itt_composer.runs.metrics import read_metrics
-from itt_composer.training.sharding import check_sharding
+from itt_composer.training.before_start import check_sharding
 
 # Float32 rounds sums over ranks and microbatches in another order: about 1e-7 of a loss near 6 is
 # one unit in its last place, 5e-7. Adam divides a gradient by its own size, so the rounding of a

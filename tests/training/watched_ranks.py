@@ -16,10 +16,10 @@ from composer.loggers import InMemoryLogger
 from composer.utils import dist
 
 from itt_composer.data.streams import build_dataloader
+from itt_composer.models.building import build_model
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.recipe.schema import Recipe, load_recipe
 from itt_composer.training.sharding import gather_for_loss, name_units, parallelism
-from itt_composer.training.train import build_model
 
 
 def watch(recipe: Recipe, is_sharded: bool) -> dict[str, list[float]]:
