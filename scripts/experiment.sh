@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The experiment of docs/results.md with the product's own commands; every stage goes on where it was.
+# The experiment of docs/lab_log.md with the product's own commands; every stage goes on where it was.
 #
 #     scripts/experiment.sh data REDPAJAMA    tokenizer and shards from <domain>/*.jsonl
 #     scripts/experiment.sh list 2m           the runs of a size: recipe, and what is changed
