@@ -62,3 +62,23 @@ def test_links_of_the_pages_outside_of_the_site_lead_somewhere(page):
                 re.sub(r"[^\w\- ]", "", one).strip().lower().replace(" ", "-") for one in headings
             }
             assert anchor[1:] in slugs, f"{page} links to {target}{anchor}, which is not there"
+
+
+PATH = re.compile(
+    r"`((?:itt_composer|data_prep|eval|tests|benchmarks|scripts|yamls|docs)/[\w./-]*\w)`"
+)
+
+
+def test_files_that_the_pages_name_are_there():
+    pages = [
+        *REPOSITORY.glob("docs/*.md"),
+        REPOSITORY / "README.md",
+        REPOSITORY / "CONTRIBUTING.md",
+    ]
+    missing = {
+        f"{page.name}: {path}"
+        for page in pages
+        for path in PATH.findall(page.read_text())
+        if not (REPOSITORY / path).exists() and not path.endswith("my_recipe.yaml")
+    }
+    assert not missing

@@ -84,7 +84,7 @@ READ_ALONE = {
     r"--engine spark": "takes Java: tests/data_prep/test_spark_engine.py",
     r"--shares shares\.yaml": "tests/data_prep/test_budgets.py",
     r"eval fetch": "takes the hub: tests/evaluation/test_fetch.py",
-    r"^python -m (data_prep|eval|itt_composer)( (?!recipes)[a-z-]+)?$": "names a program",
+    r"^python -m (data_prep|eval|itt_composer)( (?!recipes)[a-z-]+( tokens)?)?$": "names a program",
     r"^python -m itt_composer\.train$": "names a program",
     r"…|COMMAND": "shows the form of commands",
     r"--print-config": "is what reading it does",
@@ -116,7 +116,7 @@ BENCHMARKS = {
     "evaluation": ("--models", "quickstart", "--tasks", "piqa", "--rounds", "1", "--scale", "0.02"),
     "data_prep": ("--seq-len", "32", "--reference-megabytes", "1", "--workers", "1"),
 }
-RUN_BY_OTHER_TESTS = {"equality": "tests/test_sharding.py, on two real ranks"}
+RUN_BY_OTHER_TESTS = {"equality": "tests/training/test_sharding.py, on two real ranks"}
 
 
 def begins(command: Documented) -> str | None:
