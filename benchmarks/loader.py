@@ -6,7 +6,6 @@
 Prints a Markdown table. One rank; a node's ranks share its cores and its disk.
 """
 
-import json
 import os
 import platform
 import sys
@@ -24,9 +23,15 @@ from streaming import MDSWriter
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[0] = str(REPOSITORY)  # instead of this file's folder, where data_prep.py lies
 
+
+from data_prep.complete_folder import fingerprints  # noqa: E402
 from data_prep.domains import PAPER_SHARES  # noqa: E402
-from data_prep.manifest import FORMAT_VERSION  # noqa: E402
-from itt_composer.data.integrity import sha256_of  # noqa: E402
+from itt_composer.data.manifest import (  # noqa: E402
+    MANIFEST,
+    Manifest,
+    StreamCounts,
+    TokenizerOrigin,
+)
 from itt_composer.data.prepare import prepare_shards  # noqa: E402
 from itt_composer.data.streams import build_dataloader  # noqa: E402
 from itt_composer.recipe.schema import DataRecipe  # noqa: E402
@@ -39,32 +44,31 @@ VOCAB_SIZE = 32_000
 def make_shards(out: Path, megabytes: int, seq_len: int, vocab_size: int = VOCAB_SIZE) -> None:
     """Random rows in the layout of `convert`, every domain in its share."""
     rng = np.random.default_rng(0)
-    splits: dict[str, dict[str, Any]] = {"train": {}, "validation": {}}
+    splits: dict[str, dict[str, StreamCounts]] = {"train": {}, "validation": {}}
     for domain, share in PAPER_SHARES.items():
         rows = max(16, int(megabytes * 1e6 * share / (2 * seq_len)))
-        splits["train"][domain] = {"rows": rows}
+        splits["train"][domain] = counts_of(rows, seq_len)
         write_rows(out / "train" / domain, rows, seq_len, rng, vocab_size)
-    splits["validation"]["cc"] = {"rows": 16}
+    splits["validation"]["cc"] = counts_of(16, seq_len)
     write_rows(out / "validation/cc", 16, seq_len, rng, vocab_size)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "command": "convert",
-        "seq_len": seq_len,
-        "dtype": "uint16",
-        "vocab_size": vocab_size,
-        "tokenizer": {"file": "", "sha256": ""},
-        "splits": splits,
-        "totals": {},
-        "files": {
-            path.relative_to(out).as_posix(): {
-                "bytes": path.stat().st_size,
-                "sha256": sha256_of(path),
-            }
-            for path in out.rglob("*")
-            if path.is_file()
-        },
-    }
-    (out / "manifest.json").write_text(json.dumps(manifest))
+    manifest = Manifest(
+        seq_len=seq_len,
+        dtype="uint16",
+        vocab_size=vocab_size,
+        bos_id=1,
+        eos_id=2,
+        tokenizer=TokenizerOrigin(file="", sha256=""),
+        splits=splits,
+        totals={split: StreamCounts.sum(domains.values()) for split, domains in splits.items()},
+        files=fingerprints(out, [path for path in out.rglob("*") if path.is_file()]),
+    )
+    (out / MANIFEST).write_text(manifest.to_json())
+
+
+def counts_of(rows: int, seq_len: int) -> StreamCounts:
+    """Counts of a stream of random rows, which are made of no documents."""
+    nothing = dict.fromkeys(StreamCounts.model_fields, 0)
+    return StreamCounts(**nothing | {"rows": rows, "tokens": rows * seq_len})
 
 
 def write_rows(
@@ -117,15 +121,15 @@ def main(
         if shards is None:
             shards = Path(temporary)
             make_shards(shards, megabytes, seq_len)
-        manifest = json.loads((shards / "manifest.json").read_bytes())
-        has_all = PAPER_SHARES.keys() <= manifest["splits"]["train"].keys()
+        manifest = Manifest.read(shards)
+        has_all = PAPER_SHARES.keys() <= manifest.splits["train"].keys()
         settings = {
             "local": str(shards),
-            "seq_len": manifest["seq_len"],
+            "seq_len": manifest.seq_len,
             "domains": PAPER_SHARES if has_all else None,
         }
         started = time.perf_counter()
-        prepare_shards(DataRecipe.model_validate(settings), manifest["vocab_size"], batch_size)
+        prepare_shards(DataRecipe.model_validate(settings), manifest.vocab_size, batch_size)
         checking = time.perf_counter() - started
         print(f"Machine: {machine()}. Command: python {' '.join(sys.argv)}\n")
         print("| num_workers | tokens/s | of what an A100 takes at 162M |")
@@ -134,7 +138,7 @@ def main(
             data = DataRecipe.model_validate({**settings, "num_workers": workers})
             speed = measure(data, batch_size, seconds)
             print(f"| {workers} | {speed:,.0f} | {speed / A100_TOKENS_PER_SECOND:.1f} × |")
-        size = sum(entry["bytes"] for entry in manifest["files"].values())
+        size = sum(file.bytes for file in manifest.files.values())
         print(f"\nHashing before the start: {size / 1e6 / checking:,.0f} MB/s")
 
 

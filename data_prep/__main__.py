@@ -225,7 +225,7 @@ def convert(
 ) -> None:
     """Convert ROOT into MDS shards of fixed-length token rows, split into train and validation."""
     from data_prep import convert as conversion
-    from data_prep.convert_manifest import ConvertManifest
+    from data_prep.conversion_result import warnings
     from data_prep.stats import stats_of
 
     _log_to_stderr()
@@ -266,8 +266,8 @@ def convert(
         if manifest is None:
             _say_complete(out)
             return
-        _print_stats(stats_of(ConvertManifest.model_validate(manifest)))
-        for warning in conversion.warnings(manifest, root):
+        _print_stats(stats_of(manifest))
+        for warning in warnings(manifest, root):
             typer.echo(f"warning: {warning}", err=True)
 
 

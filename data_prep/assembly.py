@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_prep.budgets import Budgets
-from data_prep.convert_manifest import StreamCounts
 from data_prep.domains import MIXED
-from data_prep.manifest import fingerprint
-from data_prep.part_store import INDEX, TAILS, DonePart, merge_indexes, store_tails
+from data_prep.part_store import TAILS, DonePart, merge_indexes, store_tails
 from data_prep.rows import ShardOptions
 from data_prep.split import SPLITS
 from data_prep.state import State
 from data_prep.workers import Workers
+from itt_composer.data.fingerprints import Fingerprint
+from itt_composer.data.index import INDEX
+from itt_composer.data.manifest import StreamCounts
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Stream:
     """A finished stream: its counts, and the files that were made besides those of the parts."""
 
     counts: StreamCounts
-    files: dict[str, dict[str, Any]]
+    files: dict[str, Fingerprint]
 
 
 def finish_streams(
@@ -70,7 +70,9 @@ def finish_streams(
                 folders += [TAILS] if stream.files else []
                 place = Path(split, domain)
                 merge_indexes(state.folder / place, folders)
-                stream.files[(place / INDEX).as_posix()] = fingerprint(state.folder / place / INDEX)
+                stream.files[(place / INDEX).as_posix()] = Fingerprint.of(
+                    state.folder / place / INDEX
+                )
     return streams
 
 
@@ -81,11 +83,6 @@ def parts_by_domain(parts: dict[str, list[DonePart]]) -> dict[str, list[DonePart
         for domain in part.kept:
             found.setdefault(domain, []).append(part)
     return dict(sorted(found.items()))
-
-
-def totals(counts: list[StreamCounts]) -> dict[str, int]:
-    """Sums over streams."""
-    return {name: sum(getattr(c, name) for c in counts) for name in StreamCounts.model_fields}
 
 
 def rows_of_tails(
@@ -118,8 +115,8 @@ def stream_counts(
 
 
 def _store_tails(
-    rows: np.ndarray, options: ShardOptions, folder: Path, stream: Path, work: Path, _: Any
-) -> dict[str, dict[str, Any]]:
+    rows: np.ndarray, options: ShardOptions, folder: Path, stream: Path, work: Path, _: object
+) -> dict[str, Fingerprint]:
     return store_tails(rows, options, folder, stream, work / stream)
 
 

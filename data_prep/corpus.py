@@ -28,8 +28,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.complete_folder import already_complete, complete_folder, write_manifest
 from data_prep.docstrings import separate_docstrings
-from data_prep.manifest import already_complete, complete_folder, write_manifest
 from itt_composer.basics.errors import UserError
 
 DOMAINS = ("code", "docstrings", "packages", "reference")

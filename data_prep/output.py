@@ -8,14 +8,15 @@ and before that says what is being written, so that nobody else writes there.
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
-from data_prep.manifest import MANIFEST, check_same, read_manifest
+from data_prep.complete_folder import check_same, read_stored
 from data_prep.part_store import DonePart
 from data_prep.remote import RemoteOutput
 from data_prep.rows import sync
 from data_prep.state import STATE, State, is_state
 from itt_composer.basics.errors import UserError
+from itt_composer.data.fingerprints import DamageError
+from itt_composer.data.manifest import MANIFEST, Manifest, ShardSettings
 
 URL = re.compile(r"([a-z][a-z0-9-]*)://.+")
 SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
@@ -48,8 +49,8 @@ class LocalOutput:
         self.folder = self.out.with_name(f".{self.out.name}.partial")
         self.finished_state = self.out.with_name(f".{self.out.name}.state")
 
-    def finished(self, recipe: dict[str, Any]) -> dict[str, Any] | None:
-        """The manifest of OUT if it holds what `recipe` makes; None when it is not there yet.
+    def finished(self, settings: ShardSettings) -> Manifest | None:
+        """The manifest of OUT if it holds what `settings` make; None when it is not there yet.
 
         Raises:
             UserError: OUT holds something else.
@@ -61,28 +62,28 @@ class LocalOutput:
             self._rename()  # a run was killed between the last two steps of `publish`
         elif is_free:
             return None
-        manifest = read_manifest(self.out)
-        check_same(manifest, recipe, self.name)
-        for name, stored in manifest["files"].items():
-            path = self.out / name
-            if not path.is_file() or path.stat().st_size != stored["bytes"]:
+        check_same(read_stored(self.out), settings.model_dump(), self.name)
+        manifest = Manifest.read(self.out)
+        for name, file in manifest.files.items():
+            try:
+                file.check_size(self.out / name)
+            except DamageError as damage:
                 raise UserError(
-                    f"{path} is missing or has another size than when it was written: "
-                    f"delete {self.name} and run the command again"
-                )
+                    f"{self.out / name} {damage}: delete {self.name} and run the command again"
+                ) from None
         return manifest
 
     def written(self) -> float:
         """When OUT was completed, in seconds since 1970."""
         return (self.out / MANIFEST).stat().st_mtime
 
-    def begin(self, recipe: dict[str, Any], state: State) -> None:
+    def begin(self, settings: ShardSettings, state: State) -> None:
         """Nothing to announce."""
 
     def upload(self, done: DonePart, record_file: Path) -> None:
         """Nothing to upload."""
 
-    def publish(self, manifest: dict[str, Any]) -> None:
+    def publish(self, manifest: Manifest) -> None:
         """Make the complete folder OUT."""
         (self.folder / STATE).replace(self.finished_state)
         self._rename()

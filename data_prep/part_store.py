@@ -16,13 +16,13 @@ import numpy as np
 
 from data_prep.budgets import Kept
 from data_prep.conversion import PartRecord, Progress, RowBlock, Settings, convert_part
-from data_prep.manifest import fingerprint
 from data_prep.parts import Part
 from data_prep.rows import ShardOptions, ShardWriter, sync
 from data_prep.split import SPLITS
 from itt_composer.basics.errors import UserError
+from itt_composer.data.fingerprints import Fingerprint
+from itt_composer.data.index import INDEX, ShardIndex
 
-INDEX = "index.json"
 TAILS = "tails"  # folder of the rows that are made of what the parts left over
 BAD = ".bad"  # instead of .json: the files of a part that a bad line stopped
 
@@ -42,19 +42,27 @@ class DonePart:
 
     record: PartRecord
     kept: Kept
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, Fingerprint] = field(default_factory=dict)
     stats: list[dict[str, int]] = field(default_factory=list)
     uploaded: bool = False
 
     def save(self, path: Path) -> None:
         """Write it to a file, which is whole or not there."""
-        write_synced(path, json.dumps(vars(self) | {"record": self.record.to_json()}))
+        files = {name: file.model_dump() for name, file in self.files.items()}
+        values = vars(self) | {"record": self.record.to_json(), "files": files}
+        write_synced(path, json.dumps(values))
 
     @classmethod
     def load(cls, path: Path) -> "DonePart":
         """Read it from its file."""
-        values = json.loads(path.read_bytes())
-        return cls(**values | {"record": PartRecord.from_json(values["record"])})
+        return cls.from_json(json.loads(path.read_bytes()))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "DonePart":
+        """The same of JSON values."""
+        files = {name: Fingerprint(**file) for name, file in values.get("files", {}).items()}
+        record = PartRecord.from_json(values["record"])
+        return cls(**values | {"record": record, "files": files})
 
 
 def stat_of(path: Path) -> dict[str, int]:
@@ -124,7 +132,7 @@ def _untold(_: Progress) -> None:
 
 def store_tails(
     ids: np.ndarray, options: ShardOptions, folder: Path, stream: Path, work: Path
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Fingerprint]:
     """Write rows, (rows, seq_len), to `folder/<stream>/tails`; give the files' fingerprints."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -135,14 +143,8 @@ def store_tails(
 
 def merge_indexes(folder: Path, parts: list[str]) -> None:
     """Write the index of a stream: the shards of its part folders, in that order."""
-    shards = []
-    for part in parts:
-        for shard in json.loads((folder / part / INDEX).read_bytes())["shards"]:
-            for key in ("raw_data", "zip_data"):
-                if shard.get(key):
-                    shard[key]["basename"] = f"{part}/{shard[key]['basename']}"
-            shards.append(shard)
-    write_synced(folder / INDEX, json.dumps({"version": 2, "shards": shards}, sort_keys=True))
+    indexes = [(part, ShardIndex.read(folder / part / INDEX)) for part in parts]
+    write_synced(folder / INDEX, ShardIndex.merge(indexes).to_json())
 
 
 def write_synced(path: Path, text: str) -> None:
@@ -155,14 +157,14 @@ def write_synced(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def _move(writer: ShardWriter, folder: Path, place: Path) -> dict[str, dict[str, Any]]:
+def _move(writer: ShardWriter, folder: Path, place: Path) -> dict[str, Fingerprint]:
     """Finish a writer's folder and move it to its place in the output."""
     files = writer.finish()
     target = folder / place
     shutil.rmtree(target, ignore_errors=True)  # of a run that was killed before its record
     if not files:
         return {}
-    prints = {(place / path.name).as_posix(): fingerprint(path) for path in files}
+    prints = {(place / path.name).as_posix(): Fingerprint.of(path) for path in files}
     target.parent.mkdir(parents=True, exist_ok=True)
     writer.folder.replace(target)
     sync(target.parent)

@@ -3,16 +3,15 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from itt_composer.basics.errors import UserError
+from itt_composer.data.index import COLUMN
 
 if TYPE_CHECKING:
     from streaming import MDSWriter
-
-COLUMN = "input_ids"
 
 # Not the streaming library's own reading of sizes: its import takes seconds.
 BYTES = re.compile(r"(\d+(?:\.\d+)?)(b|kb|mb|gb)?", re.IGNORECASE)
@@ -34,7 +33,7 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def row_dtype(vocab_size: int) -> str:
+def row_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
     """The smallest of the two types that holds every id."""
     return "uint16" if vocab_size < 1 << 16 else "uint32"
 

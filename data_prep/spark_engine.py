@@ -142,9 +142,7 @@ def _frames(
 def _done_parts(converted: "DataFrame") -> list[DonePart]:
     """Have the parts converted; give what was in each, in order."""
     done = [json.loads(row.done) for row in converted.filter("done is not null").collect()]
-    return [
-        DonePart(**values | {"record": PartRecord.from_json(values["record"])}) for values in done
-    ]
+    return [DonePart.from_json(values) for values in done]
 
 
 def _used(done: list[DonePart], source: str, budgets: Budgets) -> list[DonePart]:

@@ -1,24 +1,24 @@
 """Rows in Spark → the shards of one stream, through the streaming library's own converter."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from data_prep.assembly import Stream, rows_of_tails, stream_counts
 from data_prep.conversion import RowBlock
-from data_prep.manifest import fingerprint
-from data_prep.part_store import INDEX, DonePart
-from data_prep.rows import COLUMN, ShardOptions
+from data_prep.part_store import DonePart
+from data_prep.rows import ShardOptions
 from data_prep.spark_session import failures_as_sentences
 from itt_composer.basics.errors import UserError
+from itt_composer.data.fingerprints import Fingerprint
+from itt_composer.data.index import COLUMN, INDEX, ShardIndex
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -100,7 +100,7 @@ class SparkStream:
         rows = list(frame.itertuples(index=False, name=None))
         return self.spark.createDataFrame(rows, SCHEMA).coalesce(1)
 
-    def _convert(self, frame: "DataFrame", kept: dict[int, int]) -> dict[str, dict[str, Any]]:
+    def _convert(self, frame: "DataFrame", kept: dict[int, int]) -> dict[str, Fingerprint]:
         from streaming.base.converters import dataframe_to_mds
 
         options = self.options
@@ -130,18 +130,17 @@ class SparkStream:
             self._remove_from_executors(copies)
         return files
 
-    def _files(self, work: Path) -> dict[str, dict[str, Any]]:
+    def _files(self, work: Path) -> dict[str, Fingerprint]:
         """The files of the written stream by path below `out`; others are removed, if here."""
         from streaming.base.storage.download import CloudDownloader
 
         index = work / INDEX if self.is_remote else Path(self.target, INDEX)
         if self.is_remote:
             CloudDownloader.direct_download(f"{self.target}/{INDEX}", str(index))
-        files = {INDEX: fingerprint(index)}
-        for shard in json.loads(index.read_bytes())["shards"]:
-            stored = shard.get("zip_data") or shard["raw_data"]
-            entry = {"bytes": stored["bytes"], "sha256": stored["hashes"]["sha256"]}
-            files[stored["basename"]] = entry
+        files = {INDEX: Fingerprint.of(index)}
+        for shard in ShardIndex.read(index).shards:
+            stored = shard.stored
+            files[stored.basename] = Fingerprint(bytes=stored.bytes, sha256=stored.hashes["sha256"])
         if not self.is_remote:
             # Indexes of single folders, and folders of tasks without rows or that Spark repeated.
             for path in (path for path in Path(self.target).rglob("*") if path.is_file()):

@@ -9,17 +9,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from data_prep.budgets import Kept
+from data_prep.complete_folder import changes
 from data_prep.conversion import PartRecord
 from data_prep.documents import Piece, PieceReader
-from data_prep.manifest import changes
 from data_prep.part_store import BAD, DonePart, stat_of, write_synced
 from data_prep.parts import Part
 from itt_composer.basics.errors import UserError
+from itt_composer.data.manifest import ShardSettings
 
 STATE = ".state"
 RECIPE = "recipe.json"
@@ -47,7 +47,7 @@ class State:
         self.work = self.own / "work"
         self.lock = FileLock(self.own / "lock")
 
-    def open(self, recipe: dict[str, Any]) -> None:
+    def open(self, settings: ShardSettings) -> None:
         """Take the folder until `close`.
 
         Raises:
@@ -62,6 +62,7 @@ class State:
             ) from None
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
+        recipe = settings.model_dump(exclude={"format_version"})
         file = self.own / RECIPE
         differences = file.exists() and changes(json.loads(file.read_bytes()), recipe)
         if differences and self._has_done():
@@ -179,7 +180,7 @@ class State:
     def _is_there(self, done: DonePart) -> bool:
         if done.uploaded:
             return True
-        paths = {self.folder / name: stored["bytes"] for name, stored in done.files.items()}
+        paths = {self.folder / name: stored.bytes for name, stored in done.files.items()}
         return all(path.is_file() and path.stat().st_size == n for path, n in paths.items())
 
 

@@ -13,15 +13,15 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from data_prep import sentencepiece_process
-from data_prep.documents import Fields, read_documents
-from data_prep.domains import find_corpus, not_read_sentence
-from data_prep.manifest import (
+from data_prep.complete_folder import (
     already_complete,
     complete_folder,
-    fingerprint_files,
+    fingerprints,
     is_inside,
     write_manifest,
 )
+from data_prep.documents import Fields, read_documents
+from data_prep.domains import find_corpus, not_read_sentence
 from data_prep.split import split_of
 from data_prep.tokenizer import MODEL_FILE, load_tokenizer
 from itt_composer.basics.errors import UserError
@@ -90,7 +90,7 @@ def train_tokenizer(
         "validation_share": validation_share,
         "text_field": fields.text,
         "domain_field": fields.domain,
-        "inputs": fingerprint_files(root, files),
+        "inputs": {name: file.model_dump() for name, file in fingerprints(root, files).items()},
     }
     if already_complete(out, recipe):
         return None

@@ -13,7 +13,8 @@ from streaming.base.world import World
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from itt_composer.data.shards import domains_with_rows, read_index, read_manifest
+from itt_composer.data.index import INDEX, ShardIndex
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.streams import collate_rows
 from itt_composer.data.token_rows import ShardStream, sample_order
 
@@ -30,7 +31,7 @@ class StoredRows(Dataset):
     """
 
     def __init__(self, folder: Path):
-        read_index(folder / "index.json")
+        ShardIndex.read(folder / INDEX)
         self._stream = ShardStream(local=str(folder))
         defaults = {"split": None, "download_retry": 1, "download_timeout": 60, "keep_zip": True}
         self._stream.apply_default({**defaults, "validate_hash": None})
@@ -59,7 +60,7 @@ def sample_of_split(folder: Path, count: int) -> tuple[ConcatDataset, list[int]]
         folder: of the split, a stream per domain.
         count: rows of the sample, of each domain in proportion; all, if there are fewer.
     """
-    domains = domains_with_rows(read_manifest(folder.parent), folder.name)
+    domains = Manifest.read(folder.parent).rows(folder.name)
     streams = [StoredRows(folder / domain) for domain in domains]
     order = sample_order([len(stream) for stream in streams])
     return ConcatDataset(streams), order[:count].tolist()

@@ -21,7 +21,7 @@ from streaming import StreamingDataLoader
 
 from itt_composer.basics.errors import LoaderError, UserError
 from itt_composer.basics.processes import heed_parent_only, is_loss_of_a_worker
-from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.shared_memory import (
     SHARED_MEMORY,
     hold_segments,
@@ -78,7 +78,7 @@ def build_dataset(data: DataRecipe, split: str, batch_size: int) -> TokenRows:
     is_train = split == "train"
     local = Path(data.local)
     shares = data.domains if is_train else None
-    rows = domains_with_rows(read_manifest(local), split)
+    rows = Manifest.read(local).rows(split)
     domains = list(shares or rows)
     streams = [
         ShardStream(

@@ -237,10 +237,10 @@ def test_ids_outside_the_tokenizer_are_bad_lines(
         assert str(caught.value) == f"{mixed.with_name('a.jsonl')}, line 8: {reason}"
         return
     manifest = conversion.convert(replace(options, skip_bad_lines=True))
-    assert manifest["rejects"] == {"good": 0, "worse": 1}
+    assert manifest.rejects == {"good": 0, "worse": 1}
     (reject,) = (json.loads(line) for line in (tmp_path / "shards" / "rejects.jsonl").open())
     assert reject == {"file": "worse/a.jsonl", "line": 8, "reason": reason}
-    for counts in manifest["splits"].values():
+    for counts in manifest.splits.values():
         assert counts["good"] == counts["worse"]
 
 

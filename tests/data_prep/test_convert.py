@@ -146,7 +146,7 @@ def test_other_options_inputs_or_damage_are_refused(convert, root, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     result = convert()
     assert result.exit_code == 1
-    assert f"{shard} is missing or has another size" in result.stderr
+    assert f"{shard} has " in result.stderr
 
 
 def test_stream_without_rows_has_no_folder_and_a_warning(convert, root, tmp_path):

@@ -21,10 +21,8 @@ from streaming import StreamingDataset
 from data_prep.budgets import Budgets
 from data_prep.conversion import Progress, Settings
 from data_prep.convert import convert
-from data_prep.convert_manifest import read_convert_manifest
 from data_prep.documents import Fields
 from data_prep.domains import find_corpus
-from data_prep.manifest import fingerprint
 from data_prep.options import Options
 from data_prep.parts import plan_parts
 from data_prep.rejects import RejectLimit
@@ -33,6 +31,8 @@ from data_prep.spark_engine import run_spark
 from data_prep.spark_session import java_version, sentence_of, spark_session
 from data_prep.tokenizer import load_tokenizer
 from itt_composer.basics.errors import UserError
+from itt_composer.data.fingerprints import Fingerprint
+from itt_composer.data.manifest import Manifest
 
 pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
 if shutil.which("java") is None:
@@ -121,7 +121,7 @@ def convert_locally(root: Path, tokenizer: Path, out: Path, **changed: Any) -> N
 
 
 def assert_same(streams: dict[str, Any], out: Path, local: Path) -> None:
-    for split, domains in read_convert_manifest(local).splits.items():
+    for split, domains in Manifest.read(local).splits.items():
         for domain, counts in domains.items():
             assert streams[split][domain].counts == counts
             if counts.rows:
@@ -150,8 +150,8 @@ def test_gives_the_rows_and_counts_of_the_local_engine(
     parts, streams = run_engine(out)
     assert len(parts["prose"]) > 2
     assert_same(streams, out, local)
-    assert files_of(streams) == {name: fingerprint(out / name) for name in content(out)}
-    manifest = read_convert_manifest(local)
+    assert files_of(streams) == {name: Fingerprint.of(out / name) for name in content(out)}
+    manifest = Manifest.read(local)
     rejects = {domain: sum(len(p.record.rejects) for p in done) for domain, done in parts.items()}
     assert rejects == manifest.rejects == {"code": 0, "prose": 2, "tiny": 0}
     last = run_engine.told[-1]
@@ -188,7 +188,7 @@ def test_writes_compressed_shards_to_an_object_store_and_keeps_no_copies(
     unlisted = {n.removeprefix("shards/") for n in bucket.names()} - files_of(streams).keys()
     assert unlisted  # which `verify` passes over
     assert all(re.fullmatch(r"[a-z]+/[a-z]+/\d+/index.json", name) for name in unlisted)
-    for split, domains in read_convert_manifest(local).splits.items():
+    for split, domains in Manifest.read(local).splits.items():
         for domain, counts in domains.items():
             assert streams[split][domain].counts == counts
             if counts.rows:

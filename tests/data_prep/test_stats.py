@@ -48,6 +48,8 @@ def write_manifest(out: Path, **changed: Any) -> Path:
         "seq_len": 8,
         "dtype": "uint16",
         "vocab_size": 500,
+        "bos_id": 1,
+        "eos_id": 2,
         "tokenizer": {"file": "tokenizer/tokenizer.model", "sha256": "00"},
         "compression": None,
         "hashes": ["sha256"],
