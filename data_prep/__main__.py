@@ -78,7 +78,7 @@ def sample_corpus(
     ] = 12,
 ) -> None:
     """Collect real text from this Python installation, in RedPajama's form."""
-    from data_prep.corpus import build_sample_corpus
+    from data_prep.sample_corpus import build_sample_corpus
 
     with errors_as_sentences():
         manifest = build_sample_corpus(out, megabytes)
@@ -126,7 +126,7 @@ def _count(text: str) -> int:
 
 
 def _bytes(text: str) -> int:
-    from data_prep.rows import parse_bytes
+    from data_prep.shard_writing import parse_bytes
 
     try:
         return parse_bytes(text)

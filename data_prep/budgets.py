@@ -6,17 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
-from data_prep.conversion import PartRecord
+from data_prep.document_split import SPLITS
 from data_prep.domains import MIXED, PAPER_SHARES, domain_name
-from data_prep.split import SPLITS
+from data_prep.part_record import Kept, PartRecord
 from itt_composer.basics.errors import UserError
 from itt_composer.recipe.layers import read_yaml
 
-Kept: TypeAlias = dict[str, dict[str, int]]  # rows by domain and split
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from data_prep.assembly import Stream
+from data_prep.document_split import SPLITS
 from data_prep.domains import MIXED, not_read_sentence
-from data_prep.part_store import DonePart
-from data_prep.parts import Part
-from data_prep.split import SPLITS
+from data_prep.finished_streams import Stream
+from data_prep.part_plan import Part
+from data_prep.part_record import DonePart
 from itt_composer.data.fingerprints import Fingerprint
 from itt_composer.data.manifest import InputFile, Manifest, ShardSettings, StreamCounts
 

@@ -6,35 +6,38 @@ inputs → parts → rows and shards, part by part, on every worker
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from data_prep.assembly import Stream, finish_streams
 from data_prep.budgets import Budgets, read_shares
 from data_prep.complete_folder import fingerprints, is_inside
-from data_prep.conversion import Progress, Settings
 from data_prep.conversion_result import REJECTS, manifest_of
 from data_prep.documents import Fields
 from data_prep.domains import MIXED, Corpus, find_corpus
-from data_prep.estimate import Estimate, estimate, validation_threshold
+from data_prep.durable_files import sync, write_synced
+from data_prep.encoder_choice import encoder_for
+from data_prep.finished_streams import Stream, finish_streams
 from data_prep.local_engine import LocalEngine
 from data_prep.options import Options
-from data_prep.output import LocalOutput, RemoteOutput, open_output
-from data_prep.part_store import DonePart, write_synced
-from data_prep.parts import Part, pieces_of, plan_parts
+from data_prep.output import Output, open_output
+from data_prep.part_plan import Part, pieces_of, plan_parts
+from data_prep.part_record import DonePart
+from data_prep.part_rows import Progress, Settings
 from data_prep.progress import conversion_progress
-from data_prep.proven import encoder_for
 from data_prep.rejects import RejectLimit, rejects_as_jsonl
-from data_prep.rows import ShardOptions, check_storage, row_dtype, sync
-from data_prep.state import State, check_unchanged, piece_sha256
+from data_prep.shard_writing import ShardOptions, check_storage, row_dtype
+from data_prep.token_estimate import Estimate, estimate, validation_threshold
 from data_prep.tokenizer import Tokenizer, load_tokenizer
 from data_prep.transformers_files import how_transformers_differs
+from data_prep.unfinished_conversion import UnfinishedConversion, check_unchanged, piece_sha256
 from data_prep.workers import usable_cores, workers
 from itt_composer.basics.errors import UserError
 from itt_composer.data.manifest import MANIFEST, Manifest, ShardSettings, TokenizerOrigin
 
 TOKENIZER = "tokenizer"
+HOW_TO_INSTALL_SPARK = "pip install -e '.[spark]'"
 logger = logging.getLogger(__name__)
 
 
@@ -64,7 +67,7 @@ def convert(options: Options) -> Manifest | None:
     if finished is not None:
         _check_inputs(finished, options, corpus, output.written())
         return None
-    state = State(output.folder, output.name)
+    state = UnfinishedConversion(output.folder, output.name)
     state.open(made_by)
     with _closing(state, output):
         if output.finished(made_by) is not None:
@@ -147,7 +150,7 @@ def _shard_settings(options: Options, tokenizer: Tokenizer, corpus: Corpus) -> S
 
 
 def _threshold(
-    state: State,
+    state: UnfinishedConversion,
     options: Options,
     budgets: Budgets,
     corpus: Corpus,
@@ -205,13 +208,12 @@ def _convert_parts(
     settings: Settings,
     plan: dict[str, list[Part]],
     budgets: Budgets,
-    state: State,
-    output: LocalOutput | RemoteOutput,
+    state: UnfinishedConversion,
+    output: Output,
 ) -> tuple[dict[str, list[DonePart]], dict[str, dict[str, Stream]]]:
     limit = RejectLimit(options.max_reject_share if options.skip_bad_lines else None)
     if options.engine == "spark":
-        from data_prep.spark_engine import run_spark
-
+        run_spark = _spark_engine()
         size = sum(part.input_bytes for parts in plan.values() for part in parts)
         place = output.name if output.is_remote else output.folder
         with conversion_progress(lambda: size, Progress(0, 0, 0)) as on_progress:
@@ -225,6 +227,17 @@ def _convert_parts(
     ):
         parts = engine.run(running)
         return parts, finish_streams(parts, settings.shards, budgets, state, running)
+
+
+def _spark_engine() -> Callable[..., Any]:
+    """The function that converts parts on Spark, which is an extra."""
+    try:
+        from data_prep.spark_engine import run_spark
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("pyspark", "py4j"):
+            raise
+        raise UserError(f"PySpark is not installed: run `{HOW_TO_INSTALL_SPARK}`") from error
+    return run_spark
 
 
 def _as_text(plan: dict[str, list[Part]], size: int) -> int:
@@ -283,7 +296,7 @@ def _write_rest(
 
 
 @contextmanager
-def _closing(state: State, output: LocalOutput | RemoteOutput) -> Iterator[None]:
+def _closing(state: UnfinishedConversion, output: Output) -> Iterator[None]:
     """Let go of the state at the end; tell a full disk in a sentence."""
     try:
         yield

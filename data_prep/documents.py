@@ -13,6 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import pyarrow
+
 from data_prep.domains import compression_of, domain_name, is_text
 from itt_composer.basics.errors import UserError
 
@@ -193,8 +195,6 @@ def _decompressed(file: io.IOBase, compression: str | None) -> Any:
     """The text of a compressed file."""
     if compression == "gzip":  # not by pyarrow, which takes zeros after the last member for damage
         return _Gzip(file)
-    import pyarrow
-
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), compression)
 
 

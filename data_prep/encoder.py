@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 
 from data_prep.documents import Document
-from data_prep.proven import NEWER_COMPOSED, is_composed_anew
+from data_prep.encoder_choice import NEWER_COMPOSED, is_composed_anew
 from data_prep.tokenizer import Tokenizer
 
 # So many documents are encoded twice; the reference is 25 times slower than gigatoken.

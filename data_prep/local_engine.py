@@ -6,13 +6,14 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from data_prep.budgets import Budgets, Kept
-from data_prep.conversion import Progress, Settings
-from data_prep.output import LocalOutput, RemoteOutput
-from data_prep.part_store import DonePart, store_part
-from data_prep.parts import Part
+from data_prep.budgets import Budgets
+from data_prep.output import Output
+from data_prep.part_plan import Part
+from data_prep.part_record import DonePart, Kept
+from data_prep.part_rows import Progress, Settings
+from data_prep.part_shards import store_part
 from data_prep.rejects import RejectLimit
-from data_prep.state import State
+from data_prep.unfinished_conversion import UnfinishedConversion
 from data_prep.workers import Workers
 
 TOKENS_PER_BYTE = 0.25  # a guess, until a domain has its first rows
@@ -36,8 +37,8 @@ class LocalEngine:
         plan: dict[str, list[Part]],
         settings: Settings,
         budgets: Budgets,
-        state: State,
-        output: LocalOutput | RemoteOutput,
+        state: UnfinishedConversion,
+        output: Output,
         reject_limit: RejectLimit,
     ) -> None:
         self.plan = plan

@@ -1,28 +1,19 @@
-"""Where a conversion goes: a folder of this machine, or an object store.
-
-Locally everything grows in `.OUT.partial` beside OUT, which is renamed at the end. An object
-store gets each part as it is done; its `manifest.json` lists the streams only when all is there,
-and before that says what is being written, so that nobody else writes there.
-"""
+"""Where a conversion goes: a folder of this machine, or an object store."""
 
 import re
-import shutil
 from pathlib import Path
+from typing import TypeAlias
 
-from data_prep.complete_folder import check_same, read_stored
-from data_prep.part_store import DonePart
-from data_prep.remote import RemoteOutput
-from data_prep.rows import sync
-from data_prep.state import STATE, State, is_state
+from data_prep.local_output import LocalOutput
+from data_prep.remote_output import RemoteOutput
 from itt_composer.basics.errors import UserError
-from itt_composer.data.fingerprints import DamageError
-from itt_composer.data.manifest import MANIFEST, Manifest, ShardSettings
 
+Output: TypeAlias = LocalOutput | RemoteOutput
 URL = re.compile(r"([a-z][a-z0-9-]*)://.+")
 SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
 
 
-def open_output(out: str, work_dir: Path | None) -> "LocalOutput | RemoteOutput":
+def open_output(out: str, work_dir: Path | None) -> Output:
     """The output that a path or URL names.
 
     Raises:
@@ -36,59 +27,3 @@ def open_output(out: str, work_dir: Path | None) -> "LocalOutput | RemoteOutput"
     if match[1] not in SCHEMES:
         raise UserError(f"--out {out}: give a folder, or a URL of {', '.join(SCHEMES)}")
     return RemoteOutput(out.rstrip("/"), work_dir)
-
-
-class LocalOutput:
-    """A folder that appears when it is complete."""
-
-    is_remote = False
-
-    def __init__(self, out: Path) -> None:
-        self.name = str(out)
-        self.out = out.resolve()
-        self.folder = self.out.with_name(f".{self.out.name}.partial")
-        self.finished_state = self.out.with_name(f".{self.out.name}.state")
-
-    def finished(self, settings: ShardSettings) -> Manifest | None:
-        """The manifest of OUT if it holds what `settings` make; None when it is not there yet.
-
-        Raises:
-            UserError: OUT holds something else.
-        """
-        if is_state(self.finished_state):  # a run was killed in its last step
-            shutil.rmtree(self.finished_state)
-        is_free = not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir()))
-        if is_free and (self.folder / MANIFEST).is_file() and not (self.folder / STATE).exists():
-            self._rename()  # a run was killed between the last two steps of `publish`
-        elif is_free:
-            return None
-        check_same(read_stored(self.out), settings.model_dump(), self.name)
-        manifest = Manifest.read(self.out)
-        for name, file in manifest.files.items():
-            try:
-                file.check_size(self.out / name)
-            except DamageError as damage:
-                raise UserError(
-                    f"{self.out / name} {damage}: delete {self.name} and run the command again"
-                ) from None
-        return manifest
-
-    def written(self) -> float:
-        """When OUT was completed, in seconds since 1970."""
-        return (self.out / MANIFEST).stat().st_mtime
-
-    def begin(self, settings: ShardSettings, state: State) -> None:
-        """Nothing to announce."""
-
-    def upload(self, done: DonePart, record_file: Path) -> None:
-        """Nothing to upload."""
-
-    def publish(self, manifest: Manifest) -> None:
-        """Make the complete folder OUT."""
-        (self.folder / STATE).replace(self.finished_state)
-        self._rename()
-        shutil.rmtree(self.finished_state)
-
-    def _rename(self) -> None:
-        self.folder.replace(self.out)
-        sync(self.out.parent)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from data_prep.conversion import Progress
+from data_prep.part_rows import Progress
 
 logger = logging.getLogger("data_prep")
 LOG_SECONDS = 10.0

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from data_prep.conversion import PartRecord
 from data_prep.documents import where
+from data_prep.part_record import PartRecord
 from itt_composer.basics.errors import UserError
 
 

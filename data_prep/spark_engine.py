@@ -16,16 +16,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
 
-from data_prep.assembly import Stream, parts_by_domain
 from data_prep.budgets import Budgets
-from data_prep.conversion import PartRecord, Progress, RowBlock, Settings, convert_part
-from data_prep.part_store import DonePart, stat_of
-from data_prep.parts import Part
+from data_prep.document_split import SPLITS
+from data_prep.finished_streams import Stream, parts_by_domain
+from data_prep.part_plan import Part
+from data_prep.part_record import DonePart, PartRecord, stat_of
+from data_prep.part_rows import Progress, RowBlock, Settings, convert_part
 from data_prep.rejects import RejectLimit
 from data_prep.spark_session import (
     failures_as_sentences,
@@ -34,11 +36,7 @@ from data_prep.spark_session import (
     unlogged_warnings,
 )
 from data_prep.spark_shards import SCHEMA, SparkStream, frame_of_record, frame_of_rows
-from data_prep.split import SPLITS
 from itt_composer.basics.errors import UserError
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
 
 BATCH_BYTES = 1 << 24  # of ids that go from Spark to Python at a time
 
@@ -102,10 +100,9 @@ def run_spark(
 
 
 def _converted(
-    spark: "SparkSession", parts: list[Part], settings: Settings, count: Callable[[Progress], None]
-) -> "DataFrame":
+    spark: SparkSession, parts: list[Part], settings: Settings, count: Callable[[Progress], None]
+) -> DataFrame:
     """Rows and records of parts, a partition each, kept on disk once they are computed."""
-    from pyspark import StorageLevel
 
     def convert(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
@@ -139,7 +136,7 @@ def _frames(
         ) from error
 
 
-def _done_parts(converted: "DataFrame") -> list[DonePart]:
+def _done_parts(converted: DataFrame) -> list[DonePart]:
     """Have the parts converted; give what was in each, in order."""
     done = [json.loads(row.done) for row in converted.filter("done is not null").collect()]
     return [DonePart.from_json(values) for values in done]

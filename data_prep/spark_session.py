@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from data_prep.conversion import Progress
+from py4j.protocol import Py4JError
+from pyspark.accumulators import AccumulatorParam
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from data_prep.part_rows import Progress
 from itt_composer.basics.errors import UserError
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 # Of Spark 3; 18 and later lack what it, or Arrow in it, asks of Java.
 OLDEST_JAVA, NEWEST_JAVA = 8, 17
@@ -25,7 +27,6 @@ HOW_TO_GET_JAVA = (
     "JAVA_HOME to it"
 )
 TOO_NEW_JAVA = ("getSubject is not supported", "java.nio.DirectByteBuffer.<init>(long, int) not")
-HOW_TO_INSTALL = "pip install -e '.[spark]'"
 # Spark takes a configuration without an appender for none, and has a shell log its start if the
 # level of the shell's own logger is not set.
 SILENT_LOG = """\
@@ -40,7 +41,7 @@ PYTHON_ERROR = re.compile(r"^([A-Za-z_][\w.]*): (.+)$", re.MULTILINE)
 
 
 @contextmanager
-def spark_session(master: str | None) -> Iterator["SparkSession"]:
+def spark_session(master: str | None) -> Iterator[SparkSession]:
     """Give the session that is there, as in a notebook or its cluster, else one for the block.
 
     Args:
@@ -48,12 +49,8 @@ def spark_session(master: str | None) -> Iterator["SparkSession"]:
             spark-submit or spark-defaults.conf says.
 
     Raises:
-        UserError: there is no PySpark, no Java or no master, or Spark does not start.
+        UserError: there is no Java or no master, or Spark does not start.
     """
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise UserError(f"PySpark is not installed: run `{HOW_TO_INSTALL}`") from error
     present = SparkSession.getActiveSession()
     if present is not None:
         yield present
@@ -113,9 +110,6 @@ def java_version(said: str) -> int | None:
 @contextmanager
 def failures_as_sentences() -> Iterator[None]:
     """Raise what fails on an executor or in Spark itself as a `UserError` of one line."""
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
-
     try:
         yield
     except (Py4JError, PySparkException) as error:
@@ -143,10 +137,9 @@ def sentence_of(failure: str) -> str:
 
 
 def progress_counter(
-    session: "SparkSession", on_progress: Callable[[Progress], None]
+    session: SparkSession, on_progress: Callable[[Progress], None]
 ) -> Callable[[Progress], None]:
     """A function for tasks to tell their progress; `on_progress` is called with the sums here."""
-    from pyspark.accumulators import AccumulatorParam
 
     class Sums(AccumulatorParam):
         def __init__(self, tell: Callable[[Progress], None] | None = None) -> None:

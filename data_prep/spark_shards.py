@@ -6,22 +6,19 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
 
-from data_prep.assembly import Stream, rows_of_tails, stream_counts
-from data_prep.conversion import RowBlock
-from data_prep.part_store import DonePart
-from data_prep.rows import ShardOptions
+from data_prep.finished_streams import Stream, rows_of_tails, stream_counts
+from data_prep.part_record import DonePart
+from data_prep.part_rows import RowBlock
+from data_prep.shard_writing import ShardOptions
 from data_prep.spark_session import failures_as_sentences
 from itt_composer.basics.errors import UserError
 from itt_composer.data.fingerprints import Fingerprint
 from itt_composer.data.index import COLUMN, INDEX, ShardIndex
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
 
 # A row of ids, little-endian; or, with `done`, the JSON of what was in a part and no ids.
 SCHEMA = "domain string, split string, part int, row int, ids binary, done string"
@@ -54,7 +51,7 @@ class SparkStream:
     """
 
     def __init__(
-        self, spark: "SparkSession", options: ShardOptions, out: Path | str, place: Path
+        self, spark: SparkSession, options: ShardOptions, out: Path | str, place: Path
     ) -> None:
         self.spark = spark
         # Every file's SHA-256 goes into the manifest, and from an index it costs no reading.
@@ -64,7 +61,7 @@ class SparkStream:
         self.place = place
         self.target = f"{out}/{place.as_posix()}"
 
-    def write(self, converted: "DataFrame", parts: list[DonePart], limit: int | None) -> Stream:
+    def write(self, converted: DataFrame, parts: list[DonePart], limit: int | None) -> Stream:
         """Write the kept rows of parts, then those that are made of their tails."""
         split, domain = self.place.parts
         kept = {part.record.index: part.kept[domain][split] for part in parts}
@@ -95,12 +92,13 @@ class SparkStream:
             "store"
         )
 
-    def _frame_of(self, frame: pd.DataFrame) -> "DataFrame":
+    def _frame_of(self, frame: pd.DataFrame) -> DataFrame:
         """The same in Spark, in one partition."""
         rows = list(frame.itertuples(index=False, name=None))
         return self.spark.createDataFrame(rows, SCHEMA).coalesce(1)
 
-    def _convert(self, frame: "DataFrame", kept: dict[int, int]) -> dict[str, Fingerprint]:
+    def _convert(self, frame: DataFrame, kept: dict[int, int]) -> dict[str, Fingerprint]:
+        # Imports torch, which executors that convert parts do without.
         from streaming.base.converters import dataframe_to_mds
 
         options = self.options

@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import mkdtemp
+from typing import Any
+
+import gigatoken
+import sentencepiece
+import tokenizers
 
 from data_prep.transformers_files import (
     complete_json,
@@ -22,9 +27,6 @@ from data_prep.transformers_files import (
     with_document_ends,
 )
 from itt_composer.basics.errors import UserError
-
-if TYPE_CHECKING:
-    import gigatoken
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -83,7 +85,7 @@ class Tokenizer:
         return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
     @cached_property
-    def fast(self) -> "gigatoken.Tokenizer":
+    def fast(self) -> gigatoken.Tokenizer:
         """The same by gigatoken, which takes the name of a special token for the token."""
         return _gigatoken(self.kind, self.content)
 
@@ -168,6 +170,7 @@ def _model_file(path: Path) -> Path:
 
 def _download(name: str) -> Path:
     """Fetch a tokenizer's files from the hub, or find them in the local cache."""
+    # Imported here because it takes most of a second, and few tokenizers come from the hub.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -182,9 +185,7 @@ def _download(name: str) -> Path:
 
 def _converted(folder: Path) -> Path:
     """Write the `tokenizer.json` of a folder that has only the files of a slow tokenizer."""
-    import tempfile
-
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # takes seconds
 
     try:
         loaded = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
@@ -194,7 +195,7 @@ def _converted(folder: Path) -> Path:
             f"transformers cannot load a fast tokenizer from {folder} ({_first_line(error)}): "
             f"give a folder with {MODEL_FILE} or {JSON_FILE}"
         ) from error
-    made = Path(tempfile.mkdtemp()) / JSON_FILE
+    made = Path(mkdtemp()) / JSON_FILE
     made.write_text(content, encoding="utf-8")
     return made
 
@@ -327,9 +328,7 @@ def _chat_templates(folder: Path) -> dict[str, Any]:
 # Made once in a process: a worker gets the tokenizer anew with every part, and gigatoken takes a
 # quarter of a second to read one.
 @lru_cache(maxsize=1)
-def _gigatoken(kind: str, content: bytes) -> "gigatoken.Tokenizer":
-    import gigatoken
-
+def _gigatoken(kind: str, content: bytes) -> gigatoken.Tokenizer:
     if kind == "sentencepiece":
         return gigatoken.Tokenizer.from_sentencepiece(content)
     return gigatoken.Tokenizer.from_json(content)
@@ -337,15 +336,11 @@ def _gigatoken(kind: str, content: bytes) -> "gigatoken.Tokenizer":
 
 @lru_cache(maxsize=1)
 def _sentencepiece(content: bytes) -> Any:
-    import sentencepiece
-
     return sentencepiece.SentencePieceProcessor(model_proto=content)
 
 
 @lru_cache(maxsize=2)
 def _tokenizers(content: bytes, text_stays_text: bool) -> Any:
-    import tokenizers
-
     tokenizer = tokenizers.Tokenizer.from_str(content.decode())
     tokenizer.encode_special_tokens = text_stays_text
     tokenizer.no_truncation()

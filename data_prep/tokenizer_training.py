@@ -20,9 +20,9 @@ from data_prep.complete_folder import (
     is_inside,
     write_manifest,
 )
+from data_prep.document_split import split_of
 from data_prep.documents import Fields, read_documents
 from data_prep.domains import find_corpus, not_read_sentence
-from data_prep.split import split_of
 from data_prep.tokenizer import MODEL_FILE, load_tokenizer
 from itt_composer.basics.errors import UserError
 

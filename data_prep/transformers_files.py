@@ -13,6 +13,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Tokenizer
+
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a blank
 # What is taken over from the tokenizer_config.json of the tokenizer's own folder.
 NAMED_TOKENS = ("unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -205,8 +208,6 @@ def json_of_sentencepiece(content: bytes) -> bytes:
 
 def parsed_model(content: bytes) -> Any:
     """A SentencePiece model's file as a protocol buffer."""
-    from sentencepiece import sentencepiece_model_pb2
-
     return sentencepiece_model_pb2.ModelProto.FromString(content)
 
 
@@ -249,8 +250,6 @@ def _cuts(model: dict[str, Any], symbols: list[str]) -> list[str]:
     With `ignore_merges` a text such as `</s>` or `<0x41>` would be that piece, which SentencePiece
     makes of no text. It is cut after its first token, over whose end no merge goes.
     """
-    from tokenizers import Tokenizer
-
     if not model.get("ignore_merges"):
         return []
     merged = Tokenizer.from_str(json.dumps({"model": model | {"ignore_merges": False}}))

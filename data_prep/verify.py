@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_prep.shard_files import check_info, check_rows, decompress_shard
+from data_prep.shard_checks import check_info, check_rows, decompress_shard
 from itt_composer.data.fingerprints import DamageError, Fingerprint, reading
 from itt_composer.data.index import INDEX, Shard, ShardIndex
 from itt_composer.data.manifest import MANIFEST, Manifest, StreamCounts

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_sentinel
 from typing import Any
 
-from data_prep.conversion import Progress
+from data_prep.part_rows import Progress
 from itt_composer.basics.errors import UserError
 
 POLL_SECONDS = 0.5
-PRELOADED = ["data_prep.part_store", "streaming", "gigatoken", "awkward"]
+PRELOADED = ["data_prep.part_shards", "streaming", "gigatoken", "awkward"]
 
 _counters: Any = None  # of a worker process: shared with the process that started it
 
@@ -110,8 +111,6 @@ def usable_cores() -> int:
 
 def _start_server() -> None:
     """Start the server of workers so that Ctrl-C, which is for this process, does not reach it."""
-    from multiprocessing import forkserver
-
     if threading.current_thread() is not threading.main_thread():
         return forkserver.ensure_running()  # signals are the main thread's
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)

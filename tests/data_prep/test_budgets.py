@@ -20,10 +20,10 @@ from small_conversions import (
 )
 
 from data_prep.budgets import Budgets, parse_count, read_shares, validation_share_needed
-from data_prep.conversion import PartRecord, SplitCounts
 from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
-from data_prep.estimate import Estimate, estimate, validation_threshold
+from data_prep.part_record import PartRecord, SplitCounts
+from data_prep.token_estimate import Estimate, estimate, validation_threshold
 from data_prep.tokenizer import load_tokenizer
 from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import check_shards

@@ -12,8 +12,8 @@ import pytest
 import sentencepiece
 from small_conversions import REPOSITORY, content, manifest_of, rows_of, texts_of, write_jsonl
 
-from data_prep.rows import ShardWriter
-from data_prep.split import split_of
+from data_prep.document_split import split_of
+from data_prep.shard_writing import ShardWriter
 
 COUNTED = (
     "documents",
@@ -265,7 +265,7 @@ def test_errors_end_a_real_process_with_one_line_and_code_1(tmp_path):
 
 
 def test_nothing_imports_torch_before_the_first_row():
-    modules = "data_prep.__main__, data_prep.corpus, data_prep.tokenizer, data_prep.convert"
+    modules = "data_prep.__main__, data_prep.sample_corpus, data_prep.tokenizer, data_prep.convert"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'streaming' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from data_prep.split import document_fraction, split_of
+from data_prep.document_split import document_fraction, split_of
 
 
 @pytest.mark.parametrize(

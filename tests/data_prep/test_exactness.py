@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_conversions import AWKWARD, content, manifest_of, rows_of, texts_of
 
+from data_prep.document_split import split_of
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, join_documents
-from data_prep.split import split_of
 from data_prep.tokenizer import load_tokenizer
 
 BATCH_BYTES = 2_000_000

@@ -8,14 +8,7 @@ import re
 import pytest
 from small_conversions import zstd
 
-from data_prep.documents import (
-    Document,
-    Fields,
-    Piece,
-    PieceReader,
-    document_of,
-    read_documents,
-)
+from data_prep.documents import Document, Fields, Piece, PieceReader, document_of, read_documents
 from data_prep.domains import MIXED, find_corpus, not_read_sentence
 from itt_composer.basics.errors import UserError
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from data_prep import progress
-from data_prep.conversion import Progress
+from data_prep.part_rows import Progress
 
 NOTHING = Progress(0, 0, 0)
 

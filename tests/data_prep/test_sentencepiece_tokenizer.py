@@ -17,7 +17,7 @@ from small_conversions import (
 )
 
 from data_prep import tokenizer_training
-from data_prep.split import split_of
+from data_prep.document_split import split_of
 from data_prep.tokenizer import load_tokenizer
 
 

@@ -19,14 +19,14 @@ from small_conversions import content, rows_of, texts_of, write_jsonl
 from streaming import StreamingDataset
 
 from data_prep.budgets import Budgets
-from data_prep.conversion import Progress, Settings
-from data_prep.convert import convert
+from data_prep.convert import _spark_engine, convert
 from data_prep.documents import Fields
 from data_prep.domains import find_corpus
 from data_prep.options import Options
-from data_prep.parts import plan_parts
+from data_prep.part_plan import plan_parts
+from data_prep.part_rows import Progress, Settings
 from data_prep.rejects import RejectLimit
-from data_prep.rows import ShardOptions
+from data_prep.shard_writing import ShardOptions
 from data_prep.spark_engine import run_spark
 from data_prep.spark_session import java_version, sentence_of, spark_session
 from data_prep.tokenizer import load_tokenizer
@@ -279,9 +279,10 @@ def test_the_sentence_in_a_failure(failure, sentence):
 
 
 def test_without_pyspark_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    monkeypatch.delitem(sys.modules, "data_prep.spark_engine")
     with pytest.raises(UserError, match=r"PySpark is not installed: run `pip install -e '.\[spark"):
-        spark_session("local[2]").__enter__()
+        _spark_engine()
 
 
 OWN_SESSION = """

@@ -22,7 +22,7 @@ from small_conversions import (
 from data_prep import convert as conversion
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, EncoderMismatchError, is_checked
-from data_prep.proven import why_reference
+from data_prep.encoder_choice import why_reference
 from data_prep.tokenizer import Tokenizer, load_tokenizer
 from itt_composer.basics.errors import UserError
 

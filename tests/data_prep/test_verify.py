@@ -14,7 +14,7 @@ from streaming import MDSWriter, StreamingDataset
 from streaming.base.format import reader_from_json
 from streaming.base.util import merge_index
 
-from data_prep.shard_files import check_info
+from data_prep.shard_checks import check_info
 from data_prep.verify import Report, verify
 from itt_composer.basics.errors import UserError
 from itt_composer.data.fingerprints import DamageError

@@ -1,12 +1,12 @@
 """Token ids → rows of fixed length → MDS shards."""
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from data_prep.durable_files import sync
 from itt_composer.basics.errors import UserError
 from itt_composer.data.index import COLUMN
 
@@ -139,12 +139,3 @@ class ShardWriter:
             hashes=list(options.hashes),
             size_limit=options.size_limit,
         )
-
-
-def sync(path: Path) -> None:
-    """Have a file's content, or a folder's entries, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,70 +5,23 @@ with its record does a part count as done.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data_prep.budgets import Kept
-from data_prep.conversion import PartRecord, Progress, RowBlock, Settings, convert_part
-from data_prep.parts import Part
-from data_prep.rows import ShardOptions, ShardWriter, sync
-from data_prep.split import SPLITS
+from data_prep.document_split import SPLITS
+from data_prep.durable_files import sync, write_synced
+from data_prep.part_plan import Part
+from data_prep.part_record import BAD, DonePart, Kept, stat_of
+from data_prep.part_rows import Progress, RowBlock, Settings, convert_part
+from data_prep.shard_writing import ShardOptions, ShardWriter
 from itt_composer.basics.errors import UserError
 from itt_composer.data.fingerprints import Fingerprint
 from itt_composer.data.index import INDEX, ShardIndex
 
 TAILS = "tails"  # folder of the rows that are made of what the parts left over
-BAD = ".bad"  # instead of .json: the files of a part that a bad line stopped
-
-
-@dataclass
-class DonePart:
-    """A part that is done.
-
-    Attributes:
-        record: what was in it.
-        kept: rows by domain and split that were written; fewer than the record's where a budget
-            ends, and no entry of a domain that takes nothing of this part.
-        files: fingerprints of the files written, by path below the output.
-        stats: size and modification time of the input files, in the order of the pieces.
-        uploaded: the shards lie in the object store and no longer here.
-    """
-
-    record: PartRecord
-    kept: Kept
-    files: dict[str, Fingerprint] = field(default_factory=dict)
-    stats: list[dict[str, int]] = field(default_factory=list)
-    uploaded: bool = False
-
-    def save(self, path: Path) -> None:
-        """Write it to a file, which is whole or not there."""
-        files = {name: file.model_dump() for name, file in self.files.items()}
-        values = vars(self) | {"record": self.record.to_json(), "files": files}
-        write_synced(path, json.dumps(values))
-
-    @classmethod
-    def load(cls, path: Path) -> "DonePart":
-        """Read it from its file."""
-        return cls.from_json(json.loads(path.read_bytes()))
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "DonePart":
-        """The same of JSON values."""
-        files = {name: Fingerprint(**file) for name, file in values.get("files", {}).items()}
-        record = PartRecord.from_json(values["record"])
-        return cls(**values | {"record": record, "files": files})
-
-
-def stat_of(path: Path) -> dict[str, int]:
-    """What tells cheaply that a file may have changed."""
-    stat = path.stat()
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def store_part(
@@ -145,16 +98,6 @@ def merge_indexes(folder: Path, parts: list[str]) -> None:
     """Write the index of a stream: the shards of its part folders, in that order."""
     indexes = [(part, ShardIndex.read(folder / part / INDEX)) for part in parts]
     write_synced(folder / INDEX, ShardIndex.merge(indexes).to_json())
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a file that is whole or not there, after a power cut too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
-    sync(path.parent)
 
 
 def _move(writer: ShardWriter, folder: Path, place: Path) -> dict[str, Fingerprint]:

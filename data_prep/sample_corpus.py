@@ -32,6 +32,11 @@ from data_prep.complete_folder import already_complete, complete_folder, write_m
 from data_prep.docstrings import separate_docstrings
 from itt_composer.basics.errors import UserError
 
+try:
+    from pydoc_data.topics import topics
+except ImportError:  # Debian's minimal Python leaves it out
+    topics = {}
+
 DOMAINS = ("code", "docstrings", "packages", "reference")
 SITE_PACKAGES = (
     *("matplotlib", "mpmath", "networkx", "numpy", "pandas"),
@@ -153,10 +158,6 @@ def installed_documents() -> Iterator[CorpusDocument]:
 
 
 def _reference_documents() -> Iterator[CorpusDocument]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:  # Debian's minimal Python leaves it out.
-        return
     # Longest first: topics contain one another, and so the contained ones are left out.
     for name in sorted(topics, key=lambda name: (-len(topics[name]), name)):
         yield CorpusDocument("reference", f"pydoc topic {name}", topics[name].strip() + "\n")

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.budgets import Budgets
+from data_prep.document_split import SPLITS
 from data_prep.domains import MIXED
-from data_prep.part_store import TAILS, DonePart, merge_indexes, store_tails
-from data_prep.rows import ShardOptions
-from data_prep.split import SPLITS
-from data_prep.state import State
+from data_prep.part_record import DonePart
+from data_prep.part_shards import TAILS, merge_indexes, store_tails
+from data_prep.shard_writing import ShardOptions
+from data_prep.unfinished_conversion import UnfinishedConversion
 from data_prep.workers import Workers
 from itt_composer.data.fingerprints import Fingerprint
 from itt_composer.data.index import INDEX
@@ -29,7 +30,7 @@ def finish_streams(
     parts: dict[str, list[DonePart]],
     options: ShardOptions,
     budgets: Budgets,
-    state: State,
+    state: UnfinishedConversion,
     workers: Workers,
 ) -> dict[str, dict[str, Stream]]:
     """Make rows of what the parts left over, and an index for every stream that has rows.

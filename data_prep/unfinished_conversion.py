@@ -12,12 +12,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_prep.budgets import Kept
 from data_prep.complete_folder import changes
-from data_prep.conversion import PartRecord
 from data_prep.documents import Piece, PieceReader
-from data_prep.part_store import BAD, DonePart, stat_of, write_synced
-from data_prep.parts import Part
+from data_prep.durable_files import write_synced
+from data_prep.part_plan import Part
+from data_prep.part_record import BAD, DonePart, Kept, PartRecord, stat_of
 from itt_composer.basics.errors import UserError
 from itt_composer.data.manifest import ShardSettings
 
@@ -32,7 +31,7 @@ def is_state(folder: Path) -> bool:
     return folder.is_dir() and all(path.name.startswith(names) for path in folder.iterdir())
 
 
-class State:
+class UnfinishedConversion:
     """The folder of an unfinished conversion, held by one process at a time.
 
     Args:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from small_conversions import zstd
 
 from data_prep.documents import BadInputError, Piece, PieceReader
-from data_prep.parts import pieces_of, plan_parts
-from data_prep.state import piece_sha256
+from data_prep.part_plan import pieces_of, plan_parts
+from data_prep.unfinished_conversion import piece_sha256
 
 ENDS = st.sampled_from([b"\n", b"\r\n"])
 LENGTHS = st.one_of(st.integers(0, 12), st.integers(0, 12), st.integers(50, 400))

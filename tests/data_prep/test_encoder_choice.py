@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 
 from data_prep.documents import Document
 from data_prep.encoder import Encoder
-from data_prep.proven import GPT_4O, LLAMA_3, QWEN_2, why_reference
+from data_prep.encoder_choice import GPT_4O, LLAMA_3, QWEN_2, why_reference
 from data_prep.tokenizer import load_tokenizer
 from data_prep.transformers_files import json_of_sentencepiece
 

@@ -1,13 +1,13 @@
 """One part of a corpus → rows of token ids: what every engine runs on every worker."""
 
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.document_split import SPLITS, split_of
 from data_prep.documents import (
     BadInputError,
     Document,
@@ -18,9 +18,9 @@ from data_prep.documents import (
     where,
 )
 from data_prep.encoder import Encoder, EncoderMismatchError, Tokens, join_documents
-from data_prep.parts import Part
-from data_prep.rows import RowPacker, ShardOptions
-from data_prep.split import SPLITS, split_of
+from data_prep.part_plan import Part
+from data_prep.part_record import PartRecord, Reject, SplitCounts
+from data_prep.shard_writing import RowPacker, ShardOptions
 from data_prep.tokenizer import Tokenizer
 from itt_composer.basics.errors import UserError
 
@@ -50,91 +50,6 @@ class Settings:
     encoder: str
     skip_bad_lines: bool
     shards: ShardOptions
-
-
-class Reject(NamedTuple):
-    """A line that was left out; line 0 stands for a whole file."""
-
-    file: str
-    line: int
-    reason: str
-
-
-@dataclass
-class SplitCounts:
-    """What a part has for a domain and split; `rows` are full ones, the tail not counted."""
-
-    documents: int = 0
-    characters: int = 0
-    utf8_bytes: int = 0
-    tokens: int = 0
-    rows: int = 0
-
-
-def _both_splits() -> dict[str, SplitCounts]:
-    return {split: SplitCounts() for split in SPLITS}
-
-
-@dataclass
-class PartRecord:
-    """What became of a part.
-
-    Attributes:
-        source, index: the part.
-        inputs: of each piece: file, start, end and the SHA-256 of the bytes read.
-        lines: lines read, rejected ones included.
-        rejects: lines left out.
-        cut_files: files that could be read to a damaged place only, or not at all.
-        special_tokens: names of special tokens that were met in documents.
-        domains: counts by domain and split; `tokens` are all ids, BOS, EOS and tail included.
-        tails: ids by domain and split that fill no row, (fewer than seq_len,).
-    """
-
-    source: str
-    index: int
-    inputs: list[dict[str, Any]] = field(default_factory=list)
-    lines: int = 0
-    rejects: list[Reject] = field(default_factory=list)
-    cut_files: list[str] = field(default_factory=list)
-    special_tokens: int = 0
-    domains: dict[str, dict[str, SplitCounts]] = field(default_factory=dict)
-    tails: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-
-    def rows(self, split: str, domain: str) -> int:
-        """Full rows of a domain."""
-        return self.domains[domain][split].rows if domain in self.domains else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        tails = {
-            domain: {
-                split: {"dtype": str(tail.dtype), "ids": b64encode(tail.tobytes()).decode()}
-                for split, tail in splits.items()
-            }
-            for domain, splits in self.tails.items()
-        }
-        return asdict(self) | {"tails": tails}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "PartRecord":
-        """The record of JSON values."""
-        return cls(
-            **values
-            | {
-                "rejects": [Reject(*reject) for reject in values["rejects"]],
-                "domains": {
-                    domain: {split: SplitCounts(**c) for split, c in splits.items()}
-                    for domain, splits in values["domains"].items()
-                },
-                "tails": {
-                    domain: {
-                        split: np.frombuffer(b64decode(tail["ids"]), tail["dtype"])
-                        for split, tail in splits.items()
-                    }
-                    for domain, splits in values["tails"].items()
-                },
-            }
-        )
 
 
 class RowBlock(NamedTuple):
@@ -223,7 +138,7 @@ class _Conversion:
     def _add_domain(self, domain: str) -> None:
         shards = self.settings.shards
         self.packers[domain] = {s: RowPacker(shards.seq_len, shards.dtype) for s in SPLITS}
-        self.record.domains[domain] = _both_splits()
+        self.record.domains[domain] = {split: SplitCounts() for split in SPLITS}
 
     def _batches(self, reader: PieceReader) -> Iterator[list[_Line]]:
         """Yield the documents of a piece in batches, bad lines rejected."""

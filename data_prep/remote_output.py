@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.complete_folder import check_same
-from data_prep.part_store import DonePart
-from data_prep.state import State
+from data_prep.part_record import DonePart
+from data_prep.unfinished_conversion import UnfinishedConversion
 from itt_composer.basics.errors import UserError
 from itt_composer.data.index import INDEX
 from itt_composer.data.manifest import MANIFEST, Manifest, ShardSettings
@@ -72,7 +72,7 @@ class RemoteOutput:
         """When OUT was completed; not known here, so before everything."""
         return 0.0
 
-    def begin(self, settings: ShardSettings, state: State) -> None:
+    def begin(self, settings: ShardSettings, state: UnfinishedConversion) -> None:
         """Say in the store what is being written to it."""
         if self._stored() is None:
             state.forget_uploaded()  # first: what is begun there is taken for uploaded

@@ -3,12 +3,14 @@
 gigatoken 0.10 refuses some steps of a tokenizer and leaves others out without a word. So the fast
 encoder is taken for the kinds alone that were compared with SentencePiece 0.2 and `tokenizers` 0.22
 on real text, on every code point and on mixed pieces of text, without one difference;
-`tests/data_prep/test_proven.py` holds them to it. All other kinds go to the reference.
+`tests/data_prep/test_encoder_choice.py` holds them to it. All other kinds go to the reference.
 """
 
 import json
 import re
 from typing import Any
+
+from tokenizers.pre_tokenizers import ByteLevel
 
 from data_prep.tokenizer import Tokenizer
 from data_prep.transformers_files import BPE, SPACE, parsed_model
@@ -163,6 +165,4 @@ def _is_known(found: dict[str, Any] | None) -> bool:
 
 
 def _byte_alphabet() -> set[str]:
-    from tokenizers.pre_tokenizers import ByteLevel
-
     return set(ByteLevel.alphabet())
