@@ -1,6 +1,6 @@
 """Whether one process, two ranks DDP and two ranks FSDP2 compute the same.
 
-    python benchmarks/equality.py yamls/pretrain/quickstart.yaml [key=value …]
+    python -m benchmarks.equality yamls/pretrain/quickstart.yaml [key=value …]
 
 Trains dense, Loop and ITT on the same global batches, with and without activation checkpointing,
 at two microbatch sizes, in each way of sharing the work. Prints a Markdown table: the largest
@@ -216,7 +216,8 @@ def main(
         files = {name: Path(folder) / f"{place}.pt" for place, name in enumerate(WORLDS)}
         for name, (ranks, _) in WORLDS.items():
             own = ["--world", name, "--out", str(files[name]), *(["--few"] if few else [])]
-            command = [launcher, "-n", str(ranks), __file__, str(recipe), *(overrides or []), *own]
+            program = (launcher, "-n", str(ranks), "-m", "benchmarks.equality")
+            command = [*program, str(recipe), *(overrides or []), *own]
             subprocess.run(command, check=True, env=environment)
         print(table(compare(files, cases)))
 

@@ -1,7 +1,7 @@
 """Time and memory of tasks here and by lm-eval's own `--model hf`, on the same folder.
 
-    python benchmarks/evaluation.py TASK_DATA --tokenizer tokenizer.model   # about 15 minutes
-    python benchmarks/evaluation.py TASK_DATA --tokenizer tokenizer.model --tasks piqa,mmlu_anatomy
+    python -m benchmarks.evaluation TASK_DATA --tokenizer tokenizer.model   # about 15 minutes
+    python -m benchmarks.evaluation TASK_DATA --tokenizer tokenizer.model --tasks piqa,mmlu_anatomy
 
 TASK_DATA is what `itt eval fetch` wrote. The models have the paper's 162M geometry and random
 weights, in float32 on one thread. The two sides take turns, each in a process of its own that was
@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,22 +27,19 @@ import torch
 import typer
 from lm_eval.models.huggingface import HFLM
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder
-
-from benchmarks.loader import machine  # noqa: E402
-from data_prep.tokenizer import load_tokenizer  # noqa: E402
-from eval.harness import measure  # noqa: E402
-from eval.language_model import EvaluatedLM  # noqa: E402
-from eval.suite import TaskSettings, TaskSuite  # noqa: E402
-from eval.task_data import OpenTasks, open_tasks  # noqa: E402
-from itt_composer.basics.files import write_json  # noqa: E402
-from itt_composer.models.building import build_model  # noqa: E402
-from itt_composer.models.calibration import calibrate  # noqa: E402
-from itt_composer.models.folder import write_model_folder  # noqa: E402
-from itt_composer.recipe.schema import load_recipe  # noqa: E402
-from itt_composer.runs.loading import EvaluatedModel, load_evaluated, think_causally  # noqa: E402
-from itt_composer.runs.model_settings import ModelSettings  # noqa: E402
+from benchmarks.machine import REPOSITORY, machine
+from data_prep.tokenizer import load_tokenizer
+from eval.harness import measure
+from eval.language_model import EvaluatedLM
+from eval.suite import TaskSettings, TaskSuite
+from eval.task_data import OpenTasks, open_tasks
+from itt_composer.basics.files import write_json
+from itt_composer.models.building import build_model
+from itt_composer.models.calibration import calibrate
+from itt_composer.models.folder import write_model_folder
+from itt_composer.recipe.schema import load_recipe
+from itt_composer.runs.loading import EvaluatedModel, load_evaluated, think_causally
+from itt_composer.runs.model_settings import ModelSettings
 
 # lm-eval's documents for a task, so that a run takes a minute.
 TASKS = {

@@ -1,7 +1,7 @@
 """Generation speed and memory of dense, Loop and ITT models, all in one run.
 
-    python benchmarks/inference.py                                # both sizes; about 20 minutes
-    python benchmarks/inference.py --sizes tiny --output tiny.json
+    python -m benchmarks.inference                                # both sizes; about 20 minutes
+    python -m benchmarks.inference --sizes tiny --output tiny.json
 
 Random weights; thresholds such that steps are taken in the requested shares. Models take turns,
 round after round, and each is compared with the dense model of its round, so that a busy machine
@@ -13,7 +13,6 @@ a process that has this model alone, above what it had before.
 import multiprocessing
 import random
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
@@ -26,14 +25,11 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder
-
-from benchmarks.loader import machine  # noqa: E402
-from itt_composer.basics.files import write_json  # noqa: E402
-from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
-from itt_composer.models.layer import ThinkingStep  # noqa: E402
-from itt_composer.models.thresholds import quantiles_of  # noqa: E402
+from benchmarks.machine import REPOSITORY, command_line, machine
+from itt_composer.basics.files import write_json
+from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.layer import ThinkingStep
+from itt_composer.models.thresholds import quantiles_of
 
 STEPS = 4
 DENSE = "dense"
@@ -309,14 +305,14 @@ def main(
     work = Work(prompt_tokens, new_tokens)
     shares = [float(ratio) for ratio in ratios.split(",")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else machine()
-    command = f"python {' '.join(sys.argv)}"
     rows = []
     for size in sizes.split(","):
         rows += measure(size, shares, work, repeats, memory)
-    print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s). Command: {command}\n")
+    print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s).", end=" ")
+    print(f"Command: {command_line()}\n")
     print(as_markdown(rows))
     if output is not None:
-        results = {"device": device, "command": command, "threads": threads, "rows": rows}
+        results = {"device": device, "command": command_line(), "threads": threads, "rows": rows}
         write_json(output, results)
 
 

@@ -1,14 +1,11 @@
 """How many tokens the loader gives per second, against what an A100 takes.
 
-    python benchmarks/loader.py                  # makes 1 GB of shards in a temporary folder
-    python benchmarks/loader.py data/redpajama   # or reads the output of `convert`
+    python -m benchmarks.loader                  # makes 1 GB of shards in a temporary folder
+    python -m benchmarks.loader data/redpajama   # or reads the output of `convert`
 
 Prints a Markdown table. One rank; a node's ranks share its cores and its disk.
 """
 
-import os
-import platform
-import sys
 import tempfile
 import time
 from itertools import islice
@@ -20,21 +17,18 @@ import torch
 import typer
 from streaming import MDSWriter
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder, where data_prep.py lies
-
-
-from data_prep.complete_folder import fingerprints  # noqa: E402
-from data_prep.domains import PAPER_SHARES  # noqa: E402
-from itt_composer.data.manifest import (  # noqa: E402
+from benchmarks.machine import command_line, machine
+from data_prep.complete_folder import fingerprints
+from data_prep.domains import PAPER_SHARES
+from itt_composer.data.manifest import (
     MANIFEST,
     Manifest,
     StreamCounts,
     TokenizerOrigin,
 )
-from itt_composer.data.prepare import prepare_shards  # noqa: E402
-from itt_composer.data.streams import build_dataloader  # noqa: E402
-from itt_composer.recipe.schema import DataRecipe  # noqa: E402
+from itt_composer.data.prepare import prepare_shards
+from itt_composer.data.streams import build_dataloader
+from itt_composer.recipe.schema import DataRecipe
 
 # Tokens/s that one A100-80GB takes in training the 162M models, about.
 A100_TOKENS_PER_SECOND = 120_000
@@ -98,16 +92,6 @@ def iter_forever(loader: Any) -> Any:
         yield from loader
 
 
-def machine() -> str:
-    """CPU and cores, in words."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
-
-
 def main(
     shards: Annotated[Path | None, typer.Argument(help="Output of `convert`.")] = None,
     megabytes: Annotated[int, typer.Option(help="Size of the shards to make.")] = 1000,
@@ -131,7 +115,7 @@ def main(
         started = time.perf_counter()
         prepare_shards(DataRecipe.model_validate(settings), manifest.vocab_size, batch_size)
         checking = time.perf_counter() - started
-        print(f"Machine: {machine()}. Command: python {' '.join(sys.argv)}\n")
+        print(f"Machine: {machine()}. Command: {command_line()}\n")
         print("| num_workers | tokens/s | of what an A100 takes at 162M |")
         print("| --- | --- | --- |")
         for workers in (0, 1, 2):

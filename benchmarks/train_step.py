@@ -1,8 +1,8 @@
 """Speed and memory of training steps: transformers' LLaMA, our dense, Loop and ITT models.
 
-    python benchmarks/train_step.py                           # CPU: about an hour
-    python benchmarks/train_step.py --seq-lens 1024 --rounds 3
-    python benchmarks/train_step.py --microbatch 8 --compile  # GPU
+    python -m benchmarks.train_step                           # CPU: about an hour
+    python -m benchmarks.train_step --seq-lens 1024 --rounds 3
+    python -m benchmarks.train_step --microbatch 8 --compile  # GPU
 
 A step is forward, backward, clipping and AdamW. Models take turns in random order, round after
 round, and each is compared with transformers' loop and our dense model of its round. All share the
@@ -39,15 +39,13 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig, LlamaForCausalLM
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder
-
-from benchmarks.loader import machine, make_shards  # noqa: E402
-from itt_composer.basics.files import write_json  # noqa: E402
-from itt_composer.models import IttConfig, IttForCausalLM, estimates  # noqa: E402
-from itt_composer.models import modeling as itt_modeling  # noqa: E402
-from itt_composer.models.flops import executed_flops  # noqa: E402
-from itt_composer.models.wrapping import checkpoint_activations, compile_layers  # noqa: E402
+from benchmarks.loader import make_shards
+from benchmarks.machine import REPOSITORY, command_line, machine
+from itt_composer.basics.files import write_json
+from itt_composer.models import IttConfig, IttForCausalLM, estimates
+from itt_composer.models import modeling as itt_modeling
+from itt_composer.models.flops import executed_flops
+from itt_composer.models.wrapping import checkpoint_activations, compile_layers
 
 RAW, DENSE = "transformers LLaMA", "dense"
 PEAK_FLOPS = {**estimates.PEAK_FLOPS, "H200": estimates.PEAK_FLOPS["H100"]}
@@ -363,7 +361,6 @@ def main(
     """Measure training steps."""
     torch.set_num_threads(threads)
     device = torch.cuda.get_device_name() if IS_GPU else machine()
-    command = f"python {' '.join(sys.argv)}"
     rows: list[dict[str, Any]] = []
     shares: list[str] = []
     for seq_len in map(int, seq_lens.split(",")):
@@ -374,10 +371,11 @@ def main(
         for name in (DENSE, "ITT×4 50/50/50"):
             share = trainer_share(size, name, work, 2 * rounds, compiled)
             shares.append(f"Composer's trainer ÷ bare loop, {name}, {work.seq_len}: {share:.3f}")
-    print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s). Command: {command}\n")
+    print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s).", end=" ")
+    print(f"Command: {command_line()}\n")
     print("\n".join([as_markdown(rows), "", *shares]))
     if output is not None:
-        results = {"device": device, "command": command, "rows": rows, "trainer": shares}
+        results = {"device": device, "command": command_line(), "rows": rows, "trainer": shares}
         write_json(output, results)
 
 

@@ -1,7 +1,7 @@
 """How fast `itt convert` is: CPU seconds per MB of text, all in one run.
 
-    python benchmarks/data_prep.py                        # 600 MB of the RedPajama sample, repeated
-    python benchmarks/data_prep.py ROOT --tokenizer TOK   # all of ROOT/<domain>/**/*.jsonl
+    python -m benchmarks.convert                        # 600 MB of the RedPajama sample, repeated
+    python -m benchmarks.convert ROOT --tokenizer TOK   # all of ROOT/<domain>/**/*.jsonl
 
 Compares with a plain loop of json, SentencePiece and MDSWriter, which is what the preparation of
 Sheared-LLaMA does, and with the bare encoder, on text in memory, which nothing can be faster than.
@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder, where it has the package's name
+from benchmarks.machine import REPOSITORY, command_line, machine
+
 SHARED = Path(os.environ.get("ITT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 LIBRARIES = ("gigatoken", "sentencepiece", "mosaicml-streaming", "numpy")
 PR_SET_CHILD_SUBREAPER = 36
@@ -171,15 +171,6 @@ def text_megabytes(out: Path) -> float:
     return sum(counts["utf8_bytes"] for counts in totals.values()) / 1e6
 
 
-def machine() -> str:
-    """Processor, cores and memory."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    cores = len(os.sched_getaffinity(0))
-    return f"{', '.join(names) or platform.machine()}, {cores} cores, {memory:.0f} GiB"
-
-
 def profile(root: Path, out: Path, options: argparse.Namespace) -> None:
     """Print where one process of ours spends its time."""
     import cProfile
@@ -218,7 +209,7 @@ def benchmark(options: argparse.Namespace, work: Path) -> None:
     start = {n: convert(tiny.parents[1], work / "started", options, n) for n in counts}
     ours = {n: convert(root, work / "ours", options, n) for n in counts}
     size = text_megabytes(work / "ours")
-    this = (sys.executable, __file__)
+    this = (sys.executable, "-m", "benchmarks.convert")
     common = (root, options.tokenizer)
     limit = options.reference_megabytes * 1_000_000
     plain = measure(*this, "reference", *common, work / "plain", options.seq_len, limit)
@@ -234,7 +225,7 @@ def benchmark(options: argparse.Namespace, work: Path) -> None:
     print(f"{size:,.0f} MB of text: {of}; rows of {options.seq_len} ids; {machine()};")
     print(f"Python {platform.python_version()}, ", end="")
     print(", ".join(f"{name} {version(name)}" for name in LIBRARIES))
-    print(f"\n    {' '.join(['python', *sys.argv])}\n")
+    print(f"\n    {command_line()}\n")
     print("| | MB of text | wall s | CPU s | of it start | CPU s per MB | MB/s | peak memory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, megabytes, used, at_start in rows:
