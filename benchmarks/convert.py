@@ -48,6 +48,23 @@ class Measured(NamedTuple):
     output: str
 
 
+class Row(NamedTuple):
+    """A row of the table: what a way to convert took of so much text, and to start with none."""
+
+    name: str
+    megabytes: float
+    used: Measured
+    start: Measured
+
+    def cpu_per_megabyte(self, has_start: bool) -> float:
+        """CPU seconds, those of the start included or not."""
+        return (self.used.cpu - (0 if has_start else self.start.cpu)) / self.megabytes
+
+    def wall(self, has_start: bool) -> float:
+        """Seconds that pass, those of the start included or not."""
+        return self.used.wall - (0 if has_start else self.start.wall)
+
+
 def measure(*command: object) -> Measured:
     """Run a command and wait for every process that comes of it."""
     started = time.monotonic()
@@ -187,17 +204,20 @@ def profile(root: Path, out: Path, options: argparse.Namespace) -> None:
     pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
 
 
+def corpus_of(options: argparse.Namespace, work: Path) -> tuple[Path, str]:
+    """Find the corpus that was asked for, or make one of the sample, and say what it is."""
+    if options.corpus is not None:
+        return options.corpus.resolve(), f"{options.corpus}"
+    sample = SHARED / "redpajama_sample"
+    if not sample.is_dir():
+        sys.exit(f"no {sample}: give ROOT and --tokenizer, or set ITT_SHARED_DATA")
+    repeat_sample(sample, work / "corpus", options.megabytes * 1_000_000)
+    return work / "corpus", "the RedPajama sample, repeated"
+
+
 def benchmark(options: argparse.Namespace, work: Path) -> None:
-    """Measure everything and print the table."""
-    if options.corpus is None:
-        sample = SHARED / "redpajama_sample"
-        if not sample.is_dir():
-            sys.exit(f"no {sample}: give ROOT and --tokenizer, or set ITT_SHARED_DATA")
-        root = work / "corpus"
-        repeat_sample(sample, root, options.megabytes * 1_000_000)
-        of = "the RedPajama sample, repeated"
-    else:
-        root, of = options.corpus.resolve(), f"{options.corpus}"
+    """Measure everything and print the tables."""
+    root, of = corpus_of(options, work)
     if options.profile:
         profile(root, work / "profiled", options)
         return
@@ -214,18 +234,22 @@ def benchmark(options: argparse.Namespace, work: Path) -> None:
     limit = options.reference_megabytes * 1_000_000
     plain = measure(*this, "reference", *common, work / "plain", options.seq_len, limit)
     plain_start = measure(*this, "reference", *common, work / "plain0", options.seq_len, 1)
-    alone = measure(*this, "bare", *common, float("inf"))
-    bare_bytes, bare_cpu, bare_wall = json.loads(alone.output)
-    plain_size = int(plain.output) / 1e6
+    bare = json.loads(measure(*this, "bare", *common, float("inf")).output)
 
-    rows = [
-        *((f"ours, {n} worker{'s' * (n > 1)}", size, ours[n], start[n]) for n in counts),
-        ("plain loop", plain_size, plain, plain_start),
-    ]
+    rows = [Row(f"ours, {n} worker{'s' * (n > 1)}", size, ours[n], start[n]) for n in counts]
+    rows.append(Row("plain loop", int(plain.output) / 1e6, plain, plain_start))
     print(f"{size:,.0f} MB of text: {of}; rows of {options.seq_len} ids; {machine()};")
     print(f"Python {platform.python_version()}, ", end="")
     print(", ".join(f"{name} {version(name)}" for name in LIBRARIES))
     print(f"\n    {command_line()}\n")
+    print_rows(rows, bare)
+    print_ratios(rows, bare, options.workers)
+    if options.corpus is None:
+        print("\nRepeated text flatters the encoder's cache of words, ours and the bare one alike.")
+
+
+def print_rows(rows: list[Row], bare: tuple[int, float, float]) -> None:
+    """Print what everything took; `bare` is bytes of text, CPU and wall seconds of the encoder."""
     print("| | MB of text | wall s | CPU s | of it start | CPU s per MB | MB/s | peak memory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, megabytes, used, at_start in rows:
@@ -234,35 +258,33 @@ def benchmark(options: argparse.Namespace, work: Path) -> None:
             f"| {used.cpu / megabytes:.4f} | {megabytes / used.wall:.1f} "
             f"| {used.peak / 1e6:,.0f} MB |"
         )
-    bare_size = bare_bytes / 1e6
+    size, cpu, wall = bare[0] / 1e6, bare[1], bare[2]
     print(
-        f"| bare encoder | {bare_size:,.1f} | {bare_wall:.1f} | {bare_cpu:.1f} | – "
-        f"| {bare_cpu / bare_size:.4f} | {bare_size / bare_wall:.1f} | – |"
+        f"| bare encoder | {size:,.1f} | {wall:.1f} | {cpu:.1f} | – "
+        f"| {cpu / size:.4f} | {size / wall:.1f} | – |"
     )
 
-    def ratios(without_start: bool) -> tuple[float, float, float]:
-        def used(measured: Measured, at_start: Measured) -> tuple[float, float]:
-            if not without_start:
-                return measured.cpu, measured.wall
-            return measured.cpu - at_start.cpu, measured.wall - at_start.wall
 
-        cpu, wall = used(ours[1], start[1])
-        of_most = used(ours[options.workers], start[options.workers])[1]
-        plain_cpu = used(plain, plain_start)[0] / plain_size
-        return plain_cpu / (cpu / size), bare_cpu / bare_size / (cpu / size), wall / of_most
+def print_ratios(rows: list[Row], bare: tuple[int, float, float], workers: int) -> None:
+    """Print the ratios that matter and what they should reach, with and without starting."""
+    one, most, plain = rows[0], rows[-2], rows[-1]
+    bare_cpu = bare[1] / (bare[0] / 1e6)
+
+    def ratios(has_start: bool) -> tuple[float, float, float]:
+        cpu = one.cpu_per_megabyte(has_start)
+        of_workers = one.wall(has_start) / most.wall(has_start)
+        return plain.cpu_per_megabyte(has_start) / cpu, bare_cpu / cpu, of_workers
 
     names = (
         *("plain loop / ours, CPU per MB", "bare encoder / ours"),
-        f"1 worker / {options.workers} workers, wall",
+        f"1 worker / {workers} workers, wall",
     )
     print("\n| | to reach | all in all | without start |")
     print("| --- | --- | --- | --- |")
     for name, goal, whole, steady in zip(
-        names, (8, 0.5, 1.8), ratios(False), ratios(True), strict=True
+        names, (8, 0.5, 1.8), ratios(True), ratios(False), strict=True
     ):
         print(f"| {name} | {goal} | {whole:.2f} | {steady:.2f} |")
-    if options.corpus is None:
-        print("\nRepeated text flatters the encoder's cache of words, ours and the bare one alike.")
 
 
 def main() -> None:
@@ -272,7 +294,9 @@ def main() -> None:
     if sys.argv[1:2] == ["bare"]:
         return bare(*sys.argv[2:])
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("corpus", nargs="?", type=Path, help="folder with <domain>/**/*.jsonl")
     parser.add_argument("--megabytes", type=int, default=600, help="of the sample, repeated")

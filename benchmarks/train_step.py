@@ -276,34 +276,10 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
             torch.cuda.synchronize()
         return time.perf_counter() if IS_GPU else time.process_time()
 
-    thinking = "dense" if name == DENSE else "itt_x4"
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        shards = Path(folder, "shards")
-        tokens = work.rows * work.seq_len * (rounds + 4)
-        vocab_size = geometry(size)["vocab_size"]
-        make_shards(shards, max(1, tokens * 4 // 10**6), work.seq_len, vocab_size)
-        recipe = load_recipe(
-            REPOSITORY / f"yamls/pretrain/{'llama' if thinking == 'dense' else thinking}_162m.yaml",
-            [
-                f"parts.model={REPOSITORY}/yamls/models/{size}.yaml",
-                f"run_folder={folder}/run",
-                f"data={{local: {shards}, seq_len: {work.seq_len}, domains: null, num_workers: 0}}",
-                "algorithms.capacity_annealing=null",
-                "loggers.tensorboard=null",
-                f"train.max_duration={rounds + 2}ba",
-                f"train.global_batch_size={work.rows}",
-                f"train.microbatch_size={work.rows}",
-                f"train.eval_batch_size={work.rows}",
-                "train.eval_batches=1",
-                f"train.eval_interval={rounds + 2}ba",
-                "train.save_interval=1000ba",
-                f"train.calibration_rows={work.rows}",
-                f"train.precision={'amp_bf16' if IS_GPU else 'fp32'}",
-                f"train.device={'gpu' if IS_GPU else 'cpu'}",
-                f"train.compile={str(is_compiled).lower()}",
-                f"train.loss_chunk_tokens={work.loss_chunk_tokens}",
-            ],
-        )
+        overrides = trainer_overrides(Path(folder), size, work, rounds, is_compiled)
+        kind = "llama" if name == DENSE else "itt_x4"
+        recipe = load_recipe(REPOSITORY / f"yamls/pretrain/{kind}_162m.yaml", overrides)
         model = build_model(recipe)
         trainer = build_trainer(recipe, RunFolder(recipe), model, "gpu" if IS_GPU else "cpu")
         bare_steps = BareSteps()
@@ -312,6 +288,34 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
             trainer.fit(duration=f"{rounds + 1}ba")
         trainer.close()
     return statistics.median(whole / bare for whole, bare in bare_steps.pairs)
+
+
+def trainer_overrides(
+    folder: Path, size: str, work: Work, rounds: int, is_compiled: bool
+) -> list[str]:
+    """Make shards in a folder and give the keys of a recipe that trains on them."""
+    shards = folder / "shards"
+    tokens = work.rows * work.seq_len * (rounds + 4)
+    make_shards(shards, max(1, tokens * 4 // 10**6), work.seq_len, geometry(size)["vocab_size"])
+    return [
+        f"parts.model={REPOSITORY}/yamls/models/{size}.yaml",
+        f"run_folder={folder}/run",
+        f"data={{local: {shards}, seq_len: {work.seq_len}, domains: null, num_workers: 0}}",
+        "algorithms.capacity_annealing=null",
+        "loggers.tensorboard=null",
+        f"train.max_duration={rounds + 2}ba",
+        f"train.global_batch_size={work.rows}",
+        f"train.microbatch_size={work.rows}",
+        f"train.eval_batch_size={work.rows}",
+        "train.eval_batches=1",
+        f"train.eval_interval={rounds + 2}ba",
+        "train.save_interval=1000ba",
+        f"train.calibration_rows={work.rows}",
+        f"train.precision={'amp_bf16' if IS_GPU else 'fp32'}",
+        f"train.device={'gpu' if IS_GPU else 'cpu'}",
+        f"train.compile={str(is_compiled).lower()}",
+        f"train.loss_chunk_tokens={work.loss_chunk_tokens}",
+    ]
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:

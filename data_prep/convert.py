@@ -75,7 +75,7 @@ def convert(options: Options) -> Manifest | None:
         output.begin(made_by, state)
         fields = Fields(options.text_field, options.domain_field, budgets.known_domains())
         threshold = _threshold(state, options, budgets, corpus, fields, tokenizer)
-        settings = _settings(options, fields, tokenizer, threshold)
+        settings = _worker_settings(options, fields, tokenizer, threshold)
         spread = options.train_tokens is not None
         plan = plan_parts(options.root, corpus.sources, options.part_size, spread)
         parts, streams = _convert_parts(options, settings, plan, budgets, state, output)
@@ -170,7 +170,9 @@ def _threshold(
     return state.threshold(compute)
 
 
-def _settings(options: Options, fields: Fields, tokenizer: Tokenizer, threshold: float) -> Settings:
+def _worker_settings(
+    options: Options, fields: Fields, tokenizer: Tokenizer, threshold: float
+) -> Settings:
     encoder, reason = encoder_for(tokenizer, options.encoder)
     if reason is not None:
         logger.info("gigatoken is not proven for %s: the reference encodes, more slowly", reason)

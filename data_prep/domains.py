@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from itt_composer.basics.errors import UserError
+from itt_composer.data.manifest import MANIFEST
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 SUFFIXES = tuple(f"{kind}{end}" for kind in (".jsonl", ".json") for end in ("", *COMPRESSIONS))
@@ -21,7 +22,6 @@ UNREADABLE = {
     *(*COMPRESSIONS, ".xz", ".bz2", ".lz4", ".br", ".lzma", ".snappy", ".zip", ".tar", ".tgz"),
     *(".7z", ".part", ".partial", ".incomplete", ".crdownload", ".tmp"),
 }
-MANIFEST = "manifest.json"  # of `sample-corpus`, in the root
 # The source of lines that name their domain. No domain has this name, for hidden folders are
 # ignored and lines may not name one.
 MIXED = ".mixed"
@@ -148,7 +148,7 @@ def _sorted_out(root: Path) -> tuple[list[Path], list[str]]:
     files, others = [], []
     for path in sorted(_walk(root, set())):
         name = path.name.lower()
-        if path == root / MANIFEST:
+        if path == root / MANIFEST:  # of `sample-corpus`
             continue
         if not is_text(below := path.relative_to(root).as_posix()):
             raise UserError(f"{below!a} below {root} has a name that is not UTF-8: rename it")

@@ -38,7 +38,7 @@ from data_prep.spark_session import (
 from data_prep.spark_shards import SCHEMA, SparkStream, frame_of_record, frame_of_rows
 from itt_composer.basics.errors import UserError
 
-BATCH_BYTES = 1 << 24  # of ids that go from Spark to Python at a time
+ARROW_BYTES = 1 << 24  # of ids that go from Spark to Python at a time
 
 
 def run_spark(
@@ -80,7 +80,7 @@ def run_spark(
     records: list[PartRecord] = []
     with spark_session(master) as spark, failures_as_sentences(), unlogged_warnings():
         row_bytes = settings.shards.seq_len * np.dtype(settings.shards.dtype).itemsize
-        batch = str(max(1, BATCH_BYTES // row_bytes))
+        batch = str(max(1, ARROW_BYTES // row_bytes))
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", batch)
         count = progress_counter(spark, on_progress)
         for source, planned in plan.items():

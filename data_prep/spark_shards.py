@@ -22,7 +22,7 @@ from itt_composer.data.index import COLUMN, INDEX, ShardIndex
 
 # A row of ids, little-endian; or, with `done`, the JSON of what was in a part and no ids.
 SCHEMA = "domain string, split string, part int, row int, ids binary, done string"
-TAILS = -1  # the part of rows that are made of tails
+TAILS_PART = -1  # the part of rows that are made of tails
 
 
 def frame_of_rows(block: RowBlock, part: int, first: int) -> pd.DataFrame:
@@ -68,7 +68,7 @@ class SparkStream:
         tails = rows_of_tails(parts, split, domain, self.options)
         if limit is not None:
             tails = tails[: max(0, limit - sum(kept.values()))]
-        kept[TAILS] = len(tails)
+        kept[TAILS_PART] = len(tails)
         rows = sum(kept.values())
         stream = Stream(stream_counts(parts, split, domain, rows, self.options.seq_len), {})
         if not self.is_remote:
@@ -79,7 +79,7 @@ class SparkStream:
             )
             if len(tails):
                 block = RowBlock(domain, split, tails)
-                frame = frame.union(self._frame_of(frame_of_rows(block, TAILS, 0)))
+                frame = frame.union(self._frame_of(frame_of_rows(block, TAILS_PART, 0)))
             stream.files = self._convert(frame, kept)
         return stream
 

@@ -161,7 +161,7 @@ def _model_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     if path.is_dir() and (path / CONFIG_FILE).is_file():
-        return _converted(path)
+        return _fast_file_of(path)
     raise UserError(
         f"no tokenizer at {path}: give a SentencePiece .model, a tokenizer.json, a folder with "
         "either, or a hub name"
@@ -183,7 +183,7 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _converted(folder: Path) -> Path:
+def _fast_file_of(folder: Path) -> Path:
     """Write the `tokenizer.json` of a folder that has only the files of a slow tokenizer."""
     from transformers import AutoTokenizer  # takes seconds
 

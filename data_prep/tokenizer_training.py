@@ -115,7 +115,7 @@ def train_tokenizer(
         return write_manifest(folder, recipe, {"trained_on": trained_on, "not_read": others})
 
 
-def warnings(manifest: dict[str, Any], root: Path) -> list[str]:
+def training_warnings(manifest: dict[str, Any], root: Path) -> list[str]:
     """What the user should know of a tokenizer's training: what it was not trained on."""
     trained_on = manifest["trained_on"]
     runs, reserved = trained_on["cut_runs"], trained_on["reserved_characters"]
@@ -209,7 +209,7 @@ def _train(lines: Iterable[str], vocab_size: int) -> bytes:
     if code == sentencepiece_process.REFUSED:
         raise UserError(
             f"SentencePiece cannot make {vocab_size} pieces from this corpus "
-            f"({_reason(content.decode())}): change --vocab-size or give it more text"
+            f"({_without_position(content.decode())}): change --vocab-size or give it more text"
         )
     if code < 0:
         raise UserError(
@@ -219,7 +219,7 @@ def _train(lines: Iterable[str], vocab_size: int) -> bytes:
     raise _TrainerDiedError(f"exit code {code}; {_last_check(messages)}")
 
 
-def _reason(message: str) -> str:
+def _without_position(message: str) -> str:
     """SentencePiece's message without its source position, failed condition and option names."""
     message = message.replace("\n", " ").rpartition("] ")[2].partition(" Increase")[0]
     return message.strip(" .")

@@ -67,7 +67,7 @@ class Report:
         return f"{self.shards:,} shards, {self.rows:,} rows, {self.tokens:,} tokens: {outcome}"
 
 
-Kind: TypeAlias = Literal["shard", "decompressed", "other", "stray"]
+FileKind: TypeAlias = Literal["shard", "decompressed", "other", "stray"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _Task:
     """
 
     file: str
-    kind: Kind
+    kind: FileKind
     listed: Fingerprint | None
     entry: Shard | None
 
@@ -229,7 +229,7 @@ def _streams(manifest: Manifest) -> dict[str, int]:
 def _tasks(out: Path, manifest: Manifest, entries: Entries) -> Iterator[_Task]:
     """Yield every file that the manifest or an index names, or that lies there as if it were."""
     for file in sorted(manifest.files.keys() | entries.keys()):
-        kind: Kind = "shard" if _is_shard(file) else "other"
+        kind: FileKind = "shard" if _is_shard(file) else "other"
         yield _Task(file, kind, manifest.files.get(file), entries.get(file))
     for path in out.rglob("*"):
         file = path.relative_to(out).as_posix()
