@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table: what a way to convert took of so much text, and to start with none."""
+    """A row of the table: what a way to convert took for some text, and to start with none."""
 
     name: str
     megabytes: float
@@ -57,11 +57,11 @@ class Row(NamedTuple):
     start: Measured
 
     def cpu_per_megabyte(self, has_start: bool) -> float:
-        """CPU seconds, those of the start included or not."""
+        """Return CPU seconds per MB, with or without those of the start."""
         return (self.used.cpu - (0 if has_start else self.start.cpu)) / self.megabytes
 
     def wall(self, has_start: bool) -> float:
-        """Seconds that pass, those of the start included or not."""
+        """Return wall seconds, with or without those of the start."""
         return self.used.wall - (0 if has_start else self.start.wall)
 
 
@@ -90,7 +90,7 @@ def measure(*command: object) -> Measured:
 
 
 def repeat_sample(sample: Path, root: Path, text_bytes: int) -> None:
-    """Write the sample again and again, one file per domain, until it is so much text."""
+    """Write the sample again and again, one file per domain, until it has this much text."""
     once = 0
     lines = {}
     for folder in sorted(path for path in sample.iterdir() if path.is_dir()):
@@ -106,7 +106,7 @@ def repeat_sample(sample: Path, root: Path, text_bytes: int) -> None:
 
 
 def texts_of(root: Path, limit: float) -> list[bytes]:
-    """Texts of a corpus in UTF-8, evenly of all its files, up to so many bytes in all."""
+    """Read texts of a corpus in UTF-8, evenly from all its files, up to a number of bytes."""
     files = sorted(root.rglob("*.jsonl"))
     total = sum(file.stat().st_size for file in files)
     texts = []
@@ -122,7 +122,7 @@ def texts_of(root: Path, limit: float) -> list[bytes]:
 
 
 def reference(root: str, tokenizer: str, out: str, seq_len: str, limit: str) -> None:
-    """The plain loop; prints the bytes of text it converted."""
+    """Run the plain loop and print the bytes of text that it converted."""
     import numpy as np
     import sentencepiece
     from streaming import MDSWriter
@@ -153,7 +153,7 @@ def reference(root: str, tokenizer: str, out: str, seq_len: str, limit: str) -> 
 
 
 def bare(root: str, tokenizer: str, limit: str) -> None:
-    """The encoder alone; prints the bytes of text, and the CPU and wall seconds of encoding."""
+    """Run the encoder alone; print the bytes of text, and CPU and wall seconds of encoding."""
     from data_prep.tokenizer import load_tokenizer
 
     encoder = load_tokenizer(tokenizer).fast
@@ -175,7 +175,7 @@ def bare(root: str, tokenizer: str, limit: str) -> None:
 
 
 def convert(root: Path, out: Path, options: argparse.Namespace, workers: int) -> Measured:
-    """Ours."""
+    """Measure our conversion."""
     arguments = ("--tokenizer", options.tokenizer, "--seq-len", options.seq_len)
     shutil.rmtree(out, ignore_errors=True)
     command = (sys.executable, "-m", "data_prep", "convert", root, "--out", out, *arguments)
@@ -183,7 +183,7 @@ def convert(root: Path, out: Path, options: argparse.Namespace, workers: int) ->
 
 
 def text_megabytes(out: Path) -> float:
-    """MB of text in an output of ours."""
+    """Return the MB of text in an output of ours."""
     totals = json.loads((out / "manifest.json").read_text())["totals"]
     return sum(counts["utf8_bytes"] for counts in totals.values()) / 1e6
 
@@ -266,7 +266,7 @@ def print_rows(rows: list[Row], bare: tuple[int, float, float]) -> None:
 
 
 def print_ratios(rows: list[Row], bare: tuple[int, float, float], workers: int) -> None:
-    """Print the ratios that matter and what they should reach, with and without starting."""
+    """Print the ratios that matter and what they should reach, with and without the start."""
     one, most, plain = rows[0], rows[-2], rows[-1]
     bare_cpu = bare[1] / (bare[0] / 1e6)
 

@@ -60,7 +60,7 @@ COLUMNS = (
 
 
 def write_models(folder: Path, tokenizer: str, names: list[str]) -> Iterator[Path]:
-    """The models of recipes, with random weights, as transformers folders."""
+    """Write the models of recipes, with random weights, as transformers folders."""
     load_tokenizer(tokenizer).save(folder / "tokenizer")
     for name in names:
         torch.manual_seed(0)
@@ -73,12 +73,12 @@ def write_models(folder: Path, tokenizer: str, names: list[str]) -> Iterator[Pat
 
 
 def in_a_process(side: Callable[[], Any]) -> dict[str, Any]:
-    """Seconds, peak memory in GB above the start, and what came out."""
+    """Return seconds, peak memory in GB above the start, and the result."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
 
     def work() -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
         before = status("VmRSS")
         started = time.process_time()
         answer = side()
@@ -93,19 +93,19 @@ def in_a_process(side: Callable[[], Any]) -> dict[str, Any]:
 
 
 def status(field: str) -> float:
-    """A memory field of this process, in GB."""
+    """Read a memory field of this process, in GB."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1e6
 
 
 def likelihoods(samples: list[dict[str, Any]]) -> list[Any]:
-    """Every answer of every question."""
+    """Collect every answer of every question."""
     return [response for sample in samples for response in sample["filtered_resps"]]
 
 
 def worst_difference(ours: list[Any], theirs: list[Any]) -> float:
-    """Largest difference of two likelihoods in nats; of texts, the share that differs."""
+    """Return the largest difference of likelihoods in nats; of texts, the share that differs."""
     if isinstance(theirs[0], str):
         return sum(a != b for a, b in zip(ours, theirs, strict=True)) / len(theirs)
     return max(abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True))
@@ -118,7 +118,7 @@ def compare(
     settings: TaskSettings,
     rounds: int,
 ) -> dict[str, Any]:
-    """One task by both sides, in turns."""
+    """Measure one task by both sides, in turns."""
     suite = TaskSuite(
         model=ModelSettings(path=[evaluated.path]),
         tasks={task: settings},
@@ -161,7 +161,7 @@ def compare(
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """A row of the table, in markdown."""
+    """Write a row of the table in Markdown."""
     theirs, ours = row["theirs"], row["ours"]
     return (
         f"| {row['model']} | {row['task']} | {row['shots']} | {row['questions']} "

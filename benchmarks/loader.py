@@ -36,7 +36,7 @@ VOCAB_SIZE = 32_000
 
 
 def make_shards(out: Path, megabytes: int, seq_len: int, vocab_size: int = VOCAB_SIZE) -> None:
-    """Random rows in the layout of `convert`, every domain in its share."""
+    """Write random rows in the layout of `convert`, every domain in its share."""
     rng = np.random.default_rng(0)
     splits: dict[str, dict[str, StreamCounts]] = {"train": {}, "validation": {}}
     for domain, share in PAPER_SHARES.items():
@@ -60,7 +60,7 @@ def make_shards(out: Path, megabytes: int, seq_len: int, vocab_size: int = VOCAB
 
 
 def counts_of(rows: int, seq_len: int) -> StreamCounts:
-    """Counts of a stream of random rows, which are made of no documents."""
+    """Make the counts of a stream of random rows, which come from no documents."""
     nothing = dict.fromkeys(StreamCounts.model_fields, 0)
     return StreamCounts(**nothing | {"rows": rows, "tokens": rows * seq_len})
 
@@ -68,7 +68,7 @@ def counts_of(rows: int, seq_len: int) -> StreamCounts:
 def write_rows(
     folder: Path, rows: int, seq_len: int, rng: np.random.Generator, vocab_size: int
 ) -> None:
-    """One stream of random rows."""
+    """Write one stream of random rows."""
     columns = {"input_ids": f"ndarray:uint16:{seq_len}"}
     with MDSWriter(out=str(folder), columns=columns, hashes=["sha256"]) as writer:
         for _ in range(rows):
@@ -76,7 +76,7 @@ def write_rows(
 
 
 def measure(data: DataRecipe, batch_size: int, seconds: float) -> float:
-    """Tokens/s over some time, the first ten batches left out."""
+    """Measure tokens/s over some time, without the first ten batches."""
     batches = iter_forever(build_dataloader(data, "train", batch_size).dataloader)
     for _ in islice(batches, 10):
         pass
@@ -87,7 +87,7 @@ def measure(data: DataRecipe, batch_size: int, seconds: float) -> float:
 
 
 def iter_forever(loader: Any) -> Any:
-    """Batches of epoch after epoch."""
+    """Yield batches of epoch after epoch."""
     while True:
         yield from loader
 

@@ -6,7 +6,7 @@
 
 A step is forward, backward, clipping and AdamW. Models take turns in random order, round after
 round, and each is compared with transformers' loop and our dense model of its round. All share the
-LLaMA weights and the optimizer. What a ratio should be is told by the FLOPs of the matrix products.
+LLaMA weights and the optimizer. The ratio to expect is that of the FLOPs of the matrix products.
 "Recomputed" are models with activation checkpointing. The trainer's share: Composer's trainer with
 a recipe's whole equipment takes turns with a bare loop over the same model, optimizer and batches.
 
@@ -61,7 +61,7 @@ class Kind(NamedTuple):
 
 
 def itt(ratio: float) -> dict[str, Any]:
-    """Settings of an ITT×4 of equal ratios."""
+    """Return the settings of an ITT×4 of equal ratios."""
     return {"thinking": "itt", "thinking_steps": 4, "select_ratios": [ratio] * 3}
 
 
@@ -91,13 +91,13 @@ class Work(NamedTuple):
 
 
 def geometry(size: str) -> dict[str, Any]:
-    """Settings of a file of `yamls/models`."""
+    """Read the settings of a file in `yamls/models`."""
     settings = yaml.safe_load((REPOSITORY / f"yamls/models/{size}.yaml").read_text())["model"]
     return {**settings, "attn_implementation": "sdpa"}
 
 
 def make_model(size: str, kind: Kind | None) -> Any:
-    """A model of ours, or transformers' own, in training mode."""
+    """Make a model of ours, or transformers' own, in training mode."""
     if kind is None:
         return LlamaForCausalLM(LlamaConfig(**geometry(size))).train()
     model = IttForCausalLM(IttConfig(**geometry(size), **kind.thinking)).train()
@@ -118,7 +118,7 @@ def share_weights(models: dict[str, Any]) -> list[torch.nn.Parameter]:
 
 
 def loss_of(model: Any, batch: dict[str, torch.Tensor], loss_chunk_tokens: int) -> torch.Tensor:
-    """Forward pass: transformers' loss for its model, ours for ours."""
+    """Run a forward pass: transformers' loss for its model, ours for ours."""
     ours = {"loss_chunk_tokens": loss_chunk_tokens} if isinstance(model, IttForCausalLM) else {}
     with torch.autocast(DEVICE, torch.bfloat16, enabled=IS_GPU):
         return model(**batch, use_cache=False, **ours).loss
@@ -127,7 +127,7 @@ def loss_of(model: Any, batch: dict[str, torch.Tensor], loss_chunk_tokens: int) 
 def step(
     model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], chunk: int
 ) -> None:
-    """One training step."""
+    """Do one training step."""
     loss_of(model, batch, chunk).backward()
     clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
     optimizer.step()
@@ -135,7 +135,7 @@ def step(
 
 
 def timed(call: Callable[[], None]) -> float:
-    """Seconds: wall time on a GPU, time of the process on a CPU."""
+    """Return seconds: wall time on a GPU, time of the process on a CPU."""
     if not IS_GPU:
         start = time.process_time()
         call()
@@ -148,7 +148,7 @@ def timed(call: Callable[[], None]) -> float:
 
 
 def make_batch(work: Work, vocab_size: int) -> dict[str, torch.Tensor]:
-    """Random tokens; the mask of ones lets attention use its causal kernel."""
+    """Draw random tokens; the mask of ones lets attention use its causal kernel."""
     ids = torch.randint(0, vocab_size, (work.rows, work.seq_len), device=DEVICE)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
@@ -156,7 +156,7 @@ def make_batch(work: Work, vocab_size: int) -> dict[str, torch.Tensor]:
 def measure(
     size: str, names: list[str], work: Work, rounds: int, is_compiled: bool
 ) -> list[dict[str, Any]]:
-    """Time per step of each model, and its ratio to dense and to transformers' loop."""
+    """Measure time per step of each model, and its ratio to dense and to transformers' loop."""
     kinds: dict[str, Kind | None] = {RAW: None, **{name: KINDS[name] for name in names}}
     models = {name: make_model(size, kind).to(DEVICE) for name, kind in kinds.items()}
     optimizer = torch.optim.AdamW(share_weights(models), lr=1e-5)
@@ -179,7 +179,7 @@ def measure(
 
 
 def peak_activations(size: str, model: Any, kind: Kind | None, work: Work) -> float:
-    """Bytes that a forward and backward pass needs at most above weights and gradients."""
+    """Measure the bytes that a forward and backward pass needs above weights and gradients."""
     if IS_GPU:
         model.zero_grad(set_to_none=False)  # gradients are there before and after
         batch = make_batch(work, model.config.vocab_size)
@@ -213,7 +213,7 @@ def row(
     peaks: dict[str, float],
     work: Work,
 ) -> dict[str, Any]:
-    """One line of the table."""
+    """Make one line of the table."""
 
     def flops(of: str) -> int:
         config = models[DENSE if of == RAW else of].config
@@ -239,13 +239,13 @@ def row(
 
 
 def peak_flops() -> float | None:
-    """bfloat16 FLOP/s of this GPU, if it is a known one."""
+    """Return the bfloat16 FLOP/s of this GPU, if it is a known one."""
     name = torch.cuda.get_device_name() if IS_GPU else ""
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
 
 
 def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bool) -> float:
-    """Time of a batch in Composer's trainer over that of a bare loop; they take turns."""
+    """Measure a batch in Composer's trainer over one of a bare loop; they take turns."""
     from composer.core import Callback
 
     from itt_composer.models.building import build_model
@@ -319,7 +319,7 @@ def trainer_overrides(
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The results as a table."""
+    """Write the results as a Markdown table."""
     headers = (
         "seq",
         "model",

@@ -55,7 +55,7 @@ class Stopwatch(Callback):
 
 
 def now() -> float:
-    """Seconds: of this process on a CPU; on a GPU once it has done what it was given."""
+    """Return seconds: of this process on a CPU; on a GPU once it has done what it was given."""
     if not torch.cuda.is_available():
         return time.process_time()
     torch.cuda.synchronize()
@@ -63,7 +63,7 @@ def now() -> float:
 
 
 def load(size: str, device: str, rows: int, seq_len: int, folder: Path) -> Recipe:
-    """An ITT×4 recipe whose batch is a single microbatch."""
+    """Load an ITT×4 recipe whose batch is a single microbatch."""
     recipe = {"tiny": "quickstart", "llama_162m": "itt_x4_162m"}[size]
     overrides = [
         f"data.local={folder / 'shards'}",
@@ -79,7 +79,7 @@ def load(size: str, device: str, rows: int, seq_len: int, folder: Path) -> Recip
 
 
 def train(recipe: Recipe, batches: int, compile_layer: bool) -> list[float]:
-    """Seconds of each batch."""
+    """Train, and return the seconds of each batch."""
     model = build_model(recipe)
     if compile_layer:
         compile_layers(model)
@@ -105,7 +105,7 @@ def train(recipe: Recipe, batches: int, compile_layer: bool) -> list[float]:
 
 
 def overheads(seconds: list[float], places: tuple[int, ...]) -> list[float]:
-    """Of each batch at these places of a cycle: its time over the unwatched ones', minus 1."""
+    """Return the time of batches at these places of a cycle over the unwatched ones', minus 1."""
     return [
         seconds[start + place] / statistics.mean(seconds[start + at] for at in UNWATCHED) - 1
         for start in range(0, len(seconds), CYCLE)
@@ -116,7 +116,7 @@ def overheads(seconds: list[float], places: tuple[int, ...]) -> list[float]:
 def measure(
     size: str, device: str, rows: int, seq_len: int, cycles: int, compile_layer: bool
 ) -> list[dict[str, Any]]:
-    """A row of results for each thing that is watched; the first cycle warms up."""
+    """Measure a row of results for each thing that is watched; the first cycle warms up."""
     with tempfile.TemporaryDirectory() as temporary:
         recipe = load(size, device, rows, seq_len, Path(temporary))
         megabytes = 1 + 2 * rows * seq_len * CYCLE * (cycles + 1) // 1_000_000
@@ -145,7 +145,7 @@ def measure(
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The results as a table."""
+    """Write the results as a Markdown table."""
     headers = (
         "size",
         "batch",

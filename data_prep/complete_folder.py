@@ -19,12 +19,12 @@ def fingerprints(folder: Path, files: list[Path]) -> dict[str, Fingerprint]:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path` is `folder` or lies somewhere below it, links resolved."""
+    """Return whether `path` is `folder` or lies somewhere below it, links resolved."""
     return path.resolve().is_relative_to(folder.resolve())
 
 
 def already_complete(out: Path, recipe: dict[str, Any]) -> bool:
-    """Tell whether `out` already holds the intact output of `recipe`.
+    """Return whether `out` already holds the intact output of `recipe`.
 
     Args:
         out: the output folder.
@@ -86,7 +86,7 @@ def write_manifest(folder: Path, recipe: dict[str, Any], report: dict[str, Any])
 
 
 def _as_stored(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The part of a manifest that says what made the output."""
+    """Return the part of a manifest that says what made the output."""
     return {"format_version": FORMAT_VERSION, **recipe}
 
 

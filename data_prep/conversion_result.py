@@ -72,7 +72,7 @@ def _name(source: str) -> str:
 
 
 def _inputs(plan: dict[str, list[Part]], used: list[DonePart]) -> dict[str, InputFile]:
-    """Size of every input file, and the SHA-256 of each of its pieces that was read."""
+    """List the size of every input file and the SHA-256 of each of its pieces that was read."""
     read = {
         (piece["file"], piece["start"]): piece["sha256"]
         for part in used

@@ -94,14 +94,14 @@ def convert(options: Options) -> Manifest | None:
 
 
 def _shares(options: Options, corpus: Corpus) -> dict[str, float] | None:
-    """Shares that divide the budgets; None without budgets."""
+    """Read the shares that divide the budgets; None without budgets."""
     if options.train_tokens is None and options.validation_tokens is None:
         return None
     return read_shares(options.shares, [d for d in corpus.sources if d != MIXED])
 
 
 def _budgets(options: Options, corpus: Corpus) -> Budgets:
-    """Rows that are wanted; options that do not go together are refused."""
+    """Work out how many rows are wanted; refuse options that do not go together."""
     shares = _shares(options, corpus)
     if shares is None and options.shares is not None:
         raise UserError("--shares divides --train-tokens or --validation-tokens: give one of them")
@@ -119,7 +119,7 @@ def _budgets(options: Options, corpus: Corpus) -> Budgets:
 
 
 def _shard_settings(options: Options, tokenizer: Tokenizer, corpus: Corpus) -> ShardSettings:
-    """What the output follows from besides the input: with any of it changed, it is another."""
+    """Collect what the output depends on besides the input."""
     encoder, reason = encoder_for(tokenizer, options.encoder)
     return ShardSettings(
         seq_len=options.seq_len,
@@ -157,7 +157,7 @@ def _threshold(
     fields: Fields,
     tokenizer: Tokenizer,
 ) -> float:
-    """Share of documents that is for validation: as asked, or as the validation budget needs."""
+    """Return the share of documents for validation: as asked, or as the validation budget needs."""
     if options.validation_tokens is None:
         return options.validation_share
 
@@ -232,7 +232,7 @@ def _convert_parts(
 
 
 def _spark_engine() -> Callable[..., Any]:
-    """The function that converts parts on Spark, which is an extra."""
+    """Import the function that converts parts on Spark, which is an optional dependency."""
     try:
         from data_prep.spark_engine import run_spark
     except ModuleNotFoundError as error:
@@ -243,7 +243,7 @@ def _spark_engine() -> Callable[..., Any]:
 
 
 def _as_text(plan: dict[str, list[Part]], size: int) -> int:
-    """Bytes of text in so many bytes of the input, about."""
+    """Estimate the bytes of text in this many bytes of the input."""
     parts = [part for planned in plan.values() for part in planned]
     text = sum(part.text_bytes for part in parts)
     return size * text // max(1, sum(part.input_bytes for part in parts))
@@ -299,7 +299,7 @@ def _write_rest(
 
 @contextmanager
 def _closing(state: UnfinishedConversion, output: Output) -> Iterator[None]:
-    """Let go of the state at the end; tell a full disk in a sentence."""
+    """Release the unfinished conversion at the end; report a full disk in one sentence."""
     try:
         yield
     except OSError as error:

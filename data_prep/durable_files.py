@@ -1,11 +1,11 @@
-"""Files that are whole or not there, after a power cut too."""
+"""Files that are whole or absent, even after a power cut."""
 
 import os
 from pathlib import Path
 
 
 def write_synced(path: Path, text: str) -> None:
-    """Write a file that is whole or not there, after a power cut too."""
+    """Write a file so that it is whole or absent, even after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
@@ -15,7 +15,7 @@ def write_synced(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's entries, survive a power cut."""
+    """Make a file's content, or a folder's entries, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -33,7 +33,7 @@ def finish_streams(
     state: UnfinishedConversion,
     workers: Workers,
 ) -> dict[str, dict[str, Stream]]:
-    """Make rows of what the parts left over, and an index for every stream that has rows.
+    """Turn what the parts left over into rows, and write an index for every stream with rows.
 
     Args:
         parts: the parts that are used, in order, by source.
@@ -78,7 +78,7 @@ def finish_streams(
 
 
 def parts_by_domain(parts: dict[str, list[DonePart]]) -> dict[str, list[DonePart]]:
-    """Of every domain the parts that it has a place in, in order; parts are given by source."""
+    """Sort the parts of each source by the domains that they have rows of, in order."""
     found: dict[str, list[DonePart]] = {source: [] for source in parts if source != MIXED}
     for part in (part for done in parts.values() for part in done):
         for domain in part.kept:
@@ -89,7 +89,7 @@ def parts_by_domain(parts: dict[str, list[DonePart]]) -> dict[str, list[DonePart
 def rows_of_tails(
     parts: list[DonePart], split: str, domain: str, options: ShardOptions
 ) -> np.ndarray:
-    """What the parts of a domain left over, in their order, as rows: (rows, seq_len)."""
+    """Cut what the parts of a domain left over, in their order, into rows: (rows, seq_len)."""
     tails = [part.record.tails[domain][split] for part in parts]
     ids = np.concatenate([np.empty(0, options.dtype), *tails])
     filled = len(ids) // options.seq_len * options.seq_len
@@ -99,7 +99,7 @@ def rows_of_tails(
 def stream_counts(
     parts: list[DonePart], split: str, domain: str, rows: int, seq_len: int
 ) -> StreamCounts:
-    """Counts of a stream of so many rows, made of these parts."""
+    """Add up the counts of a stream with this many rows, made of these parts."""
     tokens = rows * seq_len
     splits = [part.record.domains[domain][split] for part in parts]
     read = sum(counts.tokens for counts in splits)

@@ -24,7 +24,7 @@ class LocalOutput:
         self.finished_state = self.out.with_name(f".{self.out.name}.state")
 
     def finished(self, settings: ShardSettings) -> Manifest | None:
-        """The manifest of OUT if it holds what `settings` make; None when it is not there yet.
+        """Return the manifest of OUT if it holds what `settings` make; None if there is none yet.
 
         Raises:
             UserError: OUT holds something else.
@@ -48,14 +48,14 @@ class LocalOutput:
         return manifest
 
     def written(self) -> float:
-        """When OUT was completed, in seconds since 1970."""
+        """Return when OUT was completed, in seconds since 1970."""
         return (self.out / MANIFEST).stat().st_mtime
 
     def begin(self, settings: ShardSettings, state: UnfinishedConversion) -> None:
-        """Nothing to announce."""
+        """Do nothing: a folder needs no announcement."""
 
     def upload(self, done: DonePart, record_file: Path) -> None:
-        """Nothing to upload."""
+        """Do nothing: the part lies in its place already."""
 
     def publish(self, manifest: Manifest) -> None:
         """Make the complete folder OUT."""

@@ -14,7 +14,7 @@ SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
 
 
 def open_output(out: str, work_dir: Path | None) -> Output:
-    """The output that a path or URL names.
+    """Choose the output that a path or URL names.
 
     Raises:
         UserError: the URL's kind is not known, or `work_dir` is given for a path.

@@ -60,11 +60,11 @@ class PartRecord:
     tails: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def rows(self, split: str, domain: str) -> int:
-        """Full rows of a domain."""
+        """Count the full rows of a domain."""
         return self.domains[domain][split].rows if domain in self.domains else 0
 
     def to_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
+        """Return the record as JSON values."""
         tails = {
             domain: {
                 split: {"dtype": str(tail.dtype), "ids": b64encode(tail.tobytes()).decode()}
@@ -76,7 +76,7 @@ class PartRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "PartRecord":
-        """The record of JSON values."""
+        """Make the record from JSON values."""
         return cls(
             **values
             | {
@@ -116,7 +116,7 @@ class DonePart:
     uploaded: bool = False
 
     def save(self, path: Path) -> None:
-        """Write it to a file, which is whole or not there."""
+        """Write it to a file, which is whole or absent."""
         files = {name: file.model_dump() for name, file in self.files.items()}
         values = vars(self) | {"record": self.record.to_json(), "files": files}
         write_synced(path, json.dumps(values))
@@ -128,13 +128,13 @@ class DonePart:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DonePart":
-        """The same of JSON values."""
+        """Make it from JSON values."""
         files = {name: Fingerprint(**file) for name, file in values.get("files", {}).items()}
         record = PartRecord.from_json(values["record"])
         return cls(**values | {"record": record, "files": files})
 
 
 def stat_of(path: Path) -> dict[str, int]:
-    """What tells cheaply that a file may have changed."""
+    """Return what shows cheaply that a file may have changed: its size and time."""
     stat = path.stat()
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}

@@ -106,7 +106,7 @@ class _Conversion:
         self.record = PartRecord(part.source, part.index)
         if settings.fields.domain is None:
             self._add_domain(part.source)
-        self.told_bytes = 0  # of the piece's file, by on_progress
+        self.reported_bytes = 0  # of the piece's file, by on_progress
 
     def piece(self, piece: Piece) -> Iterator[RowBlock]:
         """Convert one piece, batch by batch."""
@@ -119,15 +119,15 @@ class _Conversion:
                 rows = self.packers[domain][split].add(ids)
                 self.record.domains[domain][split].rows += len(rows)
                 yield RowBlock(domain, split, rows)
-            self.on_progress(Progress(read - self.told_bytes, documents, tokens))
-            self.told_bytes = read
-        self.on_progress(Progress(reader.raw_bytes - self.told_bytes, 0, 0))
-        self.told_bytes = 0
+            self.on_progress(Progress(read - self.reported_bytes, documents, tokens))
+            self.reported_bytes = read
+        self.on_progress(Progress(reader.raw_bytes - self.reported_bytes, 0, 0))
+        self.reported_bytes = 0
         self.record.lines += reader.lines_read
         self.record.inputs.append(asdict(piece) | {"sha256": reader.sha256.hexdigest()})
 
     def finish(self) -> PartRecord:
-        """Give the record, the tails in it."""
+        """Put the tails into the record and return it."""
         self.record.tails = {
             domain: {split: packer.tail for split, packer in packers.items()}
             for domain, packers in self.packers.items()
@@ -165,7 +165,7 @@ class _Conversion:
     def _by_stream(
         self, reader: PieceReader, batch: list[_Line]
     ) -> dict[tuple[str, str], list[_Line]]:
-        """Lines by domain and split."""
+        """Sort lines by domain and split."""
         lines: dict[tuple[str, str], list[_Line]] = {}
         for line in batch:
             domain = line.document.domain or self.part.source
@@ -184,7 +184,7 @@ class _Conversion:
     def _encode(
         self, reader: PieceReader, domain: str, split: str, lines: list[_Line]
     ) -> tuple[np.ndarray, int]:
-        """Ids of documents, BOS and EOS included, and how many documents they are."""
+        """Encode documents, with BOS and EOS, and return the ids and the number of documents."""
         tokenizer = self.settings.tokenizer
         try:
             tokens = self.encoder.encode([line.document for line in lines])
@@ -219,7 +219,7 @@ class _Conversion:
         return [line for line, _ in kept], Tokens.of([ids for _, ids in kept])
 
     def _reject(self, reader: PieceReader, number: int, reason: str) -> None:
-        """Leave a line of the piece (from 1; 0: the file) out, or stop at it."""
+        """Leave out a line of the piece (from 1; 0: the file), or stop at it."""
         line = reader.file_line(number) if number else 0
         if not self.settings.skip_bad_lines:
             raise UserError(where(reader.path, line) + reason)

@@ -42,7 +42,7 @@ def store_part(
         record_file: where the record goes.
         work: folder for files that are not yet whole.
         limits: most rows to write by domain and split, or None for all.
-        on_progress: told what was done.
+        on_progress: called with what was done.
 
     Raises:
         UserError: bad input.
@@ -53,9 +53,11 @@ def store_part(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     writers: dict[tuple[str, str], ShardWriter] = {}
-    tell = on_progress if limits is None else _untold  # done a second time, up to a budget's end
+    report = (
+        on_progress if limits is None else _unreported
+    )  # done a second time, up to a budget's end
     try:
-        for block in convert_part(part, settings, tell):
+        for block in convert_part(part, settings, report):
             if isinstance(block, RowBlock):
                 stream = block.domain, block.split
                 if stream not in writers:
@@ -79,14 +81,14 @@ def store_part(
     return done
 
 
-def _untold(_: Progress) -> None:
+def _unreported(_: Progress) -> None:
     pass
 
 
 def store_tails(
     ids: np.ndarray, options: ShardOptions, folder: Path, stream: Path, work: Path
 ) -> dict[str, Fingerprint]:
-    """Write rows, (rows, seq_len), to `folder/<stream>/tails`; give the files' fingerprints."""
+    """Write rows, (rows, seq_len), to `folder/<stream>/tails`; return their fingerprints."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     writer = ShardWriter(work / TAILS, options)

@@ -49,14 +49,14 @@ class RemoteOutput:
         self.uploaded: set[str] = set()  # by this process
 
     def finished(self, settings: ShardSettings) -> Manifest | None:
-        """The manifest there if it lists what `settings` make; None when that is not there yet.
+        """Return the manifest there if it lists what `settings` make; None if there is none yet.
 
         Raises:
             UserError: something else is there, or the store cannot be used.
         """
         stored = self._stored()
         if stored is None:
-            if self._told(self._objects):
+            if self._as_sentence(self._objects):
                 raise UserError(
                     f"{self.name} holds other objects and no manifest.json of this command: choose "
                     "another --out or delete them"
@@ -69,11 +69,11 @@ class RemoteOutput:
         return Manifest.parse(json.dumps(stored).encode(), f"{self.name}/{MANIFEST}")
 
     def written(self) -> float:
-        """When OUT was completed; not known here, so before everything."""
+        """Return when OUT was completed: unknown here, so 0, before any input."""
         return 0.0
 
     def begin(self, settings: ShardSettings, state: UnfinishedConversion) -> None:
-        """Say in the store what is being written to it."""
+        """Announce in the store what is being written to it."""
         if self._stored() is None:
             state.forget_uploaded()  # first: what is begun there is taken for uploaded
             file = self.folder / MANIFEST
@@ -104,7 +104,7 @@ class RemoteOutput:
     def _stored(self) -> dict[str, Any] | None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / MANIFEST
-            if not self._told(lambda: self._download(MANIFEST, file)):
+            if not self._as_sentence(lambda: self._download(MANIFEST, file)):
                 return None
             try:
                 stored = json.loads(file.read_bytes())
@@ -138,7 +138,7 @@ class RemoteOutput:
                 return []
 
     def _upload(self, name: str) -> None:
-        self._told(lambda: self._uploader.upload_file(name))
+        self._as_sentence(lambda: self._uploader.upload_file(name))
 
     @cached_property
     def _uploader(self) -> Any:
@@ -147,13 +147,13 @@ class RemoteOutput:
     def _uploader_from(self, folder: Path) -> Any:
         from streaming.base.storage.upload import CloudUploader
 
-        # It warns of a folder that is not empty, which this one is for good reason.
+        # It warns of a folder that is not empty, as this one is on purpose.
         logging.getLogger("streaming.base.storage.upload").setLevel(logging.ERROR)
         places = (str(folder), self.name)
         return CloudUploader.get(places, keep_local=True, retry=ATTEMPTS, exist_ok=True)
 
-    def _told(self, call: Callable[[], Result]) -> Result:
-        """Tell in one sentence what a store's client raises, whatever that is."""
+    def _as_sentence(self, call: Callable[[], Result]) -> Result:
+        """Raise whatever a store's client raises as one sentence."""
         try:
             return call()
         except OSError as error:

@@ -1,7 +1,7 @@
 """One file of a converted folder: is it what the manifest and its index say?
 
 A shard is read whole and once, and its bytes are looked at directly: the streaming library's
-reader takes the header for granted, opens the file anew for every row and cannot read a
+reader takes the header for granted, opens the file again for every row and cannot read a
 compressed shard in memory. An MDS shard of token rows is
 
     uint32 rows | uint32 offsets[rows + 1] | JSON configuration | rows × seq_len ids

@@ -68,7 +68,7 @@ def run_spark(
         list all files.
 
     Raises:
-        UserError: bad input, too many bad lines, Spark is not there, or anything fails in it.
+        UserError: bad input, too many bad lines, Spark is missing, or anything fails in it.
     """
     # Executors have another working directory than this process.
     settings = replace(settings, root=settings.root.absolute())
@@ -102,7 +102,7 @@ def run_spark(
 def _converted(
     spark: SparkSession, parts: list[Part], settings: Settings, count: Callable[[Progress], None]
 ) -> DataFrame:
-    """Rows and records of parts, a partition each, kept on disk once they are computed."""
+    """Convert parts, a partition each, into rows and records that stay on disk once computed."""
 
     def convert(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
@@ -137,13 +137,13 @@ def _frames(
 
 
 def _done_parts(converted: DataFrame) -> list[DonePart]:
-    """Have the parts converted; give what was in each, in order."""
+    """Have the parts converted, and return what was in each, in order."""
     done = [json.loads(row.done) for row in converted.filter("done is not null").collect()]
     return [DonePart.from_json(values) for values in done]
 
 
 def _used(done: list[DonePart], source: str, budgets: Budgets) -> list[DonePart]:
-    """Parts up to the one that fills the train budgets, each with the rows to keep."""
+    """List the parts up to the one that fills the train budgets, each with the rows to keep."""
     used = done[: budgets.parts_needed(source, (part.record for part in done))]
     for part, kept in zip(used, budgets.shared_out([p.record for p in used]), strict=True):
         part.kept = kept

@@ -42,7 +42,7 @@ PYTHON_ERROR = re.compile(r"^([A-Za-z_][\w.]*): (.+)$", re.MULTILINE)
 
 @contextmanager
 def spark_session(master: str | None) -> Iterator[SparkSession]:
-    """Give the session that is there, as in a notebook or its cluster, else one for the block.
+    """Yield the session that exists, as in a notebook or on a cluster, else one for the block.
 
     Args:
         master: address of the cluster, "local[N]" for N cores of this machine, or None for what
@@ -102,7 +102,7 @@ def _check_java() -> None:
 
 
 def java_version(said: str) -> int | None:
-    """The version, like 8 or 17, in what `java -version` says; None if it says none."""
+    """Return the version, like 8 or 17, in what `java -version` prints; None if there is none."""
     match = re.search(r'version "(?:1\.)?(\d+)', said)
     return int(match[1]) if match else None
 
@@ -117,7 +117,7 @@ def failures_as_sentences() -> Iterator[None]:
 
 
 def sentence_of(failure: str) -> str:
-    """The sentence in the text of a failure: a `UserError` of an executor as it was raised there.
+    """Find the sentence in the text of a failure: a `UserError` of an executor as it was raised.
 
     Args:
         failure: text of Spark's exception, with the stack traces of Python and Java.
@@ -139,22 +139,22 @@ def sentence_of(failure: str) -> str:
 def progress_counter(
     session: SparkSession, on_progress: Callable[[Progress], None]
 ) -> Callable[[Progress], None]:
-    """A function for tasks to tell their progress; `on_progress` is called with the sums here."""
+    """Return a function for tasks to report progress; `on_progress` gets the sums here."""
 
     class Sums(AccumulatorParam):
-        def __init__(self, tell: Callable[[Progress], None] | None = None) -> None:
-            self.tell = tell
+        def __init__(self, report: Callable[[Progress], None] | None = None) -> None:
+            self.report = report
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return Sums, ()  # a task has nobody to tell
+            return Sums, ()  # a task has nobody to report to
 
         def zero(self, value: Progress) -> Progress:
             return Progress(0, 0, 0)
 
         def addInPlace(self, value1: Progress, value2: Progress) -> Progress:  # noqa: N802
             total = Progress(*(a + b for a, b in zip(value1, value2, strict=True)))
-            if self.tell is not None:
-                self.tell(total)
+            if self.report is not None:
+                self.report(total)
             return total
 
     return session.sparkContext.accumulator(Progress(0, 0, 0), Sums(on_progress)).add

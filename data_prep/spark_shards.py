@@ -26,7 +26,7 @@ TAILS_PART = -1  # the part of rows that are made of tails
 
 
 def frame_of_rows(block: RowBlock, part: int, first: int) -> pd.DataFrame:
-    """Rows of a part, numbered from `first`, by `SCHEMA`."""
+    """Put rows of a part, numbered from `first`, into a frame of `SCHEMA`."""
     rows = block.rows
     ids = [row.tobytes() for row in rows.astype(rows.dtype.newbyteorder("<"))]
     numbers = range(first, first + len(rows))
@@ -35,7 +35,7 @@ def frame_of_rows(block: RowBlock, part: int, first: int) -> pd.DataFrame:
 
 
 def frame_of_record(part: int, done: str) -> pd.DataFrame:
-    """What was in a part, as JSON, by `SCHEMA`."""
+    """Put what was in a part, as JSON, into a frame of `SCHEMA`."""
     stream = {"domain": "", "split": ""}
     return pd.DataFrame(stream | {"part": part, "row": 0, "ids": None, "done": [done]})
 
@@ -93,7 +93,7 @@ class SparkStream:
         )
 
     def _frame_of(self, frame: pd.DataFrame) -> DataFrame:
-        """The same in Spark, in one partition."""
+        """Move a frame to Spark, into one partition."""
         rows = list(frame.itertuples(index=False, name=None))
         return self.spark.createDataFrame(rows, SCHEMA).coalesce(1)
 
@@ -129,7 +129,7 @@ class SparkStream:
         return files
 
     def _files(self, work: Path) -> dict[str, Fingerprint]:
-        """The files of the written stream by path below `out`; others are removed, if here."""
+        """List the files of the written stream by path below `out`; remove others from a folder."""
         from streaming.base.storage.download import CloudDownloader
 
         index = work / INDEX if self.is_remote else Path(self.target, INDEX)
@@ -150,19 +150,19 @@ class SparkStream:
         return {(self.place / name).as_posix(): entry for name, entry in files.items()}
 
     def _remove_from_executors(self, folder: Path) -> None:
-        """Have executors remove what they have uploaded; one that gets no task keeps it."""
+        """Have executors remove what they have uploaded, except those that get no task."""
         context = self.spark.sparkContext
         if self.is_remote and not str(context.master).startswith("local["):
             name = str(folder)
             tasks = context.parallelize(range(context.defaultParallelism))
-            with suppress(Exception):  # it is only about space, and Spark may be gone
+            with suppress(Exception):  # this only frees space, and Spark may be gone
                 tasks.foreach(lambda _: shutil.rmtree(name, ignore_errors=True))
 
 
 def _samples(
     rows: pd.DataFrame, dtype: str, kept: dict[int, int]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The kept rows as samples of a shard."""
+    """Yield the kept rows as samples of a shard."""
     little_endian = np.dtype(dtype).newbyteorder("<")
     for part, row, ids in zip(rows["part"], rows["row"], rows["ids"], strict=True):
         if row < kept.get(part, 0):

@@ -1,4 +1,4 @@
-"""`stats`: what a converted folder holds, told from its manifest alone."""
+"""`stats`: what a converted folder holds, read from its manifest alone."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Stats(StoredPart):
 
 
 def stats(out: str | Path) -> Stats:
-    """Documents, rows and tokens per split and domain.
+    """Count documents, rows and tokens per split and domain.
 
     Raises:
         UserError: as `Manifest.read`.
@@ -49,7 +49,7 @@ def stats(out: str | Path) -> Stats:
 
 
 def stats_of(manifest: Manifest) -> Stats:
-    """The same of a manifest."""
+    """Count them from a manifest that was read."""
     totals = {
         split: StreamCounts.sum(domains.values()) for split, domains in manifest.splits.items()
     }
@@ -68,12 +68,12 @@ def stats_of(manifest: Manifest) -> Stats:
 
 
 def tables(stats: Stats) -> list[Table]:
-    """A table per split: a row per domain and one for all of them."""
+    """Make a table per split: a row per domain and one for all of them."""
     return [_table(stats, split) for split in stats.splits]
 
 
 def notes(stats: Stats) -> list[str]:
-    """Lines on rejected lines and on names of special tokens, where there are any."""
+    """Write a line on rejected lines and one on names of special tokens, where there are any."""
     became = {
         "text": "kept as text, as in prompts (--special-tokens token makes them tokens)",
         "token": "taken as tokens, as in prompts",

@@ -86,7 +86,7 @@ class Tokenizer:
 
     @cached_property
     def fast(self) -> gigatoken.Tokenizer:
-        """The same by gigatoken, which takes the name of a special token for the token."""
+        """gigatoken's encoder, which takes the name of a special token for the token."""
         return _gigatoken(self.kind, self.content)
 
     @cached_property
@@ -100,7 +100,7 @@ class Tokenizer:
         return {token["content"]: token["id"] for token in added if token["special"]}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Fields only: the objects that encode are made anew in each process."""
+        """Pickle the fields only: each process makes the objects that encode for itself."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def save(self, folder: Path) -> None:
@@ -130,7 +130,7 @@ def load_tokenizer(
 
     Raises:
         UserError: nothing there, not a tokenizer, one whose ids are random or that transformers
-            has no equal of, or no such BOS or EOS token.
+            cannot represent, or no such BOS or EOS token.
     """
     path = Path(source)
     if (
@@ -218,7 +218,7 @@ def _from_sentencepiece(
 
     def piece_id(token: str, option: str) -> int:
         if token == "none":
-            raise UserError(f"documents cannot be told apart without an end: give {option} a token")
+            raise UserError(f"documents cannot be separated without an end: give {option} a token")
         found = processor.piece_to_id(token)
         if found == processor.unk_id():
             raise UserError(f"{file} has no piece {token!r}, which {option} names")
@@ -230,8 +230,8 @@ def _from_sentencepiece(
     eos = processor.eos_id() if eos_token is None else piece_id(eos_token, "--eos-token")
     if eos < 0 or (bos is not None and bos < 0):
         raise UserError(
-            f"{file} has no {'EOS' if eos < 0 else 'BOS'} piece, so documents cannot be told "
-            f"apart: name one with {'--eos-token' if eos < 0 else '--bos-token (or none)'}"
+            f"{file} has no {'EOS' if eos < 0 else 'BOS'} piece, so documents cannot be "
+            f"separated: name one with {'--eos-token' if eos < 0 else '--bos-token (or none)'}"
         )
     pieces = [processor.id_to_piece(number) for number in range(processor.vocab_size())]
     begin = None if bos is None else pieces[bos]
@@ -294,7 +294,7 @@ def _from_json(
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """A `tokenizer_config.json`, empty where there is none."""
+    """Read a `tokenizer_config.json`; empty where there is none."""
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -306,12 +306,12 @@ def _read_config(file: Path) -> dict[str, Any]:
     for name in ("bos_token", "eos_token"):
         token = token_of(config.get(name))
         if not isinstance(token, str) and (token is not None or config.get(name) is not None):
-            raise UserError(f"{file}: {name} is no token: name one with --{name[:3]}-token")
+            raise UserError(f"{file}: {name} is not a token: name one with --{name[:3]}-token")
     return config
 
 
 def _chat_templates(folder: Path) -> dict[str, Any]:
-    """What files of chat templates set, which transformers takes before `tokenizer_config.json`."""
+    """Read the files of chat templates, which transformers prefers to `tokenizer_config.json`."""
     files = {"default": folder / "chat_template.jinja"}
     files |= {file.stem: file for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}
     try:
@@ -325,7 +325,7 @@ def _chat_templates(folder: Path) -> dict[str, Any]:
     return {"chat_template": [{"name": key, "template": found[key]} for key in found]}
 
 
-# Made once in a process: a worker gets the tokenizer anew with every part, and gigatoken takes a
+# Made once in a process: a worker gets the tokenizer again with every part, and gigatoken takes a
 # quarter of a second to read one.
 @lru_cache(maxsize=1)
 def _gigatoken(kind: str, content: bytes) -> gigatoken.Tokenizer:

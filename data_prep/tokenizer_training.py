@@ -116,7 +116,7 @@ def train_tokenizer(
 
 
 def training_warnings(manifest: dict[str, Any], root: Path) -> list[str]:
-    """What the user should know of a tokenizer's training: what it was not trained on."""
+    """Say what the tokenizer was not trained on."""
     trained_on = manifest["trained_on"]
     runs, reserved = trained_on["cut_runs"], trained_on["reserved_characters"]
     found = [
@@ -179,7 +179,7 @@ def _is_deadly(lines: Iterable[str], vocab_size: int) -> bool:
 
 
 def _train(lines: Iterable[str], vocab_size: int) -> bytes:
-    """The model of lines, trained in a process of its own.
+    """Train the model of lines in a process of its own.
 
     Raises:
         UserError: the lines cannot be read, the vocabulary does not fit the text, or the process
@@ -213,20 +213,20 @@ def _train(lines: Iterable[str], vocab_size: int) -> bytes:
         )
     if code < 0:
         raise UserError(
-            f"the process that trains the tokenizer was killed by signal {-code}, perhaps for want "
+            f"the process that trains the tokenizer was killed by signal {-code}, perhaps for lack "
             "of memory: run the command again, with less text if it happens again"
         )
     raise _TrainerDiedError(f"exit code {code}; {_last_check(messages)}")
 
 
 def _without_position(message: str) -> str:
-    """SentencePiece's message without its source position, failed condition and option names."""
+    """Strip source position, failed condition and option names from SentencePiece's message."""
     message = message.replace("\n", " ").rpartition("] ")[2].partition(" Increase")[0]
     return message.strip(" .")
 
 
 def _last_check(messages: str) -> str:
-    """What SentencePiece last printed: the check that failed, if it was one."""
+    """Return what SentencePiece printed last: the check that failed, if it was one."""
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
     checks = [line for line in lines if ".h(" in line or ".cc(" in line]
     return (checks or lines or ["no message"])[-1]

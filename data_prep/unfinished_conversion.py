@@ -26,7 +26,7 @@ THRESHOLD = "threshold.json"
 
 
 def is_state(folder: Path) -> bool:
-    """Whether a folder is what an ended run left, whole or in part, and nothing else."""
+    """Return whether a folder is what an ended run left, whole or in part, and nothing else."""
     names = (RECIPE, THRESHOLD, "lock", "parts", "work")
     return folder.is_dir() and all(path.name.startswith(names) for path in folder.iterdir())
 
@@ -85,7 +85,7 @@ class UnfinishedConversion:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def threshold(self, compute: Callable[[], float]) -> float:
-        """The share of documents for validation, computed once: a mended line changes it not."""
+        """Return the share of documents for validation: computed once, whatever is mended."""
         file = self.own / THRESHOLD
         if not file.exists():
             write_synced(file, json.dumps(compute()))
@@ -95,11 +95,11 @@ class UnfinishedConversion:
         return any((self.own / "parts").glob("*/*.json"))
 
     def record_file(self, part: Part) -> Path:
-        """Where the record of a part lies once it is done."""
+        """Return where the record of a part lies once it is done."""
         return self.own / "parts" / part.source / f"{part.name}.json"
 
     def done(self, plan: dict[str, list[Part]], root: Path) -> dict[str, dict[int, DonePart]]:
-        """The parts that are done and are still what the plan asks for, by source and index.
+        """Find the parts that are done and still what the plan asks for, by source and index.
 
         A part that the plan no longer has, for its files were mended or cut otherwise, is
         forgotten and so are its shards, and those of parts that were killed before their record.
@@ -129,7 +129,7 @@ class UnfinishedConversion:
         return found
 
     def _stopped_at(self) -> set[str]:
-        """Files of the parts in which a bad line stopped an earlier run."""
+        """List the files of the parts in which a bad line stopped an earlier run."""
         notes = (self.own / "parts").glob(f"*/*{BAD}")
         return {name for note in notes for name in json.loads(note.read_bytes())}
 
@@ -159,7 +159,7 @@ class UnfinishedConversion:
                 self.forget(done, file)
 
     def drop_rows(self, done: DonePart, kept: Kept, file: Path) -> None:
-        """Remove all of a part's rows in the domains and splits of which none is kept."""
+        """Remove all rows of a part in the domains and splits that keep none."""
         dropped = [
             f"{split}/{domain}/{file.stem}"
             for domain, splits in done.kept.items()
@@ -211,5 +211,5 @@ def check_unchanged(root: Path, done: DonePart, folder: Path) -> None:
 
 
 def piece_sha256(root: Path, piece: Piece) -> str:
-    """SHA-256 of the bytes of a piece as they are now."""
+    """Return the SHA-256 of the bytes of a piece as they are now."""
     return PieceReader(root, piece).hash_all()

@@ -50,7 +50,7 @@ class Report:
         return not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        """The report as one JSON object."""
+        """Return the report as one JSON object."""
         return {
             "ok": self.ok,
             "shards": self.shards,
@@ -61,7 +61,7 @@ class Report:
         }
 
     def as_line(self) -> str:
-        """The report without its problems, as one line."""
+        """Sum the report up in one line, without its problems."""
         count = len(self.problems)
         outcome = "ok" if self.ok else f"{count} problem{'s' * (count > 1)}"
         return f"{self.shards:,} shards, {self.rows:,} rows, {self.tokens:,} tokens: {outcome}"
@@ -135,7 +135,7 @@ def verify(out: str | Path, workers: int, on_progress: Callable[[int, int], None
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Give an `on_progress` that draws a bar on stderr, or nothing where that is no terminal."""
+    """Yield an `on_progress` that draws a bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(
@@ -146,7 +146,7 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
 
 
 def _problems_of_counts(manifest: Manifest, indexes: dict[str, Entries]) -> Iterator[Problem]:
-    """Counts of the manifest that contradict one another or the indexes."""
+    """Find counts of the manifest that contradict one another or the indexes."""
     for stream, rows in _streams(manifest).items():
         if stream in indexes:
             indexed = sum(entry.samples for entry in indexes[stream].values())
@@ -217,7 +217,7 @@ def read_entries(out: Path, manifest: Manifest, name: str) -> Entries:
 
 
 def _streams(manifest: Manifest) -> dict[str, int]:
-    """Rows by stream; a stream without rows has no folder."""
+    """Count rows by stream, without those that have none and so no folder."""
     return {
         f"{split}/{domain}": counts.rows
         for split, domains in manifest.splits.items()
@@ -251,7 +251,7 @@ def _is_shard(file: str) -> bool:
 def _problems_of_listing(
     manifest: Manifest, indexes: dict[str, Entries], tasks: list[_Task]
 ) -> Iterator[Problem]:
-    """Files that one of the manifest and the indexes names and another one lacks."""
+    """Find files that one of the manifest and the indexes names and another lacks."""
     streams = _streams(manifest)
     for task in tasks:
         stream = "/".join(task.file.split("/")[:2])
@@ -313,7 +313,7 @@ def _check(out: Path, manifest: Manifest, task: _Task) -> _Outcome:
 
 
 def _content(path: Path, listed: Fingerprint | None) -> bytes:
-    """The content of a shard, which is what the manifest lists, if it does."""
+    """Read a shard, and check it against the manifest if that lists it."""
     if listed:
         return listed.content(path)
     with reading():

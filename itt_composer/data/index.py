@@ -55,7 +55,7 @@ class Shard(_IndexPart):
         return self.model_dump(exclude={"samples", "raw_data", "zip_data"})
 
     def below(self, folder: str) -> "Shard":
-        """The same shard, its files named from a folder above on."""
+        """Return the same shard with its files named from a folder above."""
         infos = {
             key: info and info.model_copy(update={"basename": f"{folder}/{info.basename}"})
             for key, info in (("raw_data", self.raw_data), ("zip_data", self.zip_data))
@@ -119,7 +119,7 @@ class ShardIndex(_IndexPart):
         return sum(shard.samples for shard in self.shards)
 
     def to_json(self) -> str:
-        """The content of the file, as the streaming library writes it."""
+        """Return the content of the file, as the streaming library writes it."""
         return json.dumps(self.model_dump(), sort_keys=True)
 
     def check(self, settings: ShardSettings) -> None:
@@ -157,7 +157,7 @@ def check_configuration(stated: Any, settings: ShardSettings, subject: str) -> N
 
 
 def row_bytes(settings: ShardSettings) -> int:
-    """Bytes of one row."""
+    """Return the bytes of one row."""
     return settings.seq_len * np.dtype(settings.dtype).itemsize
 
 

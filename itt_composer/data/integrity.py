@@ -104,7 +104,7 @@ def find_damage(
 
 
 def _entry(path: Path, fingerprint: Fingerprint) -> list[Any]:
-    """What the record says of a file that is whole."""
+    """Return what the record says of a file that is whole."""
     with reading():
         stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, fingerprint.sha256]

@@ -196,7 +196,7 @@ class Manifest(ShardSettings):
         return manifest
 
     def to_json(self) -> str:
-        """The content of the file."""
+        """Return the content of the file."""
         return json.dumps(self.model_dump(), indent=1) + "\n"
 
     def rows(self, split: str) -> dict[str, int]:
@@ -214,9 +214,9 @@ class Manifest(ShardSettings):
         return training + [("validation", name) for name in self.rows("validation")]
 
     def digests(self, streams: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """What rows are made of: SHA-256 of each stream ("train/c4") and of the "tokenizer".
+        """Hash what rows are made of: each stream ("train/c4") and the "tokenizer"; SHA-256.
 
-        A copy has the same ones, and so has another conversion of the same text in the same way.
+        A copy has the same hashes, and so has another conversion of the same text in the same way.
         """
         digests = {"tokenizer": self.tokenizer.sha256}
         for split, domain in streams:
@@ -235,7 +235,7 @@ class Manifest(ShardSettings):
         return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
 
     def is_made_with(self, tokenizer: str | Path) -> bool:
-        """Whether a tokenizer made the shards: the file that was given, or the copy beside them.
+        """Return whether a tokenizer made the shards: the given file, or the copy beside them.
 
         Raises:
             UserError: there is no such file.
@@ -261,7 +261,7 @@ def _check_kind(values: Any, place: str) -> None:
 
 
 def is_below(name: str) -> bool:
-    """Whether a relative path stays below its folder and is written in its only normal form."""
+    """Return whether a relative path stays below its folder and is in its only normal form."""
     path = PurePosixPath(name)
     return path.as_posix() == name and not path.is_absolute() and ".." not in path.parts
 

@@ -52,7 +52,7 @@ def prepare_shards(data: DataRecipe, vocab_size: int, batch_size: int) -> None:
 
 
 def check_shared_memory(manifest: Manifest, domains: dict[str, float] | None) -> None:
-    """Refuse a shared memory in which the order of an epoch has no room: writing there would kill.
+    """Refuse shared memory too small for the order of an epoch: writing there would kill the run.
 
     Args:
         manifest: of the shards.
@@ -78,7 +78,7 @@ def check_files(
     validate_hash: bool,
     remote: str | None = None,
 ) -> None:
-    """Sizes and SHA-256, the files shared out over the ranks of a node; all ranks call it.
+    """Check sizes and SHA-256, the files shared out over the ranks of a node; all ranks call it.
 
     Args:
         local: the folder of shards.
@@ -118,7 +118,7 @@ def check_files(
         name, what = min(damaged.items())
         more = f" ({len(damaged)} files are damaged)" if len(damaged) > 1 else ""
         raise UserError(
-            f"{local / name} {what}{more}; convert again, or copy it anew from where it was made"
+            f"{local / name} {what}{more}; convert again, or copy it again from where it was made"
         )
 
 

@@ -71,7 +71,7 @@ def download(remote: str, name: str, path: Path, timeout: float) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """An exception of a library in a few words on one line."""
+    """Describe an exception of a library in a few words on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_shards_of(data: "DataRecipe", vocab_size: int, batch_size: int) -> None:
-    """`check_shards` for a recipe's data section, with the key that named the shards.
+    """Run `check_shards` for a recipe's data section, and name the key that named the shards.
 
     Raises:
         UserError: one sentence per misfit.

@@ -1,4 +1,4 @@
-"""The rows of one stream in their stored order, for evaluation: no shuffling, no shared memory.
+"""The rows of one stream in their stored order, for evaluation: without shuffling or shared memory.
 
 A `StreamingDataset` holds shared memory until its process ends, and looks into that of every
 other one: with a dataset per domain and setting, an evaluation runs out of open files.
@@ -54,7 +54,7 @@ class StoredRows(Dataset):
 
 
 def sample_of_split(folder: Path, count: int) -> tuple[ConcatDataset, list[int]]:
-    """Rows of all domains of a split, and the numbers of a fixed random sample of them.
+    """Open the rows of all domains of a split, and choose a fixed random sample of them.
 
     Args:
         folder: of the split, a stream per domain.
@@ -67,7 +67,7 @@ def sample_of_split(folder: Path, count: int) -> tuple[ConcatDataset, list[int]]
 
 
 def batches_of(rows: Any, indices: Sequence[int], batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """The rows at the given places as batches; the last one may be smaller.
+    """Yield the rows with the given numbers in batches; the last one may be smaller.
 
     Args:
         rows: what gives a row by its number.

@@ -52,7 +52,7 @@ def test_files_of_other_domains_are_not_looked_at(copy):
     assert "validation/code/00000/shard.00000.mds" in expected
 
 
-def test_a_flipped_byte_a_cut_and_a_missing_file_are_told_apart(copy, expected):
+def test_a_flipped_byte_a_cut_and_a_missing_file_get_a_sentence_each(copy, expected):
     flip_a_bit(copy / SHARD)
     cut = copy / "train/prose/00000/shard.00000.mds"
     cut.write_bytes(cut.read_bytes()[:-1])
@@ -110,7 +110,7 @@ def test_an_index_that_names_an_unknown_shard_is_refused(copy):
 
 
 def manifest_of(files):
-    """A manifest of nothing but files."""
+    """Make a manifest of nothing but files."""
     return Manifest(
         seq_len=4,
         dtype="uint16",

@@ -66,11 +66,11 @@ def test_shards_that_do_not_fit_are_refused(shards, changed, words):
     assert words in sentence
 
 
-def test_a_domain_that_lacks_is_told_with_those_that_are_there(shards):
+def test_a_missing_domain_is_named_with_those_that_are_there(shards):
     assert refusal(shards, domains={"wiki": 1}).endswith("it has code, prose")
 
 
-def test_a_folder_without_shards_is_told_how_to_make_them(copy, tmp_path):
+def test_a_folder_without_shards_says_how_to_make_them(copy, tmp_path):
     how = "make shards with `itt convert`"
     assert refusal(tmp_path / "no") == f"data folder {tmp_path / 'no'} is not there; {how}"
     assert refusal(tmp_path) == f"data folder {tmp_path} has no manifest.json; {how}"
@@ -112,7 +112,7 @@ def test_an_unfinished_conversion_is_refused(copy):
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"shards": [{"samples": 1}]}'])
-def test_a_file_that_is_no_index_is_named(copy, content):
+def test_a_file_that_is_not_an_index_is_named(copy, content):
     (copy / "train/prose/index.json").write_text(content)
     assert refusal(copy).startswith(f"{copy / 'train/prose/index.json'} is not an index of shards")
 

@@ -131,7 +131,7 @@ def compressed(texts, name):
     return gzip.compress(data) if name.endswith(".gz") else zstd(data)
 
 
-def test_a_zstd_window_too_large_to_be_read_is_told_with_its_file(convert, tmp_path):
+def test_a_zstd_window_too_large_to_be_read_is_reported_with_its_file(convert, tmp_path):
     # A frame that asks for a window of 2 GB, as --long=31 does, and holds one block as it is.
     frame = bytes.fromhex("28b52ffd 00 a8 110000") + b"{}"
     file = tmp_path / "root" / "prose" / "long.jsonl.zst"

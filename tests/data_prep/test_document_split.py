@@ -1,4 +1,4 @@
-"""The split into train and validation: stable for ever, by the text alone."""
+"""The split into train and validation: stable forever, by the text alone."""
 
 import random
 

@@ -139,7 +139,7 @@ def test_line_of_a_domain_without_a_share_stops_or_is_listed(convert, slim, shar
     assert f"rejected lines: mixed {manifest['rejects']['mixed']}" in result.stdout
 
 
-def test_field_that_names_no_domain_is_told(convert, tmp_path, monkeypatch):
+def test_a_field_that_names_no_domain_is_refused(convert, tmp_path, monkeypatch):
     monkeypatch.setattr(part_rows, "MOST_DOMAINS", 20)
     (tmp_path / "root").mkdir()
     lines = (slim_line("text", f"page {number}") for number in range(30))

@@ -203,7 +203,7 @@ def test_writes_compressed_shards_to_an_object_store_and_keeps_no_copies(
                 np.testing.assert_array_equal(rows, rows_of(local / place))
 
 
-def test_a_store_that_cannot_be_used_is_told_in_a_sentence(spark, bucket, run_engine):
+def test_a_store_that_cannot_be_used_is_one_sentence(spark, bucket, run_engine):
     with pytest.raises(UserError, match=r"^cannot write s3://nowhere/train/code \(.*404.*\): che"):
         run_engine("s3://nowhere")
 
@@ -226,7 +226,7 @@ def test_lines_that_name_their_domain_give_the_rows_of_the_local_engine(
     assert_same(streams, tmp_path / "spark", tmp_path / "local")
 
 
-def test_a_bad_line_is_told_as_everywhere(spark, run_engine, root_with_bad_lines, tmp_path):
+def test_a_bad_line_is_reported_as_everywhere(spark, run_engine, root_with_bad_lines, tmp_path):
     file = root_with_bad_lines / "prose" / "all.jsonl"
     with pytest.raises(UserError) as error:
         run_engine(tmp_path / "out", skip_bad_lines=False)

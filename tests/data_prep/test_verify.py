@@ -141,7 +141,7 @@ def check(out: Path, workers: int = 2) -> Report:
 
 
 def problems(out: Path) -> dict[str, str]:
-    """What is wrong, by file; two problems of one file are joined."""
+    """Verify and return what is wrong, by file; two problems of one file are joined."""
     found: dict[str, str] = {}
     for file, problem in check(out).problems:
         found[file] = f"{found[file]}; {problem}" if file in found else problem
@@ -280,7 +280,7 @@ def test_a_stray_shard_or_index_is_named(out, file):
     assert problems(out) == {file: "is there, but the manifest does not list it"}
 
 
-def test_what_sparks_tasks_left_in_a_store_is_no_damage(out):
+def test_what_sparks_tasks_left_in_a_store_is_not_damage(out):
     for name in ("17/index.json", "18/index.json", "18/shard.00000.mds"):
         stray = out / "train/c4" / name
         stray.parent.mkdir(exist_ok=True)
@@ -462,7 +462,7 @@ def test_wrong_samples_in_the_index_are_found_at_the_shard_and_in_the_sum(out):
     assert found["manifest.json"].startswith("gives train/code 30 rows, its index ")
 
 
-def test_a_shard_that_its_index_lacks_is_found(out):
+def test_a_shard_missing_from_its_index_is_found(out):
     file = "train/code/index.json"
     edit_json(out / file, lambda index: index["shards"].pop(0))
     list_files(out)
@@ -642,7 +642,7 @@ def test_bad_input_is_one_sentence(out, run, tmp_path):
         assert result.stderr.count("\n") == 1
 
 
-def test_a_hash_of_an_unknown_kind_is_told():
+def test_a_hash_of_an_unknown_kind_is_reported():
     info = ShardFile(basename="shard.00000.mds", bytes=1, hashes={"md99": "0"})
     with pytest.raises(DamageError, match=r"^cannot be checked: .*md99"):
         check_info(b"x", info, {})
