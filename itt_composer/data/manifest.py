@@ -106,7 +106,7 @@ class ShardSettings(StoredPart):
     part_size: PositiveInt | None = None
     shard_size: PositiveInt | None = None
     compression: str | None = None
-    hashes: list[str] = Field(["sha256"])
+    hashes: list[str] = Field(default_factory=lambda: ["sha256"])
     engine: str = "local"
 
     @property
