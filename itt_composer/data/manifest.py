@@ -106,7 +106,7 @@ class ShardSettings(StoredPart):
     part_size: PositiveInt | None = None
     shard_size: PositiveInt | None = None
     compression: str | None = None
-    hashes: list[str] = Field(["sha256"])
+    hashes: list[str] = Field(default=["sha256"])
     engine: str = "local"
 
     @property
@@ -131,14 +131,14 @@ class Manifest(ShardSettings):
     """
 
     validation_threshold: float | None = None
-    inputs: dict[str, InputFile] = Field({})
+    inputs: dict[str, InputFile] = Field(default={})
     splits: dict[str, dict[str, StreamCounts]]
     totals: dict[str, StreamCounts]
-    rejects: dict[str, NonNegativeInt] = Field({})
-    special_token_names: dict[str, NonNegativeInt] = Field({})
-    cut_files: list[str] = Field([])
+    rejects: dict[str, NonNegativeInt] = Field(default={})
+    special_token_names: dict[str, NonNegativeInt] = Field(default={})
+    cut_files: list[str] = Field(default=[])
     files: dict[str, Fingerprint]
-    not_read: list[str] = Field([])
+    not_read: list[str] = Field(default=[])
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest":
