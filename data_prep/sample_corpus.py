@@ -143,7 +143,7 @@ def _write_documents(folder: Path, size: int) -> dict[str, dict[str, int]]:
             counts[document.domain]["characters"] += len(document.text)
             counts[document.domain]["utf8_bytes"] += utf8_bytes
             written += utf8_bytes
-    for domain in DOMAINS:  # of which a small corpus does not reach all
+    for domain in DOMAINS:  # a small corpus does not reach all of them
         if not counts[domain]["documents"]:
             (folder / domain / f"{domain}.jsonl").unlink()
             (folder / domain).rmdir()

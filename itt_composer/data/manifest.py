@@ -18,7 +18,7 @@ from itt_composer.data.fingerprints import Fingerprint, StoredPart
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2  # the newest one, which is written
 HOW_TO_MAKE = "make shards with `itt convert`"
-# A file without one of these is not the manifest of any shards, however old.
+# Every manifest of shards has these, even an old one.
 NEEDED_KEYS = {"seq_len", "dtype", "vocab_size", "tokenizer", "splits", "totals", "files"}
 
 
@@ -67,7 +67,7 @@ class InputFile(StoredPart):
 
 
 class ShardSettings(StoredPart):
-    """What the content of shards follows from besides their input; known before work starts.
+    """What the content of shards depends on besides their input; known before work starts.
 
     Fields that only newer versions of `convert` write have defaults. The order of fields is that of
     the file.
@@ -116,7 +116,7 @@ class ShardSettings(StoredPart):
 
 
 class Manifest(ShardSettings):
-    """All that is known of a folder of shards.
+    """Everything known about a folder of shards.
 
     Attributes:
         validation_threshold: share of documents (0..1) that went into validation.

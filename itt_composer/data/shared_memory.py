@@ -176,7 +176,7 @@ def _is_refused(path: Path, ask: Callable[[int], None]) -> bool:
         if os.fstat(descriptor).st_uid != os.geteuid():
             return True
         ask(descriptor)
-    except (OSError, AttributeError):  # AttributeError: leases are Linux's
+    except (OSError, AttributeError):  # AttributeError: only Linux has leases
         return True
     finally:
         os.close(descriptor)
