@@ -16,7 +16,7 @@ from small_recipe import RECIPE
 from itt_composer.basics.errors import UserError
 from itt_composer.models.composer_model import unwrap
 from itt_composer.recipe.changes import UNSET, impossible, is_changeable, is_free, why_fixed
-from itt_composer.recipe.components import Section
+from itt_composer.recipe.components import ComponentSection
 from itt_composer.recipe.schema import Recipe, load_recipe, recipe_values
 from itt_composer.recipe.thinking import ThinkingSettings
 from itt_composer.runs.folder import RunFolder
@@ -485,4 +485,4 @@ def test_any_optimizer_goes_on_with_its_own_settings(cls):
 
 def test_the_names_of_a_section_are_components():
     """What `keys_of` takes for granted."""
-    assert issubclass(Recipe.model_fields["callbacks"].annotation, Section)
+    assert issubclass(Recipe.model_fields["callbacks"].annotation, ComponentSection)
