@@ -230,7 +230,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
             past_key_values = StepSlot(step_caches[step - 1])
             selection = selection or routing.select_all(tokens_BKD)
         if selection is not None:
-            keys = _keys_for(selection, first_column, past_key_values)
+            keys = keys_for(selection, first_column, past_key_values)
             attention_mask = self._mask_among(selection, attention_mask, first_column, keys)
         return LlamaDecoderLayer.forward(
             self,
@@ -384,7 +384,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
             mask_BKC = is_token_BC[:, None] & (key_columns_BC[:, None] <= columns_BK[:, :, None])
         elif not isinstance(attention_mask, Tensor):
             raise TypeError(
-                f"thinking layers take no {type(attention_mask).__name__} as attention mask: "
+                f"thinking layers do not take a {type(attention_mask).__name__} as attention mask: "
                 "choose attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
             )
         elif attention_mask.dim() == 2:
@@ -405,7 +405,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
         return (mask_BKC | own_KC.triu(num_keys - queries).tril(num_keys - queries))[:, None]
 
 
-def _keys_for(selection: routing.Selection, first_column: int, slot: StepSlot | None) -> Keys:
+def keys_for(selection: routing.Selection, first_column: int, slot: StepSlot | None) -> Keys:
     """Enter the selected tokens in the step's cache, if there is one; return all of its keys."""
     columns_BK, has_gaps = first_column + selection.indices_BK, False
     if selection.is_selected_BK is not None:
