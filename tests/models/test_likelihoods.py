@@ -162,8 +162,8 @@ def test_greedy_continuations_are_told_from_others():
     requests = [(context, list(continuation)) for continuation in continuations]
     batches = plan(requests, MAX_LENGTH, None, 400, can_share=True)
     assert batches[0].is_split
-    told = [is_greedy for _, is_greedy in scored(Scorer(model), batches, len(requests))]
-    assert told == list(continuations.values())
+    answers = [is_greedy for _, is_greedy in scored(Scorer(model), batches, len(requests))]
+    assert answers == list(continuations.values())
 
 
 def test_batches_hold_every_request_once_and_no_more_than_asked_for():
