@@ -20,10 +20,13 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 from streaming.base.constant import SHM_TO_CLEAN
@@ -33,6 +36,8 @@ SHARED_MEMORY = Path("/dev/shm")
 OWNER = f"itt_composer_{os.getuid()}"  # a file of another user could not be opened
 NUMBERS_PER_NODE = 100_000
 SEGMENT = re.compile(rf"(\d{{6,}})_({'|'.join([*SHM_TO_CLEAN, OWNER])})")
+
+NUMBERED = re.compile(r"(\d{6,})_")
 
 _held: list[int] = []  # descriptors, open until the process ends
 
@@ -55,18 +60,37 @@ def hold_segments(number: int, is_first: bool, folder: Path = SHARED_MEMORY) -> 
         atexit.register(path.unlink, missing_ok=True)
 
 
-@contextlib.contextmanager
-def numbers_of_node(node_rank: int) -> Iterator[None]:
-    """Have streaming look for a free number among those of a node.
+def free_number(node_rank: int, folder: Path = SHARED_MEMORY) -> int:
+    """Return the first number of a node under which there is no file at all.
 
-    It would keep every segment of others that it looks into open until the process ends: a file
-    for each dataset there is, with each new one.
+    A process that ends removes its segments one after another: a number of which some are gone is
+    not free yet.
     """
-    first = node_rank * NUMBERS_PER_NODE
+    places = [place for place in (folder, Path(tempfile.gettempdir())) if place.is_dir()]
+    names = (NUMBERED.match(path.name) for place in places for path in place.iterdir())
+    taken = {int(match[1]) for match in names if match}
+    numbers = itertools.count(node_rank * NUMBERS_PER_NODE)
+    return next(number for number in numbers if number not in taken)
 
-    def look(name: str, create: bool, size: int = 0) -> SharedMemory:
-        return SharedMemory(name, create, size, auto_cleanup=create)
 
+@contextlib.contextmanager
+def number_taken(number: int) -> Iterator[None]:
+    """Have streaming take a free number, after it has looked at its node's others.
+
+    Streaming compares their cache folders with its own. It would take a number of which a process
+    that ends has removed a part, and would keep every segment that it looks at open until the
+    process ends: a file for each dataset there is, with each new one.
+    """
+
+    def look(name: str, create: bool, size: int = 0) -> Any:
+        try:
+            return SharedMemory(name, create, size, auto_cleanup=create)
+        except FileNotFoundError:
+            if create or int(name.partition("_")[0]) >= number:
+                raise
+            return SimpleNamespace(buf=prefix._pack_locals([], 0))  # its process has ended
+
+    first = number - number % NUMBERS_PER_NODE
     with (
         mock.patch.object(prefix, "_each_prefix_int", partial(itertools.count, first)),
         mock.patch.object(prefix, "SharedMemory", look),

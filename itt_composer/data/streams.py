@@ -24,9 +24,10 @@ from itt_composer.basics.processes import heed_parent_only, is_loss_of_a_worker
 from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.data.shared_memory import (
     SHARED_MEMORY,
+    free_number,
     hold_segments,
     nodes_with_segments,
-    numbers_of_node,
+    number_taken,
     remove_stale_segments,
 )
 from itt_composer.data.token_rows import ShardStream, TokenRows
@@ -134,7 +135,8 @@ def open_dataset(**settings: Any) -> TokenRows:
         if is_first:
             _remove_what_runs_left(node_rank)
         dist.barrier()
-        with numbers_of_node(node_rank):
+        free = dist.all_gather_object(free_number(node_rank))
+        with number_taken(free[dist.get_global_rank() - dist.get_local_rank()]):
             dataset = TokenRows(**settings)
         hold_segments(dataset._shm_prefix_int, is_first)
         return dataset
