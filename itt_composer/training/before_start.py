@@ -1,4 +1,4 @@
-"""What is checked between reading a recipe and training: files, ranks, shards, the device."""
+"""Checks between reading a recipe and training: files, ranks and shards."""
 
 import os
 from pathlib import Path
@@ -9,11 +9,11 @@ from itt_composer.basics.processes import is_first_rank
 from itt_composer.data.shards import check_shards_of, content_digests, read_manifest
 from itt_composer.recipe.changes import describe
 from itt_composer.recipe.schema import Recipe, TrainRecipe
-from itt_composer.runs.folder import ALLOW_CHANGES, RunFolder
 from itt_composer.training.initial_config import check_initial_weights
+from itt_composer.training.training_run import ALLOW_CHANGES, TrainingRun
 
 
-def check_before_start(recipe: Recipe, run: RunFolder) -> None:
+def check_before_start(recipe: Recipe, run: TrainingRun) -> None:
     """Refuse what can be seen to be wrong without torch: local files, batches and ranks.
 
     Raises:
@@ -56,10 +56,10 @@ def check_before_start(recipe: Recipe, run: RunFolder) -> None:
 
 
 def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> None:
-    """Tell what a number of ranks cannot do, before anything heavy starts.
+    """Refuse what a number of ranks cannot do, before anything heavy starts.
 
     Raises:
-        UserError: naming the key and what to set instead.
+        UserError: names the key and what to set instead.
     """
     if ranks == 1:
         return
@@ -81,7 +81,7 @@ def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> No
         )
 
 
-def _check_log(recipe: Recipe, run: RunFolder) -> None:
+def _check_log(recipe: Recipe, run: TrainingRun) -> None:
     path = getattr(recipe.loggers.named().get("json_lines"), "path", None)
     if path is not None and Path(path).exists() and not run.recipe_file.exists():
         raise UserError(
@@ -91,7 +91,7 @@ def _check_log(recipe: Recipe, run: RunFolder) -> None:
         )
 
 
-def check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> None:
+def check_same_shards(recipe: Recipe, run: TrainingRun, allow_changes: bool) -> None:
     """Refuse other shards than the run was trained on, or print what differs where it is allowed.
 
     Raises:
@@ -99,10 +99,10 @@ def check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> No
     """
     changed = run.check_same_shards(digests_of(recipe), allow_changes)
     if changed and is_first_rank():
-        told = describe(changed)
-        print(f"{run.path} goes on with other shards (by their SHA-256): {told}", flush=True)
+        shown = describe(changed)
+        print(f"{run.path} goes on with other shards (by their SHA-256): {shown}", flush=True)
 
 
 def digests_of(recipe: Recipe) -> dict[str, str]:
-    """What the recipe's rows are made of; see `content_digests`."""
+    """Return the digests of what the recipe's rows are made of; see `content_digests`."""
     return content_digests(read_manifest(recipe.data.local), recipe.data.domains)

@@ -106,3 +106,12 @@ def test_it_is_reported_from_its_files_alone(old):
     assert all(words in printed for words in ("159.10", "159.05", "ITT×3", "50/80", "160.43"))
     assert "159.10" in old.with_name("page.html").read_text(encoding="utf-8")
     assert "160.43" in itt("tables", "run/perplexity.json")
+
+
+def test_it_generates_by_its_folder_its_model_and_its_checkpoint(old):
+    words = ("--prompt", "the", "--max-new-tokens", "3")
+    of_run = itt("generate", "run", *words)
+    assert "3 tokens after" in of_run
+    assert itt("generate", "run/model", *words).splitlines()[0] == of_run.splitlines()[0]
+    result = CliRunner().invoke(app, ["generate", "run/checkpoints/ep0-ba4-rank0.pt", *words])
+    assert result.exit_code == 0 or "has no thresholds yet" in result.stderr
