@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from itt_composer.basics.errors import UserError
+from itt_composer.basics.errors import FieldError, UserError
 from itt_composer.data.shards import domains_with_rows, read_manifest
 from itt_composer.recipe.layers import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
 from itt_composer.recipe.thinking import RouterSelection
@@ -125,11 +125,12 @@ class TaskSuite(_Group):
     def _has_what_it_names(self) -> "TaskSuite":
         for name in self.only or []:
             if self.tasks.get(name) is None:
-                raise ValueError(
-                    f"only names {name!r}, which is none of the tasks; add tasks.{name}={{}}"
+                raise FieldError(
+                    f"only names {name!r}, which is none of the tasks; add tasks.{name}={{}}",
+                    *("only", "tasks"),
                 )
         if not self.selected_tasks():
-            raise ValueError("tasks: none is left; give some, or names in only")
+            raise FieldError("tasks: none is left; give some, or names in only", *("tasks", "only"))
         return self
 
     def selected_tasks(self) -> dict[str, TaskSettings]:

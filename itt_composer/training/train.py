@@ -143,7 +143,7 @@ def device_of(recipe: Recipe) -> str:
             "train.precision=fp32 for a trial on a CPU"
         )
     device = recipe.train.device or ("gpu" if torch.cuda.is_available() else "cpu")
-    mistakes = [sentence for _, sentence in of_the_device(recipe)] if device == "cpu" else []
+    mistakes = [str(error) for error in of_the_device(recipe)] if device == "cpu" else []
     if mistakes:
         raise UserError("\n".join(mistakes))
     return device
