@@ -22,8 +22,8 @@ SECTIONS = ("model", "thinking", "data", "train")
 class RunFolder:
     """`recipe.yaml`, `shards.json`, `metrics.jsonl`, `checkpoints/`, `model/` and `summary.json`.
 
-    Reading needs nothing but the folder, be the run finished or not, and written by this version
-    or an older one. `summary.json` is written last: it marks a finished run.
+    Reading needs nothing but the folder, whether the run has finished or not, and whether this
+    version wrote it or an older one. `summary.json` is written last: it marks a finished run.
 
     Args:
         path: of the folder, which need not be there.
@@ -136,11 +136,11 @@ class RunFolder:
         return complete_checkpoints(self.checkpoints)
 
     def list_partial(self) -> list[Path]:
-        """List what runs left behind that ended while they saved."""
+        """List what is left of checkpoints whose saving was interrupted."""
         return partial_checkpoints(self.checkpoints)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from, be it damaged."""
+        """Whether there is a checkpoint to go on from, whole or damaged."""
         return bool(self.list_checkpoints())
 
 

@@ -60,13 +60,13 @@ def blame(reports: dict[int, Report], silent: set[int]) -> str:
         if (report.batch, PHASES.index(report.phase)) == behind
     }
     seconds = max(reports[rank].seconds for rank in ranks)
-    told = f"{_ranks(ranks)} {'hangs' if len(ranks) == 1 else 'hang'}: for {seconds:.0f} s "
-    told += _work(reports, ranks)
+    sentence = f"{_ranks(ranks)} {'hangs' if len(ranks) == 1 else 'hang'}: for {seconds:.0f} s "
+    sentence += _work(reports, ranks)
     if len(ranks) < len(reports):
-        told += ", while the others wait"
+        sentence += ", while the others wait"
     elif len(ranks) > 1:
-        told += ", none behind the others"
-    return told
+        sentence += ", none behind the others"
+    return sentence
 
 
 def _work(reports: dict[int, Report], ranks: set[int]) -> str:
@@ -115,7 +115,7 @@ class Heartbeat(Callback):
     """Ends this rank when none gets ahead for too long, and says which one hangs.
 
     A thread of every rank reports to the store in which the ranks met. When any has waited for
-    `timeout`, rank 0 looks who is silent or behind, and says so to the others before it ends.
+    `timeout`, rank 0 finds out who is silent or behind, and says so to the others before it ends.
 
     Args:
         timeout: seconds without progress; a phase of a batch, or a batch of evaluation, is one.

@@ -12,7 +12,8 @@ from fork_server import Result
 from safetensors.torch import load_file
 
 from itt_composer.basics.errors import UserError
-from itt_composer.training.before_start import check_before_start, device_of
+from itt_composer.training.before_start import check_before_start
+from itt_composer.training.train import device_of
 from itt_composer.training.training_run import TrainingRun
 
 REPOSITORY = Path(__file__).parents[2]

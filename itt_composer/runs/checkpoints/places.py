@@ -37,7 +37,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def partial_checkpoints(folder: Path) -> list[Path]:
-    """List what runs left in a folder that ended while they saved."""
+    """List what is left in a folder of checkpoints whose saving was interrupted."""
     if not folder.is_dir():
         return []
     partial = [path for path in folder.iterdir() if path.suffix == ".partial"]
@@ -120,7 +120,7 @@ def _note_missing_link(link: Path, reason: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, be it a file or a folder."""
+    """Delete a checkpoint, whether it is a file or a folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
