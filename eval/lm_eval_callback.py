@@ -100,10 +100,10 @@ class TaskEvaluation(Callback):
             )
             for name, settings in self._suite.selected_tasks().items():
                 measured = measure(self._suite, name, settings, source, lm)
-                metric, value = figure_of(measured["harness"], name, settings.metric)
+                metric, value = figure_of(measured.harness, name, settings.metric)
                 figures[f"lm_eval/{name}/{metric}"] = value
-                notes = [f"{name}: {note}" for note in measured["notes"]]
-                self._tell_once([*notes, *(f"lm-eval warns: {w}" for w in measured["warnings"])])
+                notes = [f"{name}: {note}" for note in measured.notes]
+                self._tell_once([*notes, *(f"lm-eval warns: {w}" for w in measured.warnings)])
         reproducibility.load_rng_state(random_state)
         return figures
 

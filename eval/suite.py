@@ -52,7 +52,7 @@ class PerplexitySuite(_Group):
             it only their sizes.
         output: JSON file for the results; tables as Markdown and CSV go beside it. null is
             `results/<suite>/<model>.json`.
-        plot: draw perplexity over FLOPs, a PNG beside `output`.
+        plot: draw perplexity over executed FLOPs, a PNG beside `output`.
     """
 
     model: ModelSettings
@@ -178,7 +178,7 @@ def _check_perplexity(suite: PerplexitySuite, output: str) -> None:
     if len(suite.model.path) > 1:
         raise UserError("model.path: perplexity is measured of one model at a time; name one")
     if Path(output).suffix != ".json":
-        raise UserError(f"output={output} is no JSON file; name one, like elastic.json")
+        raise UserError(f"output={output} is not a JSON file; name one, like elastic.json")
     if Path(output).is_dir():
         raise UserError(f"output={output} is a folder; name a file for the results")
     if not domains_with_rows(read_manifest(suite.data), suite.split):

@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 NO_LIMIT = 10_000  # columns of what is printed where there is no terminal
+GAP = "–"  # a cell without a figure
 
 
 def wide_console() -> Console:

@@ -71,7 +71,7 @@ def test_the_last_figure_is_of_the_finished_model_and_random_states_are_left_alo
     with open_tasks(tasks.selected_tasks(), tasks.data_dir) as source:
         lm = EvaluatedLM(model.eval(), load_tokenizer(str(shards / "tokenizer")))
         results = measure(tasks, "lambada_openai", settings, source, lm)
-    assert figure_of(results["harness"], "lambada_openai", None) == ("perplexity", figures[10])
+    assert figure_of(results.harness, "lambada_openai", None) == ("perplexity", figures[10])
 
 
 def test_ranks_that_shard_the_model_ask_the_whole_one_and_train_as_if_they_had_not(
