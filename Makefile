@@ -8,7 +8,7 @@ ARGS ?=
 
 RUN := .venv/bin/python -m
 
-.PHONY: help setup quickstart test stress check format lock clean
+.PHONY: help setup quickstart test stress check docs format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,10 +37,14 @@ stress: setup ## kill conversions and training at random moments, hundreds of ti
 	@KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(THREADS) $(RUN) pytest -s \
 		tests/data_prep/test_kills.py tests/test_training_kills.py $(ARGS)
 
-check: setup ## lint, formatting and types
+check: docs ## lint, formatting, types and the pages of docs/
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
+
+# The variable silences a note of the theme's authors on other programs.
+docs: setup ## build docs/ into site/ (broken links, missing pages and pages outside of the navigation fail)
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 format: setup ## format the code and fix what the linter can
 	$(RUN) ruff check --fix
@@ -54,5 +58,5 @@ lock: ## resolve pyproject.toml into requirements.lock (ARGS=--upgrade for newer
 		--custom-compile-command "make lock" -o requirements.lock $(ARGS)
 
 clean: ## remove .venv and every cache (runs/ stays)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

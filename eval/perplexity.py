@@ -25,13 +25,9 @@ from eval.suite import PerplexitySuite
 from eval.token_bytes import TokenBytes, read_token_bytes
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.losses import perplexity
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.prepare import check_files
-from itt_composer.data.shards import (
-    check_vocabulary,
-    domains_with_rows,
-    read_manifest,
-    split_sha256,
-)
+from itt_composer.data.shards import check_vocabulary
 from itt_composer.data.stored_rows import StoredRows, batches_of
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.calibration import RealisedShares
@@ -87,8 +83,8 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> Perp
         UserError: shards are missing or damaged; the model cannot be loaded, cannot think that
             way, or computes NaN.
     """
-    data, manifest = Path(suite.data), read_manifest(suite.data)
-    domains = domains_with_rows(manifest, suite.split)
+    data, manifest = Path(suite.data), Manifest.read(suite.data)
+    domains = manifest.rows(suite.split)
     check_files(data, [(suite.split, domain) for domain in domains], suite.validate_hash)
     evaluated = load_evaluated(suite.model, suite.model.path[0], ranks.device())
     model = evaluated.model
@@ -112,11 +108,11 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> Perp
     settings = []
     for way in ways:
         think_as(model, way)
-        settings.append(measure.setting(manifest["seq_len"], count.add))
+        settings.append(measure.setting(manifest.seq_len, count.add))
     return PerplexityResults(
         suite=SuiteOfPerplexity(**suite.model_dump()),
-        seq_len=manifest["seq_len"],
-        text_sha256=split_sha256(manifest, suite.split),
+        seq_len=manifest.seq_len,
+        text_sha256=manifest.split_sha256(suite.split),
         model=described,
         settings=settings,
     )

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from itt_composer.basics.errors import UserError
-from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.basics.errors import FieldError, UserError
+from itt_composer.data.manifest import Manifest
 from itt_composer.recipe.layers import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
 from itt_composer.recipe.thinking import RouterSelection
 from itt_composer.runs.model_settings import (
@@ -125,11 +125,12 @@ class TaskSuite(_Group):
     def _has_what_it_names(self) -> "TaskSuite":
         for name in self.only or []:
             if self.tasks.get(name) is None:
-                raise ValueError(
-                    f"only names {name!r}, which is none of the tasks; add tasks.{name}={{}}"
+                raise FieldError(
+                    f"only names {name!r}, which is none of the tasks; add tasks.{name}={{}}",
+                    *("only", "tasks"),
                 )
         if not self.selected_tasks():
-            raise ValueError("tasks: none is left; give some, or names in only")
+            raise FieldError("tasks: none is left; give some, or names in only", *("tasks", "only"))
         return self
 
     def selected_tasks(self) -> dict[str, TaskSettings]:
@@ -181,7 +182,7 @@ def _check_perplexity(suite: PerplexitySuite, output: str) -> None:
         raise UserError(f"output={output} is not a JSON file; name one, like elastic.json")
     if Path(output).is_dir():
         raise UserError(f"output={output} is a folder; name a file for the results")
-    if not domains_with_rows(read_manifest(suite.data), suite.split):
+    if not Manifest.read(suite.data).rows(suite.split):
         raise UserError(f"data={suite.data} has no rows in its split {suite.split!r}")
 
 

@@ -23,7 +23,7 @@ from eval.suite import TaskSettings, training_suite
 from eval.task_columns import columns_of
 from itt_composer.basics.errors import UserError
 from itt_composer.data.columns import FORMATS, check_file, read_rows
-from itt_composer.recipe.components import LmEval
+from itt_composer.recipe.components import LmEvalSettings
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -187,7 +187,7 @@ def check_present(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> No
         _find_files(leaves, tasks, Path(data_dir))
 
 
-def check_training_tasks(settings: LmEval) -> None:
+def check_training_tasks(settings: LmEvalSettings) -> None:
     """The same for the callback `lm_eval` of a recipe.
 
     Raises:

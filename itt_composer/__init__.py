@@ -15,7 +15,7 @@ command_line.prepare()  # first: what follows takes a part of a second
 
 import wrapt  # noqa: E402
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # the only place; pyproject.toml reads it here
 
 # Registers its class with transformers at its end.
 _CONFIG, _MODEL = "itt_composer.models.configuration", "itt_composer.models.modeling"

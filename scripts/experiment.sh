@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The experiment of docs/results.md with the product's own commands; every stage goes on where it was.
+# Repeats the experiment of docs/lab_log.md with the project's own commands. Every stage goes on where it was.
 #
-#     scripts/experiment.sh data REDPAJAMA    tokenizer and shards from <domain>/*.jsonl
-#     scripts/experiment.sh list 2m           the runs of a size: recipe, and what is changed
-#     scripts/experiment.sh train 2m [RUN …]  every run of a size (2m, 6m), or those that are named
+#     scripts/experiment.sh data REDPAJAMA    make tokenizer and shards from <domain>/*.jsonl
+#     scripts/experiment.sh list 2m           list the runs of a size: recipe, and what is changed
+#     scripts/experiment.sh train 2m [RUN …]  train every run of a size (2m, 6m), or those that are named
 #                                             (llama-seed17), JOBS at once (default: 2)
-#     scripts/experiment.sh measure 2m        perplexity of every finished run on all held-out documents
-#     scripts/experiment.sh analyse 2m AQUA   which tokens think; gradients of easy and hard problems
-#     scripts/experiment.sh report 2m         a page and a table of all runs; the main rows' figures as PNG
+#     scripts/experiment.sh measure 2m        measure perplexity of every finished run on all held-out documents
+#     scripts/experiment.sh analyse 2m AQUA   see which tokens think; take gradients of easy and hard problems
+#     scripts/experiment.sh report 2m         write a page and a table of all runs, and the main rows' figures as PNG
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -44,9 +44,22 @@ class Documented:
         return " ".join(self.words)
 
     @property
+    def is_form(self) -> bool:
+        """Whether it shows how commands look, instead of being one."""
+        return "…" in self.words or "COMMAND" in self.words
+
+    @property
     def module(self) -> str | None:
-        """The module that `-m` names; that of `itt`."""
+        """The module that `-m` names, unless it is a benchmark; that of `itt`."""
+        if self.benchmark is not None:
+            return None
         return self.words[2] if self.words[:2] == ("python", "-m") else None
+
+    @property
+    def benchmark(self) -> str | None:
+        """The benchmark that `-m` names."""
+        package, _, name = self.words[2].partition(".") if len(self.words) > 2 else ("", "", "")
+        return name if package == "benchmarks" else None
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -103,14 +116,15 @@ def _parsed(page: str, line: str) -> Documented:
 def parse(command: Documented) -> dict[str, object]:
     """Have the command line of a module of ours read its arguments; gives their values.
 
-    A command that is only named, as `itt tables`, has to be one.
+    A command that is only named (`itt tables`) or shown by its form (`itt train RECIPE …`) has to
+    be one.
 
     Raises:
         click.exceptions.UsageError: an option, argument or value that it does not know.
     """
     program, arguments = typer.main.get_command(app), list(command.command)
-    if len(arguments) < 2:
-        assert set(arguments) <= {*COMMANDS, "--help"}, command.text
+    if len(arguments) < 2 or command.is_form:
+        assert set(arguments[:1]) <= {*COMMANDS, "--help", "COMMAND"}, command.text
         return {}
     context = program.make_context("itt", arguments)
     while hasattr(context.command, "resolve_command"):

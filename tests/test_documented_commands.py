@@ -1,6 +1,5 @@
 """Every command of README.md, CONTRIBUTING.md and docs/: read by what it names, and run small."""
 
-import importlib
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ from pydoc_data.topics import topics
 import pytest
 from documented_commands import REPOSITORY, Documented, documented, parse
 
+from benchmarks import convert as benchmark
 from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
 from data_prep.tokenizer_training import train_tokenizer
@@ -34,6 +34,9 @@ STANDS_FOR = {
     "runs/itt_x4_162m_elastic": "runs/itt_x4_162m",
     "runs/llama_162m": "runs/trial_dense",
     "/data/redpajama": "data/redpajama",
+    "runs/quickstart/dense": "runs/trial_dense",
+    "runs/quickstart/shards": "data/redpajama",
+    "runs/more": "runs/full_capacity",
     "SHARDS": "data/redpajama",
     "TOK": "data/tokenizer",
     "ROOT": "data/corpus",
@@ -59,6 +62,8 @@ SMALLER = {
     "sample-corpus": ("--megabytes", "1"),
     "train-tokenizer": ("--vocab-size", "512"),
     "convert": ("--seq-len", "32", "--workers", "1"),
+    "verify": (),
+    "stats": (),
     "train": SMALL_TRAINING,
     "export": (),
     "from-llama": (),
@@ -79,7 +84,9 @@ READ_ALONE = {
     r"--engine spark": "takes Java: tests/data_prep/test_spark_engine.py",
     r"--shares shares\.yaml": "tests/data_prep/test_budgets.py",
     r"eval fetch": "takes the hub: tests/evaluation/test_fetch.py",
-    r"^python -m (data_prep|itt_composer|itt_composer (tables|--help))$": "names a program",
+    r"^python -m (data_prep|eval|itt_composer)( (?!recipes)[a-z-]+( tokens)?)?$": "names a program",
+    r"^python -m itt_composer\.train$": "names a program",
+    r"…|COMMAND": "shows the form of commands",
     r"--print-config": "is what reading it does",
     r"itt_composer(\.| )train (?!.*(init_from|run_name=trial_dense|full_capacity))"
     r"(?!yamls/pretrain/itt_x4_162m\.yaml$)": "trains as others here do: by its recipe's keys",
@@ -90,6 +97,7 @@ ELSEWHERE = {
     r"^(pip|apt-get|aws) ": "changes the machine, or takes a network",
     r"^lm_eval |cli_evaluate": "lm-eval's own: tests/evaluation/test_harness.py",
     r"^bash \.ci/run$": "runs these tests",
+    r"^\. \.venv/bin/activate$": "changes the shell",
     r"^grep ": "makes a file of shares: tests/data_prep/test_budgets.py",
     r"^scripts/experiment\.sh ": "tests/test_experiment.py",
     r"^(export|job=|while|\[|exit)": "a batch system's script: tests/test_forward_sigterm.py",
@@ -106,9 +114,9 @@ BENCHMARKS = {
         *("--repeats", "1", "--no-memory"),
     ),
     "evaluation": ("--models", "quickstart", "--tasks", "piqa", "--rounds", "1", "--scale", "0.02"),
-    "data_prep": ("--seq-len", "32", "--reference-megabytes", "1", "--workers", "1"),
+    "convert": ("--seq-len", "32", "--reference-megabytes", "1", "--workers", "1"),
 }
-RUN_BY_OTHER_TESTS = {"equality": "tests/test_sharding.py, on two real ranks"}
+RUN_BY_OTHER_TESTS = {"equality": "tests/training/test_sharding.py, on two real ranks"}
 
 
 def begins(command: Documented) -> str | None:
@@ -128,7 +136,7 @@ def stood_for(command: Documented) -> list[str]:
 
 def _stood_for(word: str, command: Documented) -> str:
     key, equals, value = word.rpartition("=")
-    if value == "…":
+    if equals and value == "…":
         value = UNNAMED[key]
     if value == "MODEL":
         value = "runs/trial_dense/model" if "from-llama" in command.words else "out/run"
@@ -155,7 +163,9 @@ def test_a_documented_command_is_read_by_what_it_names(command, monkeypatch):
             f"{command.text} is neither run in this file nor in READ_ALONE"
         )
         ours = Documented(command.page, tuple(words)).command
-        if ours[:1] == ("train",):
+        if command.is_form or len(ours) < 2:
+            return
+        if ours[0] == "train":
             load_recipe(Path(ours[1]), [word for word in ours[2:] if not word.startswith("--")])
         elif ours[1:] and ours[1].endswith("tasks.yaml"):
             load_suite(Path(ours[1]), ours[2:])
@@ -165,8 +175,8 @@ def test_a_documented_command_is_read_by_what_it_names(command, monkeypatch):
         assert done.returncode == 0, done.stderr
         for variable in (word.partition("=")[0] for word in words[2:]):
             assert f"$({variable})" in (REPOSITORY / "Makefile").read_text()
-    elif command.words[1:] and command.words[1].startswith("benchmarks/"):
-        assert Path(command.words[1]).stem in {*BENCHMARKS, *RUN_BY_OTHER_TESTS}
+    elif command.benchmark:
+        assert command.benchmark in {*BENCHMARKS, *RUN_BY_OTHER_TESTS}
     else:
         assert any(re.search(pattern, command.text) for pattern in ELSEWHERE), (
             f"{command.text} is neither tested in this file nor in ELSEWHERE"
@@ -254,20 +264,17 @@ def _expanded(word: str, folder: Path) -> list[str]:
 
 def test_every_benchmark_runs(fork_server, workspace):
     benchmarks = {file.stem for file in REPOSITORY.glob("benchmarks/*.py")}
-    assert benchmarks == {*BENCHMARKS, *RUN_BY_OTHER_TESTS}
+    assert benchmarks == {*BENCHMARKS, *RUN_BY_OTHER_TESTS, "machine"}
     places = {"evaluation": ("data/tasks", "--tokenizer", "tokenizer.model")}
     for name, small in BENCHMARKS.items():
-        if name == "data_prep":
+        if name == "convert":
             continue
-        script = REPOSITORY / "benchmarks" / f"{name}.py"
-        result = fork_server.run(script, *places.get(name, ()), *small, cwd=workspace)
+        result = fork_server.run(f"benchmarks.{name}", *places.get(name, ()), *small, cwd=workspace)
         assert result.returncode == 0, f"{name}\n{result.stdout}{result.stderr}"
         assert "| --- |" in result.stdout
 
 
 def test_the_benchmark_of_convert_runs(fork_server, workspace, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script has the repository in its place
-    benchmark = importlib.import_module("benchmarks.data_prep")
 
     def in_a_fork(program, *command):
         """Runs what `measure` starts without the seconds of its imports."""
@@ -280,7 +287,7 @@ def test_the_benchmark_of_convert_runs(fork_server, workspace, monkeypatch, caps
 
     monkeypatch.setattr(benchmark, "measure", in_a_fork)
     words = (workspace / "redpajama", "--tokenizer", workspace / "tokenizer.model")
-    small = BENCHMARKS["data_prep"]
-    monkeypatch.setattr(sys, "argv", ["data_prep.py", *map(str, words), *small])
+    small = BENCHMARKS["convert"]
+    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, words), *small])
     benchmark.main()
     assert "| plain loop / ours, CPU per MB |" in capsys.readouterr().out

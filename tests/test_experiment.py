@@ -14,7 +14,7 @@ TOLD = "#!/bin/sh\necho ${0##*/} $@\n"
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A folder with the script alone, and programs that print how they were called."""
-    for name in ("python", "composer"):
+    for name in ("itt", "composer"):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(TOLD)

@@ -1,6 +1,7 @@
 """The rooms of the house: a room imports only rooms below it, and torch stays out of the lowest."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,3 +90,24 @@ def test_commands_of_data_and_evaluation_stay_above():
         other = {"data_prep": "eval", "eval": "data_prep"}[package]
         for file in sorted((REPOSITORY / package).rglob("*.py")):
             assert not {module for module in imports_of(file) if module.split(".")[0] == other}
+
+
+def test_the_page_on_the_architecture_lists_the_rooms_and_what_they_import():
+    page = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    section = page.partition("## Rooms of itt_composer")[2].partition("\n## ")[0]
+    listed = {
+        room: set(re.findall(r"`(\w+)`", imports))
+        for room, imports in re.findall(r"^\| `(\w+)/` \|.*\|([^|]*)\|$", section, re.MULTILINE)
+    }
+    imported = {
+        room: {
+            module.split(".")[1]
+            for file in (REPOSITORY / "itt_composer" / room).rglob("*.py")
+            for module in imports_of(file)
+            if module.startswith("itt_composer.")
+        }
+        & (set(ROOMS) - {room})
+        for room in ROOMS
+    }
+    assert tuple(listed) == ROOMS
+    assert listed == imported, "mend the last column of the table in docs/architecture.md"

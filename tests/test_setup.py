@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -171,6 +172,14 @@ def test_make_help_lists_every_target():
     printed = subprocess.run(["make"], cwd=REPO, capture_output=True, text=True, check=True).stdout
     listed = re.findall(r"^  make (\S+) +\S+", printed, re.MULTILINE)
     assert sorted(listed) == sorted(targets)
+
+
+def test_pre_commit_runs_what_make_check_runs():
+    command = ["make", "--dry-run", "--no-print-directory", "check"]
+    printed = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
+    commands = {line for line in printed.splitlines() if ".venv/bin/" in line}
+    hooks = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert {hook["entry"].removeprefix("env ") for hook in hooks} == commands
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])

@@ -29,7 +29,7 @@ from itt_composer.models.projections import (
     nuclear_norm,
 )
 from itt_composer.models.tokenizer import document_ids
-from itt_composer.results.gradients import GradientNorms, GroupNorms, Problems
+from itt_composer.results.gradients import GroupNorms, MeasuredGradients, Problems
 
 MOST_GRADIENT = 1.0  # norm at which gradients are clipped in fine-tuning
 # Called with the name of the stage, and how much of it is done and in all.
@@ -63,7 +63,7 @@ def analyse_gradients(
     measured: int | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
     file: str = "",
-) -> GradientNorms:
+) -> MeasuredGradients:
     """Fine-tune, ask, and take the gradients: the whole protocol.
 
     Args:
@@ -95,7 +95,7 @@ def analyse_gradients(
     )
     norms_NLP = problem_nuclear_norms(model, asked_rows, projections, on_progress)
     settings = {f"fine_tuning_{name}": value for name, value in asdict(fine_tuning).items()}
-    return GradientNorms(
+    return MeasuredGradients(
         problems=Problems(
             file=file,
             fine_tuned_on=len(learnt),

@@ -2,13 +2,13 @@
 
 from itt_composer.analysis.token_classes import KINDS
 from itt_composer.basics.tables import GAP, Table
-from itt_composer.results.gradients import GradientNorms
+from itt_composer.results.gradients import MeasuredGradients
 from itt_composer.results.thinking import StateNorm, StepEncoding, ThinkingResults
 
 FIGURES = ("share", "weight_mean", "weight_std", "selected_weight_mean", "overlap", "union")
 
 
-def gradient_tables(result: GradientNorms, name: str) -> list[Table]:
+def gradient_tables(result: MeasuredGradients, name: str) -> list[Table]:
     """Show mean ± deviation of the nuclear norms, a row for each layer.
 
     Args:

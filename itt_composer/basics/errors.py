@@ -13,7 +13,21 @@ class UserError(Exception):
 
 
 class LoaderError(UserError):
-    """What one rank alone meets in the middle of training, such as a damaged download."""
+    """Something that only one rank meets in the middle of training, such as a damaged download."""
+
+
+class FieldError(ValueError):
+    """A setting that is impossible, or several that contradict each other.
+
+    Whoever knows where each setting came from names the source of the one that was set last.
+
+    Attributes:
+        fields: names of the settings; the sentence begins with the first of them.
+    """
+
+    def __init__(self, sentence: str, *fields: str):
+        super().__init__(sentence)
+        self.fields = fields
 
 
 class Mistakes:

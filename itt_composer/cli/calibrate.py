@@ -13,7 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from itt_composer.basics.errors import UserError, errors_as_sentences
-from itt_composer.data.shards import check_vocabulary, domains_with_rows, read_manifest
+from itt_composer.data.manifest import Manifest
+from itt_composer.data.shards import check_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +41,8 @@ def main(
                 f"{model_folder} is not a transformers folder: it has no config.json; a finished "
                 "training run has one in its folder model/"
             )
-        manifest = read_manifest(data)
-        if not domains_with_rows(manifest, split):
+        manifest = Manifest.read(data)
+        if not manifest.rows(split):
             raise UserError(f"--data {data} has no rows in its split {split!r}")
         from itt_composer.models.calibration import calibrate
         from itt_composer.models.folder import replace_model
@@ -70,7 +71,7 @@ def main(
         print(f"saved the thresholds in {model_folder}, which now routes by them")
 
 
-def _load(folder: Path, shards: Path, manifest: dict[str, Any]) -> "IttForCausalLM":
+def _load(folder: Path, shards: Path, manifest: Manifest) -> "IttForCausalLM":
     import torch
 
     from itt_composer.models import IttForCausalLM

@@ -22,7 +22,7 @@ from rich.console import Console
 from itt_composer.basics.errors import errors_as_sentences
 from itt_composer.basics.importing import imported
 from itt_composer.basics.tables import Table
-from itt_composer.data.shards import read_manifest
+from itt_composer.data.manifest import Manifest
 from itt_composer.recipe.schema import load_recipe
 from itt_composer.results.base import read_result
 from itt_composer.results.perplexity import PerplexityResults, Setting
@@ -205,12 +205,12 @@ def by_both_rules(settings: list[Setting]) -> Iterator[tuple[Setting, Setting]]:
 
 def print_comparison(summaries: list[dict[str, Any]], results: list[PerplexityResults]) -> None:
     """Print a row per model, then the ITT's elastic settings; fits 80 columns."""
-    manifest = read_manifest(SHARDS)
-    documents = manifest["totals"]["validation"]["documents"]
+    manifest = Manifest.read(SHARDS)
+    documents = manifest.totals["validation"].documents
     table = Table(
         f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
         f"(trained on {summaries[0]['tokens'] / 1e6:.2f} M tokens, vocabulary "
-        f"{manifest['vocab_size']:,}; MFLOPs per token of a\nforward pass; causal: by thresholds)",
+        f"{manifest.vocab_size:,}; MFLOPs per token of a\nforward pass; causal: by thresholds)",
         [
             *("\nmodel", "select\nratios %", "\nparams", "MFLOPs\npaper", "MFLOPs\nexecuted"),
             *("perplexity\ntop-k", "\ncausal"),

@@ -20,6 +20,7 @@ from itt_composer.basics.tables import Table, wide_console
 from itt_composer.models.building import model_config
 from itt_composer.paper.figures import recipe_tflops
 from itt_composer.recipe.checks import tokens_in
+from itt_composer.recipe.reference import page_of_keys
 from itt_composer.recipe.schema import Recipe, load_recipe
 from itt_composer.recipe.thinking import Thinking
 
@@ -88,8 +89,14 @@ def main(
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs to shard over.")] = 8,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Print what a recipe can hold, as Markdown, instead.")
+    ] = False,
 ) -> None:
     """List the recipes: parameters, FLOPs, tokens, GPU-hours and memory."""
+    if keys:
+        print(page_of_keys(), end="")
+        return
     with errors_as_sentences():
         recipes = dict(find_recipes(folder, pattern))
         assumptions = Assumptions(mfu_a100, mfu_h100, gpus_per_node)

@@ -1,11 +1,11 @@
-"""Shared memory that killed runs left behind.
+"""Shared memory that killed runs leave behind.
 
 Streaming's ranks and workers meet in segments `/dev/shm/NNNNNN_<name>`, one number per open
 dataset. A run that is killed together with its helpers leaves them there; a later run may then be
 refused its cache folder, or find another run's place in the data.
 
 Every rank of ours holds a lock on `/dev/shm/NNNNNN_itt_composer_UID` as long as it or a worker of
-it lives, in whatever container. Whether a segment is open tells less: streaming, looking for a free
+it lives, in whatever container. Whether a segment is open says less: streaming, looking for a free
 number, opens the segments of others.
 
 Two nodes of a run may be on one machine: each takes numbers of its own.
@@ -20,10 +20,13 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 from streaming.base.constant import SHM_TO_CLEAN
@@ -34,11 +37,13 @@ OWNER = f"itt_composer_{os.getuid()}"  # a file of another user could not be ope
 NUMBERS_PER_NODE = 100_000
 SEGMENT = re.compile(rf"(\d{{6,}})_({'|'.join([*SHM_TO_CLEAN, OWNER])})")
 
+NUMBERED = re.compile(r"(\d{6,})_")
+
 _held: list[int] = []  # descriptors, open until the process ends
 
 
 def hold_segments(number: int, is_first: bool, folder: Path = SHARED_MEMORY) -> None:
-    """Say, for the life of this process, that the segments of a number are in use.
+    """Mark the segments of a number as in use for the life of this process.
 
     Args:
         number: of the open dataset.
@@ -55,18 +60,37 @@ def hold_segments(number: int, is_first: bool, folder: Path = SHARED_MEMORY) -> 
         atexit.register(path.unlink, missing_ok=True)
 
 
-@contextlib.contextmanager
-def numbers_of_node(node_rank: int) -> Iterator[None]:
-    """Have streaming look for a free number among those of a node.
+def free_number(node_rank: int, folder: Path = SHARED_MEMORY) -> int:
+    """Return the first number of a node under which there is no file at all.
 
-    It would keep every segment of others that it looks into open until the process ends: a file
-    for each dataset there is, with each new one.
+    A process that ends removes its segments one after another: a number of which some are gone is
+    not free yet.
     """
-    first = node_rank * NUMBERS_PER_NODE
+    places = [place for place in (folder, Path(tempfile.gettempdir())) if place.is_dir()]
+    names = (NUMBERED.match(path.name) for place in places for path in place.iterdir())
+    taken = {int(match[1]) for match in names if match}
+    numbers = itertools.count(node_rank * NUMBERS_PER_NODE)
+    return next(number for number in numbers if number not in taken)
 
-    def look(name: str, create: bool, size: int = 0) -> SharedMemory:
-        return SharedMemory(name, create, size, auto_cleanup=create)
 
+@contextlib.contextmanager
+def number_taken(number: int) -> Iterator[None]:
+    """Have streaming take a free number, after it has looked at its node's others.
+
+    Streaming compares their cache folders with its own. It would take a number of which a process
+    that ends has removed a part, and would keep every segment that it looks at open until the
+    process ends: a file for each dataset there is, with each new one.
+    """
+
+    def look(name: str, create: bool, size: int = 0) -> Any:
+        try:
+            return SharedMemory(name, create, size, auto_cleanup=create)
+        except FileNotFoundError:
+            if create or int(name.partition("_")[0]) >= number:
+                raise
+            return SimpleNamespace(buf=prefix._pack_locals([], 0))  # its process has ended
+
+    first = number - number % NUMBERS_PER_NODE
     with (
         mock.patch.object(prefix, "_each_prefix_int", partial(itertools.count, first)),
         mock.patch.object(prefix, "SharedMemory", look),
@@ -75,14 +99,14 @@ def numbers_of_node(node_rank: int) -> Iterator[None]:
 
 
 def nodes_with_segments(folder: Path = SHARED_MEMORY) -> set[int]:
-    """The nodes whose numbers are taken, be it by runs that are gone."""
+    """List the nodes whose numbers are taken, even by runs that have ended."""
     paths = folder.iterdir() if folder.is_dir() else ()
     matches = (SEGMENT.fullmatch(path.name) for path in paths)
     return {int(match[1]) // NUMBERS_PER_NODE for match in matches if match}
 
 
 def free_bytes(folder: Path = SHARED_MEMORY) -> float:
-    """Room for more segments, this user's included: what runs left there is removed first."""
+    """Return the bytes free for more segments, counting this user's, which are removed first."""
     if not folder.is_dir():
         return math.inf
     free = shutil.disk_usage(folder).free
@@ -94,7 +118,7 @@ def free_bytes(folder: Path = SHARED_MEMORY) -> float:
 
 
 def remove_stale_segments(folder: Path = SHARED_MEMORY, node_rank: int = 0) -> list[str]:
-    """Remove a node's segments of this user that no process uses, and give their names.
+    """Remove a node's segments of this user that no process uses, and return their names.
 
     A dataset's segments live and die together: one that is in use keeps all of its number. Call
     it before streaming looks for a free number, and not while another process does.
@@ -118,7 +142,7 @@ def remove_stale_segments(folder: Path = SHARED_MEMORY, node_rank: int = 0) -> l
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds a lock on a file; another user's file counts as held."""
+    """Return whether a process holds a lock on a file; another user's file counts as held."""
 
     def lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,7 +151,7 @@ def is_held(path: Path) -> bool:
 
 
 def is_open(path: Path) -> bool:
-    """Whether some process has a file open for writing or mapped.
+    """Return whether a process has a file open for writing or mapped.
 
     The kernel grants a write lease only on a file that nobody else has open. Where it cannot
     tell (no leases, another user's file), the file counts as open.
@@ -143,7 +167,7 @@ def is_open(path: Path) -> bool:
 
 
 def _is_refused(path: Path, ask: Callable[[int], None]) -> bool:
-    """Whether the kernel refuses what is asked for a file, or the file is another user's."""
+    """Return whether the kernel refuses the request for a file, or it is another user's."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:

@@ -1,24 +1,35 @@
 """IttConfig: a LLaMA configuration plus the thinking settings."""
 
+import inspect
 from collections.abc import Sequence
-from dataclasses import fields
+from typing import Any
 
 from transformers import AutoConfig, LlamaConfig
 
-from itt_composer.recipe.thinking import ThinkingSettings, check_select_ratios
+from itt_composer.recipe.thinking import (
+    THINKING_FIELDS,
+    ThinkingSettings,
+    check_select_ratios,
+)
 
-THINKING_FIELDS = tuple(field.name for field in fields(ThinkingSettings))
+
+def _signature() -> inspect.Signature:
+    """The keywords that `IttConfig` takes, for `help` and editors."""
+    own = inspect.signature(ThinkingSettings).parameters.values()
+    llama = list(inspect.signature(LlamaConfig.__init__).parameters.values())[1:]
+    named = [each for each in llama if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*own, *named)]
+    return inspect.Signature(
+        [*keywords, inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
+    )
 
 
 class IttConfig(LlamaConfig):
     """Configuration of an `IttForCausalLM`.
 
     Args:
-        thinking, thinking_steps, thinking_layers, select_ratios, router_norm, router_selection,
-            reweighting, residual_thinking, thinking_update, adaptive_routing, step_encoding,
-            step_encoding_init, early_exit: see `ThinkingSettings`. None means the value the kind
-            implies.
-        **kwargs: the fields of `transformers.LlamaConfig`.
+        **fields: those of `ThinkingSettings`, where None means the value the kind implies, and
+            those of `transformers.LlamaConfig`. docs/recipe_keys.md says what they mean.
 
     Raises:
         ValueError: a thinking setting is impossible; the sentence names the field.
@@ -28,42 +39,14 @@ class IttConfig(LlamaConfig):
     """
 
     model_type = "itt"
+    __signature__ = _signature()
 
-    def __init__(
-        self,
-        thinking="itt",
-        thinking_steps=None,
-        thinking_layers=None,
-        select_ratios=None,
-        router_norm=None,
-        router_selection=None,
-        reweighting=None,
-        residual_thinking=None,
-        thinking_update=None,
-        adaptive_routing=None,
-        step_encoding=None,
-        step_encoding_init=None,
-        early_exit=0.0,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        settings = ThinkingSettings(
-            thinking=thinking,
-            thinking_steps=thinking_steps,
-            thinking_layers=thinking_layers,
-            select_ratios=select_ratios,
-            router_norm=router_norm,
-            router_selection=router_selection,
-            reweighting=reweighting,
-            residual_thinking=residual_thinking,
-            thinking_update=thinking_update,
-            adaptive_routing=adaptive_routing,
-            step_encoding=step_encoding,
-            step_encoding_init=step_encoding_init,
-            early_exit=early_exit,
-        ).resolve(self.num_hidden_layers)
-        for name in THINKING_FIELDS:
-            setattr(self, name, getattr(settings, name))
+    def __init__(self, **fields: Any):
+        given = {name: fields.pop(name) for name in THINKING_FIELDS if name in fields}
+        super().__init__(**fields)
+        settings = ThinkingSettings(**given).resolve(self.num_hidden_layers)
+        for name, value in vars(settings).items():
+            setattr(self, name, value)
 
     def check_thinking(self) -> None:
         """Check the fields once more: attributes can be set after construction."""

@@ -1,4 +1,4 @@
-"""YAML files and `key=value` overrides → a validated pydantic class, mistakes told in sentences.
+"""YAML files and `key=value` overrides → a validated pydantic class; mistakes become sentences.
 
 Every sentence names where the value came from (a file or the command line), the key, and what
 to do. Nothing here imports torch.
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
-from itt_composer.basics.errors import UserError
+from itt_composer.basics.errors import FieldError, UserError
 
 COMMAND_LINE = "command line"
 NO_MAPPING = "must hold `key: value` lines, not a list or a single value"
@@ -42,7 +42,7 @@ def _documents_or_share(value: float) -> float:
     return int(value)
 
 
-# Of a task, as lm-eval takes it: its first documents, or the share of them.
+# How many documents of a task lm-eval takes: its first ones, or the share of them.
 Limit = Annotated[float, Field(gt=0), AfterValidator(_documents_or_share)]
 Validated = TypeVar("Validated", bound=BaseModel)
 
@@ -180,7 +180,7 @@ def comma_separated(text: str | None, kind: type[Number], option: str) -> list[N
 
 
 class Sources:
-    """Which layer a key's value came from: the last one that sets it or something in it."""
+    """The layer that a key's value came from: the last one that sets it or something in it."""
 
     def __init__(self, layers: Iterable[Layer]):
         self._layers = [
@@ -192,56 +192,76 @@ class Sources:
 
     def has(self, location: Sequence[Any]) -> bool:
         """Whether some layer sets exactly this location, written as keys."""
-        for _, content in self._layers:
-            node: Any = content
-            for step in location:
-                if not isinstance(node, dict) or step not in node:
-                    break
-                node = node[step]
-            else:
-                return True
-        return False
+        return any(_value_at(content, location) is not _UNSET for _, content in self._layers)
 
     def of(self, key: str) -> str:
         """The source of `key`; for one that is set nowhere, the last file."""
-        for source, content in reversed(self._layers):
-            node: Any = content
-            for step in key.split("."):
-                keys = {str(known): known for known in node} if isinstance(node, dict) else {}
-                if step not in keys:
-                    break
-                node = node[keys[step]]
-            else:
-                return source
-        return self.last_file
+        place = self._place_of(key)
+        return self.last_file if place < 0 else self._layers[place][0]
+
+    def blame(self, error: FieldError, section: str = "") -> str:
+        """A sentence about settings, blamed on the one that was set last: the user just typed it.
+
+        Args:
+            error: names the settings.
+            section: the prefix of their keys, such as "model.".
+        """
+        subject, *others = (section + name for name in error.fields)
+        last = max([subject, *others], key=self._place_of)  # the first of several of one layer
+        typed = ""
+        if last != subject:
+            _, content = self._layers[self._place_of(last)]
+            typed = f"{last}={_as_typed(_value_at(content, last.split('.')))}: "
+        return f"{self.of(last)}: {typed}{section}{error}"
+
+    def _place_of(self, key: str) -> int:
+        """The number of the last layer that sets the key; -1 if none does."""
+        steps = key.split(".")
+        places = range(len(self._layers))
+        return max(
+            (place for place in places if _value_at(self._layers[place][1], steps) is not _UNSET),
+            default=-1,
+        )
+
+
+_UNSET = object()
+
+
+def _value_at(content: Any, steps: Sequence[Any]) -> Any:
+    """What stands at a location; keys that YAML reads as numbers are found by their text, too."""
+    for step in steps:
+        if not isinstance(content, dict):
+            return _UNSET
+        keys = {str(key): key for key in content}
+        if step not in content and step not in keys:
+            return _UNSET
+        content = content[step if step in content else keys[step]]
+    return content
+
+
+def _as_typed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _sentence(
     cls: type[BaseModel], details: Any, sources: Sources, forms: Mapping[str, str]
 ) -> str:
     """One pydantic error as one sentence."""
-    # Behind the keys pydantic names list positions and the alternatives of a union.
+    # After the keys pydantic names list positions and the alternatives of a union.
     location = list(itertools.takewhile(_is_key, details["loc"]))
     if sources.has(details["loc"]):
         location = list(details["loc"])
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        location = list(details["loc"])  # its last step may be any text
+        return _unknown_key(cls, list(details["loc"]), sources)  # its last step may be any text
     path = ".".join(location)
     source = sources.of(path)
-    if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _keys_in(cls, location[:-1])
-        near = _nearest(location[-1], known)
-        prefix = "".join(f"{step}." for step in location[:-1])
-        hint = f"did you mean {prefix}{near}?" if near else f"known are: {', '.join(known)}"
-        return f"{source}: unknown key {path}; {hint}"
     if details["type"] == "missing":
         return f"{source}: {path} is missing"
     if details["type"] == "value_error":
-        error = str(details["ctx"]["error"])
-        if path:
-            return f"{source}: {path}: {error}"
-        named = error.split()[0]  # of several keys together, the first word is one
-        return f"{sources.of(named) if sources.has([named]) else source}: {error}"
+        error = details["ctx"]["error"]
+        if isinstance(error, FieldError):
+            return sources.blame(error, "".join(f"{step}." for step in location))
+        return f"{source}: {path}: {error}"
     if details["input"] is None:
         return f"{source}: {path} is empty (null); give it a value, or leave it out"
     if details["type"] == "string_type" and isinstance(details["input"], (int, float)):
@@ -255,6 +275,16 @@ def _sentence(
         for term, yaml_term in YAML_TERMS.items():
             message = message.replace(term, yaml_term)
     return f"{source}: {path}={json.dumps(details['input'])}: {message}"
+
+
+def _unknown_key(cls: type[BaseModel], location: list[Any], sources: Sources) -> str:
+    *section, name = location
+    known = _keys_in(cls, section)
+    near = _nearest(name, known)
+    prefix = "".join(f"{step}." for step in section)
+    hint = f"did you mean {prefix}{near}?" if near else f"known are: {', '.join(known)}"
+    path = prefix + name
+    return f"{sources.of(path)}: unknown key {path}; {hint}"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str | None:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from itt_composer.basics.errors import UserError
-from itt_composer.recipe.thinking import ThinkingSettings
+from itt_composer.basics.errors import FieldError, UserError
+from itt_composer.recipe.thinking import THINKING_FIELDS
 
 
 def _words(listed: str) -> frozenset[str]:
@@ -39,7 +39,7 @@ COUNTS = _words(
 POSITIVE = _words("rms_norm_eps rope_theta initializer_range")
 FLAGS = _words("attention_bias mlp_bias tie_word_embeddings")
 NULLABLE = _words("num_key_value_heads head_dim")
-THINKING_KEYS = frozenset(ThinkingSettings.__dataclass_fields__)
+THINKING_KEYS = frozenset(THINKING_FIELDS)
 # What transformers' PretrainedConfig takes, of every model.
 COMMON_KEYS = _words(
     """
@@ -276,53 +276,58 @@ def _is_number(value: Any) -> bool:
 
 
 def check_rope_scaling(scaling: Any) -> None:
-    """Refuse a scaled rotary embedding that our model does not compute as it is said.
+    """Refuse a scaled rotary embedding that our model does not compute as it is described.
 
     Args:
         scaling: the configuration's `rope_scaling`.
 
     Raises:
-        ValueError: names the key.
+        FieldError: an unknown kind, or a kind with other keys or values than it takes.
     """
     if scaling is None:
         return
+    if wrong := _wrong_in_rope_scaling(scaling):
+        raise FieldError(f"rope_scaling{wrong}", "rope_scaling")
+
+
+def _wrong_in_rope_scaling(scaling: Any) -> str | None:
     if not isinstance(scaling, Mapping):
-        raise ValueError(f"rope_scaling must be a mapping or null, not {scaling!r}")
+        return f" must be a mapping or null, not {scaling!r}"
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ROPE_KEYS:
-        raise ValueError(
-            f"rope_scaling has rope_type={kind!r}; LLaMAs can have {', '.join(ROPE_KEYS)}"
-        )
+        return f" has rope_type={kind!r}; LLaMAs can have {', '.join(ROPE_KEYS)}"
     needed, others = ROPE_KEYS[kind]
     given = {name for name, value in scaling.items() if value is not None} - {"rope_type", "type"}
     for what, names in (("lacks", set(needed) - given), ("has", given - {*needed, *others})):
         if names:
             why = "" if what == "lacks" else ", which nothing reads"
-            listed = ", ".join(sorted(names))
-            raise ValueError(f"rope_scaling of type {kind!r} {what} {listed}{why}")
+            return f" of type {kind!r} {what} {', '.join(sorted(names))}{why}"
     for name in given - {"truncate"}:
         value = scaling[name]
         if not (_is_number(value) and 0 < value < math.inf):
-            raise ValueError(f"rope_scaling.{name} must be a positive number, not {value!r}")
+            return f".{name} must be a positive number, not {value!r}"
+    return None
 
 
 def check_heads(
     hidden_size: int, num_attention_heads: int, num_key_value_heads: int, head_dim: int | None
 ) -> None:
-    """Refuse heads that cannot be; all counts are positive integers.
+    """Refuse heads that are impossible; all counts are positive integers.
 
     Raises:
-        ValueError: names the key.
+        FieldError: heads of odd size, or ones that do not divide.
     """
     if head_dim is None and hidden_size % (2 * num_attention_heads):
-        raise ValueError(
+        raise FieldError(
             f"hidden_size={hidden_size} does not split into "
-            f"{num_attention_heads} heads of even size"
+            f"{num_attention_heads} heads of even size",
+            *("hidden_size", "num_attention_heads"),
         )
     if head_dim is not None and head_dim % 2:
-        raise ValueError(f"head_dim={head_dim} must be even: positions rotate pairs")
+        raise FieldError(f"head_dim={head_dim} must be even: positions rotate pairs", "head_dim")
     if num_attention_heads % num_key_value_heads:
-        raise ValueError(
+        raise FieldError(
             f"num_attention_heads={num_attention_heads} is not a multiple of "
-            f"num_key_value_heads={num_key_value_heads}"
+            f"num_key_value_heads={num_key_value_heads}",
+            *("num_attention_heads", "num_key_value_heads"),
         )

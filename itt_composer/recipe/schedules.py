@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from itt_composer.basics.errors import FieldError
+
 Shape = Literal["linear", "cosine"]
 Levels = int | Literal["continuous"]
 
@@ -90,19 +92,21 @@ def check_ratios(
         select_ratios: ρ_t of the model.
 
     Raises:
-        ValueError: the sentence begins with the setting.
+        FieldError: a list of another length, or a start above its target.
     """
     steps = len(select_ratios)
     for name, given in (("start_ratio", start), ("target_ratio", target)):
         if isinstance(given, Sequence) and len(given) != steps:
-            raise ValueError(
+            raise FieldError(
                 f"{name} has {len(given)} values, but thinking_steps={steps + 1} needs {steps}: "
-                "one for each step after the first pass, or a single number for all"
+                "one for each step after the first pass, or a single number for all",
+                *(name, "thinking_steps"),
             )
     targets = select_ratios if target is None else per_step(target, steps)
     if isinstance(start, Sequence):
         for step, (first, last) in enumerate(zip(start, targets, strict=True), start=1):
             if first > last:
-                raise ValueError(
-                    f"start_ratio of step {step} is {first}, above the {last} it should rise to"
+                raise FieldError(
+                    f"start_ratio of step {step} is {first}, above the {last} it should rise to",
+                    *("start_ratio", "select_ratios" if target is None else "target_ratio"),
                 )

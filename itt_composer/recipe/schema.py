@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from itt_composer.basics.errors import Mistakes, UserError
+from itt_composer.basics.errors import FieldError, Mistakes, UserError
 from itt_composer.recipe.checks import check_together
 from itt_composer.recipe.components import (
     ALGORITHMS,
@@ -32,8 +32,17 @@ from itt_composer.recipe.components import (
     OPTIMIZERS,
     SCHEDULERS,
     Duration,
-    LmEval,
+    LmEvalSettings,
     Section,
+)
+from itt_composer.recipe.fields import (
+    FREE,
+    ON_REQUEST,
+    SHAPE,
+    START,
+    Group,
+    Positive,
+    setting,
 )
 from itt_composer.recipe.layers import (
     COMMAND_LINE,
@@ -55,16 +64,14 @@ FORMS = {
     "cache_limit": 'should be a size such as "200gb"',
     "levels": 'should be an integer of at least 2 or "continuous"',
 }
+LLAMA = "transformers `LlamaConfig`"
+STREAMING = "streaming `StreamingDataset`"
+TRAINER = "Composer `Trainer`"
 
 Sharding = Literal["fsdp", "hybrid", "ddp", "none"]
 ActivationCheckpointing = Literal["none", "thinking_steps", "all"]
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0)]
-
-
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 def _is_local(folder: str) -> str:
@@ -92,30 +99,49 @@ def _without_null(shares: Any) -> Any:
 
 
 CountOrAll = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
+Size = Annotated[
+    str,
+    Field(pattern=r"^(?i:\d+(\.\d+)?[kmgt]b)$"),
+    WithJsonSchema({"type": "string", "format": "size"}),
+]
 
 
-class ModelRecipe(_Group):
-    """LLaMA geometry (Table 5 of the paper); names as in `transformers.LlamaConfig`.
+class ModelRecipe(Group):
+    """LLaMA's geometry, under the names of `transformers.LlamaConfig`.
 
     The last four are for a model to go on from (`init_from`) that has them.
     """
 
-    hidden_size: Positive
-    intermediate_size: Positive
-    num_hidden_layers: Positive
-    num_attention_heads: Positive
-    num_key_value_heads: Positive
-    vocab_size: Positive = 32000
-    max_position_embeddings: Positive = 4096
-    rope_theta: float = Field(10000.0, gt=0)
-    rms_norm_eps: float = Field(1e-5, gt=0)
-    initializer_range: float = Field(0.02, gt=0)
-    tie_word_embeddings: bool = False
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
-    head_dim: Positive | None = None
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    rope_scaling: dict[str, Any] | None = None
+    hidden_size: Positive = setting(..., "width of the residual stream", "Table 5")
+    intermediate_size: Positive = setting(..., "width inside the MLP", "Table 5")
+    num_hidden_layers: Positive = setting(..., "decoder layers", "Table 5")
+    num_attention_heads: Positive = setting(..., "query heads", "Table 5")
+    num_key_value_heads: Positive = setting(
+        ..., "key and value heads; a divisor of the query heads", "Table 5"
+    )
+    vocab_size: Positive = setting(32000, "ids of the tokenizer", "Table 5")
+    max_position_embeddings: Positive = setting(
+        4096, "longest sequence, in tokens", LLAMA, ON_REQUEST
+    )
+    rope_theta: float = setting(10000.0, "base of the rotary positions", LLAMA, ON_REQUEST, gt=0)
+    rms_norm_eps: float = setting(1e-5, "ε of the norms", LLAMA, ON_REQUEST, gt=0)
+    initializer_range: float = setting(
+        0.02, "standard deviation of the initial weights", LLAMA, START, gt=0
+    )
+    tie_word_embeddings: bool = setting(
+        False, "use the embeddings' weights for the output, too", LLAMA
+    )
+    attn_implementation: Literal["sdpa", "eager"] = setting(
+        "sdpa", "how attention is computed", LLAMA, ON_REQUEST
+    )
+    head_dim: Positive | None = setting(
+        None, "size of a head; even", LLAMA, implied="`hidden_size / num_attention_heads`"
+    )
+    attention_bias: bool = setting(False, "the attention's projections have a bias", LLAMA)
+    mlp_bias: bool = setting(False, "the MLP's projections have a bias", LLAMA)
+    rope_scaling: dict[str, Any] | None = setting(
+        None, "how rotary positions are scaled for longer sequences", LLAMA, ON_REQUEST
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelRecipe":
@@ -126,119 +152,166 @@ class ModelRecipe(_Group):
         return self
 
 
-class DataRecipe(_Group):
-    """MDS shards of fixed-length token rows, one stream per domain.
+class DataRecipe(Group):
+    """MDS shards of fixed-length token rows, one stream per domain."""
 
-    Attributes:
-        local: folder with `manifest.json`, `train/<domain>` and `validation/<domain>`; with
-            `remote` set, the cache that shards are downloaded to.
-        remote: the same layout in an object store, or null.
-        seq_len: tokens of a row; must be the shards' own.
-        tokenizer: file or folder of the tokenizer that the shards must have been made with, or
-            null.
-        domains: share of each domain in the training batches, normalised to 1; a domain set to
-            null is left out. null for all of it takes every domain of the manifest in proportion
-            to its size.
-        validate_hash: read every shard before training starts, and every download, and compare
-            its SHA-256; sizes are compared in any case.
-        shuffle_seed: order of the training rows.
-        shuffle_algo: "py1e" and "py1br" mix the rows of neighbouring shards, "naive" all rows.
-        shuffle_block_size: rows of the stretch in which a shard's rows are spread, over all
-            domains.
-        num_canonical_nodes: parts of an epoch that are read side by side; with `remote`, the
-            number of nodes, so that each downloads a part only. Part of the rows' order.
-        num_workers: loader processes per rank.
-        predownload: rows that a worker downloads ahead, or null for eight batches.
-        cache_limit: most bytes of the cache, of each split ("200gb"), or null.
-        download_retry: attempts to download a file.
-        download_timeout: seconds for one file.
-        worker_timeout: seconds for a batch, after which a loader process is taken to hang.
-    """
-
-    local: str
-    remote: str | None = None
-    seq_len: Positive
-    tokenizer: str | None = None
-    domains: Annotated[dict[str, Share], BeforeValidator(_without_null)] | None = None
-    validate_hash: bool = True
-    shuffle_seed: int = Field(17, ge=0)
-    shuffle_algo: Literal["py1e", "py1br", "naive"] = "py1e"
-    shuffle_block_size: Positive = 1 << 18
-    num_canonical_nodes: Positive = 1
-    num_workers: int = Field(2, ge=0)
-    predownload: Positive | None = None
-    cache_limit: Annotated[str, Field(pattern=r"^(?i:\d+(\.\d+)?[kmgt]b)$")] | None = None
-    download_retry: Positive = 2
-    download_timeout: float = Field(60.0, gt=0)
-    worker_timeout: float = Field(600.0, gt=0)
+    local: str = setting(
+        ...,
+        "folder with `manifest.json`, `train/<domain>` and `validation/<domain>`; with `remote` "
+        "set, the cache that shards are downloaded to",
+        STREAMING,
+        FREE,
+    )
+    remote: str | None = setting(
+        None, "address of the same folder in an object store", STREAMING, FREE
+    )
+    seq_len: Positive = setting(..., "tokens of a row; must be the shards' own")
+    tokenizer: str | None = setting(
+        None,
+        "file or folder of the tokenizer that the shards must have been made with; null compares "
+        "nothing",
+        resume=FREE,
+    )
+    domains: Annotated[dict[str, PositiveFloat], BeforeValidator(_without_null)] | None = setting(
+        None,
+        "share of each domain in the training batches, divided by their sum; a domain set to null "
+        "is left out",
+        implied="every domain of the manifest, in proportion to its size",
+    )
+    validate_hash: bool = setting(
+        True,
+        "read every shard before training starts, and every download, and compare its SHA-256; "
+        "sizes are compared in any case",
+        STREAMING,
+        FREE,
+    )
+    shuffle_seed: int = setting(17, "decides the order of the training rows", STREAMING, ge=0)
+    shuffle_algo: Literal["py1e", "py1br", "naive"] = setting(
+        "py1e",
+        '"py1e" and "py1br" mix the rows of neighbouring shards, "naive" mixes all rows',
+        STREAMING,
+    )
+    shuffle_block_size: Positive = setting(
+        1 << 18,
+        "rows of the stretch in which a shard's rows are spread, over all domains",
+        STREAMING,
+    )
+    num_canonical_nodes: Positive = setting(
+        1,
+        "parts of an epoch that are read side by side; with `remote`, the number of nodes, so that "
+        "each downloads a part only; decides the order of the rows, too",
+        STREAMING,
+    )
+    num_workers: int = setting(2, "loader processes per rank", "PyTorch `DataLoader`", FREE, ge=0)
+    predownload: Positive | None = setting(
+        None, "rows that a worker downloads ahead", STREAMING, FREE, "eight batches"
+    )
+    cache_limit: Size | None = setting(
+        None,
+        'most bytes of the cache, for each split ("200gb"); needs `remote`',
+        STREAMING,
+        FREE,
+        "no limit",
+    )
+    download_retry: Positive = setting(2, "attempts to download a file", STREAMING, FREE)
+    download_timeout: float = setting(60.0, "seconds that one file may take", STREAMING, FREE, gt=0)
+    worker_timeout: float = setting(
+        600.0,
+        "seconds that a batch may take; after that a loader process counts as hanging",
+        "PyTorch `DataLoader`",
+        FREE,
+        gt=0,
+    )
 
     @model_validator(mode="after")
     def _cache_has_an_origin(self) -> "DataRecipe":
         if self.remote is None and self.cache_limit is not None:
-            raise ValueError(
-                f"cache_limit={self.cache_limit} needs remote: without it, local is no cache"
+            raise FieldError(
+                f"cache_limit={self.cache_limit} needs remote: without it, local is not a cache",
+                *("cache_limit", "remote"),
             )
         return self
 
 
-class TrainRecipe(_Group):
-    """What the Trainer does.
+class TrainRecipe(Group):
+    """How the model is trained."""
 
-    Attributes:
-        max_duration: length of training.
-        global_batch_size: sequences per step, over all ranks.
-        microbatch_size: sequences of a rank that go through the model at once; "auto" finds the
-            largest that fits the GPU's memory.
-        precision: "fp32", or "amp_bf16" for mixed precision.
-        eval_interval: how often validation perplexity is measured.
-        eval_batches: validation batches per evaluation, the same random sample of every domain
-            each time, in proportion to its rows; -1 takes all.
-        eval_batch_size: validation sequences per batch, over all ranks.
-        calibration_rows: validation sequences, a random sample of every domain, that the final
-            thresholds are measured on.
-        save_interval: how often a checkpoint is written; the last batch always is.
-        keep_checkpoints: how many are kept; -1 keeps all.
-        autoresume: go on from the run's latest checkpoint, if there is one; false refuses to.
-        rank_timeout: seconds without progress, after which a rank is taken to hang.
-        progress_bar: on a terminal.
-        device: null picks a GPU where there is one.
-        sharding: how several ranks share the work: "fsdp" shards parameters, gradients and
-            optimizer over all ranks, "hybrid" within each node, with a replica per node; "ddp"
-            keeps all of them on every rank; "none" is for one rank.
-        activation_checkpointing: what is computed again in the backward pass instead of kept:
-            "none", "thinking_steps" (the steps after a layer's first pass) or "all" (every
-            layer).
-        compile: compile each layer with `torch.compile`.
-        loss_chunk_tokens: tokens whose logits exist at the same time in the training loss.
-    """
+    max_duration: Duration = setting(..., "length of training", TRAINER)
+    global_batch_size: Positive = setting(..., "sequences per step, over all ranks")
+    microbatch_size: Positive | Literal["auto"] = setting(
+        ...,
+        'sequences of a rank that go through the model at once; "auto" finds the largest number '
+        "that fits the GPU's memory",
+        f"{TRAINER}, `device_train_microbatch_size`",
+        FREE,
+    )
+    precision: Literal["fp32", "amp_bf16"] = setting(..., '"amp_bf16" is mixed precision', TRAINER)
+    eval_interval: Duration = setting(
+        "500ba", "how often validation perplexity is measured", TRAINER
+    )
+    eval_batches: CountOrAll = setting(
+        -1,
+        "validation batches per evaluation, the same random sample of every domain each time, in "
+        "proportion to its rows; -1 takes all",
+        f"{TRAINER}, `eval_subset_num_batches`",
+    )
+    eval_batch_size: Positive = setting(16, "validation sequences per batch, over all ranks")
+    calibration_rows: Positive = setting(
+        256,
+        "validation sequences, a random sample of every domain, that the final thresholds are "
+        "measured on",
+    )
+    save_interval: Duration = setting(
+        "1000ba", "how often a checkpoint is written; the last batch always is", TRAINER, FREE
+    )
+    keep_checkpoints: CountOrAll = setting(
+        2,
+        "how many checkpoints are kept; -1 keeps all",
+        f"{TRAINER}, `save_num_checkpoints_to_keep`",
+        FREE,
+    )
+    autoresume: bool = setting(
+        True,
+        "go on from the run's latest checkpoint, if there is one; false refuses to",
+        TRAINER,
+        FREE,
+    )
+    rank_timeout: float = setting(
+        1800.0,
+        "seconds without progress; after that a rank counts as hanging",
+        resume=FREE,
+        gt=0,
+    )
+    progress_bar: bool = setting(True, "draw a progress bar, on a terminal", TRAINER, FREE)
+    device: Literal["cpu", "gpu"] | None = setting(
+        None, "what to train on", TRAINER, FREE, "a GPU where there is one"
+    )
+    sharding: Sharding = setting(
+        "fsdp",
+        'how several ranks share the work: "fsdp" shards parameters, gradients and optimizer over '
+        'all ranks, "hybrid" within each node, with a replica per node; "ddp" keeps all of them on '
+        'every rank; "none" is for one rank',
+        resume=FREE,
+    )
+    activation_checkpointing: ActivationCheckpointing = setting(
+        "none",
+        'what is computed again in the backward pass instead of kept: "none", "thinking_steps" '
+        '(the steps after a layer\'s first pass) or "all" (every layer)',
+        resume=FREE,
+    )
+    compile: bool = setting(False, "compile each layer with `torch.compile`", "PyTorch", FREE)
+    loss_chunk_tokens: Positive = setting(
+        1024, "tokens whose logits exist at the same time in the training loss", resume=FREE
+    )
 
-    max_duration: Duration
-    global_batch_size: Positive
-    microbatch_size: Positive | Literal["auto"]
-    precision: Literal["fp32", "amp_bf16"]
-    eval_interval: Duration = "500ba"
-    eval_batches: CountOrAll = -1
-    eval_batch_size: Positive = 16
-    calibration_rows: Positive = 256
-    save_interval: Duration = "1000ba"
-    keep_checkpoints: CountOrAll = 2
-    autoresume: bool = True
-    rank_timeout: float = Field(1800.0, gt=0)
-    progress_bar: bool = True
-    device: Literal["cpu", "gpu"] | None = None
-    sharding: Sharding = "fsdp"
-    activation_checkpointing: ActivationCheckpointing = "none"
-    compile: bool = False
-    loss_chunk_tokens: Positive = 1024
 
+class Parts(Group):
+    """Files that this recipe is made of; null takes none."""
 
-class Parts(_Group):
-    """Files this recipe is made of."""
-
-    model: str | None = None
-    thinking: str | None = None
-    data: str | None = None
-    train: str | None = None
+    model: str | None = setting(None, "the part with the geometry")
+    thinking: str | None = setting(None, "the part with the thinking settings")
+    data: str | None = setting(None, "the part with the shards")
+    train: str | None = setting(None, "the part with schedule, optimizer and callbacks")
 
 
 if TYPE_CHECKING:
@@ -253,39 +326,58 @@ else:
     LoggersSection = LOGGERS.section()
 
 
-class Recipe(_Group):
-    """A whole training run.
+class Recipe(Group):
+    """A whole training run. Keys are declared here and in the classes of the sections.
 
-    Attributes:
-        parts: the files the recipe was made of.
-        run_name: names the run's folder, its logs and its checkpoints.
-        run_folder: where checkpoints, the resolved recipe, logs and the final model go.
-        seed: of the weights and everything else that is random.
-        init_from: transformers folder of an ITT (or Loop, or dense) model whose weights training
-            starts with, or null. A run that goes on from its own checkpoint does without it.
-        optimizer, scheduler: exactly one component each.
-        algorithms, callbacks, loggers: any number; one set to null is left out.
+    A section's `resume` holds for every key in it that has none of its own.
     """
 
-    parts: Parts = Parts()
-    run_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    run_folder: Annotated[str, AfterValidator(_is_local)]
-    seed: int = Field(17, ge=0, lt=2**31)
-    init_from: str | None = None
-    model: ModelRecipe
-    thinking: ThinkingSettings = ThinkingSettings()
-    data: DataRecipe
-    train: TrainRecipe
-    optimizer: OptimizerSection
-    scheduler: SchedulerSection
-    algorithms: AlgorithmsSection = AlgorithmsSection()
-    callbacks: CallbacksSection = CallbacksSection()
-    loggers: LoggersSection = LoggersSection()
+    parts: Parts = setting(Parts(), resume=FREE)
+    run_name: str = setting(
+        ...,
+        "names the run's folder, its logs and its checkpoints",
+        TRAINER,
+        ON_REQUEST,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    )
+    run_folder: Annotated[str, AfterValidator(_is_local)] = setting(
+        ...,
+        "where checkpoints, the resolved recipe, logs and the final model go",
+        resume=FREE,
+        implied=f"`{DEFAULT_RUN_FOLDER}`",
+    )
+    seed: int = setting(
+        17, "decides the weights and everything else that is random", TRAINER, START, ge=0, lt=2**31
+    )
+    init_from: str | None = setting(
+        None,
+        "transformers folder of an ITT, Loop or dense model whose weights training starts with; a "
+        "run that goes on from its own checkpoint does without it",
+        resume=START,
+        implied="random weights",
+    )
+    model: ModelRecipe = setting(..., resume=SHAPE)
+    thinking: ThinkingSettings = setting(ThinkingSettings(), resume=SHAPE)
+    data: DataRecipe = setting(..., resume=ON_REQUEST)
+    train: TrainRecipe = setting(..., resume=ON_REQUEST)
+    optimizer: OptimizerSection = setting(..., "Names exactly one of these.", resume=ON_REQUEST)
+    scheduler: SchedulerSection = setting(..., "Names exactly one of these.", resume=ON_REQUEST)
+    algorithms: AlgorithmsSection = setting(
+        AlgorithmsSection(),
+        "Names any number of these; one set to null is left out.",
+        resume=ON_REQUEST,
+    )
+    callbacks: CallbacksSection = setting(
+        CallbacksSection(), "Names any number of these; one set to null is left out.", resume=FREE
+    )
+    loggers: LoggersSection = setting(
+        LoggersSection(), "Names any number of these; one set to null is left out.", resume=FREE
+    )
 
     @model_validator(mode="after")
     def _tasks_know_the_tokenizer(self) -> "Recipe":
         tasks = self.callbacks.named().get("lm_eval")
-        if isinstance(tasks, LmEval) and not tasks.tokenizer:
+        if isinstance(tasks, LmEvalSettings) and not tasks.tokenizer:
             tasks.tokenizer = f"{self.data.local}/tokenizer"
         return self
 

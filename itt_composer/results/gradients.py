@@ -39,7 +39,7 @@ class GroupNorms(ResultPart):
     std: dict[str, list[float | None]]
 
 
-class GradientNorms(ResultPart):
+class MeasuredGradients(ResultPart):
     """All that was measured on a model.
 
     Attributes:
@@ -58,7 +58,7 @@ class GradientNorms(ResultPart):
     hard: GroupNorms
 
     @model_validator(mode="after")
-    def _has_every_layer(self) -> "GradientNorms":
+    def _has_every_layer(self) -> "MeasuredGradients":
         for name, group in (("easy", self.easy), ("hard", self.hard)):
             for figure, by_projection in (("mean", group.mean), ("std", group.std)):
                 for projection in self.projections:
@@ -71,7 +71,7 @@ class GradientNorms(ResultPart):
         return self
 
 
-class GradientResults(GradientNorms, AnalysisFile):
+class GradientResults(MeasuredGradients, AnalysisFile):
     """The whole file."""
 
     KIND: ClassVar[str] = "gradients"

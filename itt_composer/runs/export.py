@@ -3,14 +3,13 @@
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import yaml
 from transformers.modeling_utils import no_init_weights
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.files import check_new_folder
-from itt_composer.data.shards import is_tokenizer_of, read_manifest
+from itt_composer.data.manifest import Manifest
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.folder import (
     Training,
@@ -85,7 +84,7 @@ def load_model_of(
     refuse_broken(model, str(checkpoint.path))
     manifest, tokenizer = _documents(recipe_text, tokenizer)
     if manifest is not None:
-        set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
+        set_document_ends(model, manifest.bos_id, manifest.eos_id)
     else:
         _set_ends_of(model, tokenizer)
     return model, checkpoint, tokenizer
@@ -144,9 +143,7 @@ def validation_losses(run_folder: Path, batches: int) -> tuple[float | None, flo
     return by_own_rule, by_threshold
 
 
-def _documents(
-    recipe_text: str | None, tokenizer: Path | None
-) -> tuple[dict[str, Any] | None, Path]:
+def _documents(recipe_text: str | None, tokenizer: Path | None) -> tuple[Manifest | None, Path]:
     """The manifest of the shards that the recipe names, if they are there, and the tokenizer.
 
     Raises:
@@ -156,7 +153,7 @@ def _documents(
         shards = recipe_text and Path(values_of(recipe_text)["data"]["local"])
     except (yaml.YAMLError, KeyError, TypeError):
         raise UserError("the recipe.yaml of the run names no data.local; is it damaged?") from None
-    manifest = read_manifest(shards) if shards and shards.is_dir() else None
+    manifest = Manifest.read(shards) if shards and shards.is_dir() else None
     if tokenizer is None:
         if not shards or not (shards / "tokenizer").is_dir():
             where = f"no {shards / 'tokenizer'}" if shards else "no recipe.yaml of the run"
@@ -165,7 +162,7 @@ def _documents(
     check_tokenizer_folder(tokenizer)
     if not any((tokenizer / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         raise UserError(f"--tokenizer {tokenizer} holds no tokenizer.model and no tokenizer.json")
-    if manifest is not None and not is_tokenizer_of(manifest, tokenizer):
+    if manifest is not None and not manifest.is_made_with(tokenizer):
         raise UserError(f"--tokenizer {tokenizer} is another than that of the shards in {shards}")
     return manifest, tokenizer
 

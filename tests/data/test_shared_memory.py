@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from streaming.base.shared import prefix
+from streaming.base.shared import SharedMemory, prefix
 from streaming.base.shared.prefix import _unpack_locals
 
 from itt_composer.data import shared_memory, streams
@@ -26,9 +26,10 @@ from itt_composer.data.shared_memory import (
     OWNER,
     SHARED_MEMORY,
     free_bytes,
+    free_number,
     is_open,
     nodes_with_segments,
-    numbers_of_node,
+    number_taken,
     remove_stale_segments,
 )
 from itt_composer.data.streams import build_dataloader
@@ -58,7 +59,7 @@ def temporary_folders():
 
 
 def start(*command, temporary_folder, **settings):
-    """A process of a group of its own, so that a kill takes its helpers along."""
+    """Start a process in a group of its own, so that a kill takes its helpers along."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=REPOSITORY,
@@ -70,7 +71,7 @@ def start(*command, temporary_folder, **settings):
 
 
 def kill(process):
-    """SIGKILL to a process and its helpers, all gone when this returns."""
+    """Send SIGKILL to a process and its helpers; all are gone when this returns."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with contextlib.suppress(ProcessLookupError):
@@ -80,7 +81,7 @@ def kill(process):
 
 
 def segments_of(folder):
-    """Segments of the open datasets that read below a folder."""
+    """List the segments of the open datasets that read below a folder."""
     names = set()
     for path in SHARED_MEMORY.glob("[0-9]*_locals"):
         try:
@@ -222,8 +223,27 @@ def test_each_node_of_a_machine_has_numbers_of_its_own(tmp_path, segment):
     assert segment.exists()
     assert remove_stale_segments(tmp_path) == [segment.name]
     for node in (0, 1):
-        with numbers_of_node(node):
+        with number_taken(free_number(node, tmp_path)):
             assert next(prefix._each_prefix_int()) == 100_000 * node
+
+
+def test_a_number_of_which_something_is_left_is_not_free(tmp_path, monkeypatch):
+    (tmp_path / "locks").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "locks"))
+    (tmp_path / "000000_barrier").touch()
+    (tmp_path / "locks" / "000001_cache_filelock").touch()
+    (tmp_path / "000003_locals").touch()
+    assert free_number(0, tmp_path) == 2
+    assert free_number(1, tmp_path) == 100_000
+
+
+def test_a_dataset_opens_beside_those_of_processes_that_end(small_recipe, monkeypatch):
+    monkeypatch.setattr(streams.dist, "get_node_rank", lambda: 7)
+    left = [SharedMemory(name, True, 4) for name in ("700000_barrier", "700001_locals")]
+    loader = build_dataloader(small_recipe().data, "train", 4).dataloader
+    assert loader.dataset._shm_prefix_int == 700_002
+    for segment in left:
+        segment.cleanup()
 
 
 def test_a_new_dataset_keeps_none_of_the_others_memory_open(small_recipe):

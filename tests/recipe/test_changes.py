@@ -15,7 +15,7 @@ from small_recipe import RECIPE
 
 from itt_composer.basics.errors import UserError
 from itt_composer.models.composer_model import unwrap
-from itt_composer.recipe.changes import FIXED, UNSET, impossible, is_changeable, is_free
+from itt_composer.recipe.changes import UNSET, impossible, is_changeable, is_free, why_fixed
 from itt_composer.recipe.components import Section
 from itt_composer.recipe.schema import Recipe, load_recipe, recipe_values
 from itt_composer.recipe.thinking import ThinkingSettings
@@ -46,6 +46,7 @@ def _is_group(kind: Any) -> bool:
 
 
 KEYS = list(keys_of(Recipe))
+FIXED = [key for key in KEYS if why_fixed(key)]
 
 # Settings that no resumed trainer shows: no checkpoint holds them, and each start reads them anew.
 READ_AT_EACH_START = {

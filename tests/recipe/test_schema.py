@@ -122,7 +122,7 @@ MISTAKES = {
     "train.eval_batches=0": "0 would leave nothing to go by",
     "algorithms.capacity_annealing.duration=2dur": "is longer than training",
     "scheduler.cosine_with_warmup.t_warmup=2dur": "is longer than training",
-    "scheduler.cosine_with_warmup.t_warmup=5000sp": "is of another unit than train.max_duration=",
+    "scheduler.cosine_with_warmup.t_warmup=5000sp": "has another unit than train.max_duration=",
     "algorithms.capacity_annealing.duration=9e12tok": "is longer than training",
     "algorithms.capacity_annealing.duration=1ep": "cannot be in epochs, which are counted when",
     "callbacks.console_lines.interval=1ep": "cannot be in epochs, which are counted when",
@@ -158,7 +158,7 @@ MISTAKES = {
     "run_name=a b": "run_name=\"a b\": may hold letters, digits, '.', '_' and '-' only",
     "model.num_attention_heads=3": " does not split into 3 heads of even size",
     "model.head_dim=15": "head_dim=15 must be even: positions rotate pairs",
-    "data.cache_limit=1gb": "cache_limit=1gb needs remote: without it, local is no cache",
+    "data.cache_limit=1gb": "cache_limit=1gb needs remote: without it, local is not a cache",
     "model.num_key_value_heads=3": "is not a multiple of num_key_value_heads=3",
     # Texts that are no setting.
     "model.hidden_size": "'model.hidden_size' is not of the form key=value",
@@ -169,9 +169,9 @@ MISTAKES = {
     "parts.model=${nope}.yaml": "parts.model: Interpolation key 'nope' not found",
     "parts.model=nope.yaml": "parts.model names nope.yaml, which is not there",
     # Settings that contradict each other.
-    "thinking.thinking_layers=[1,99]": "thinking.thinking_layers: thinking_layers names layer 99",
-    "thinking.thinking_steps=1": "thinking.thinking_steps: thinking_steps must be at least 2",
-    "thinking.select_ratios=[0.5]": "thinking.select_ratios: select_ratios has 1 values",
+    "thinking.thinking_layers=[1,99]": "thinking.thinking_layers names layer 99",
+    "thinking.thinking_steps=1": "thinking.thinking_steps must be at least 2",
+    "thinking.select_ratios=[0.5]": "thinking.select_ratios has 1 values",
     "thinking.select_ratios=[0.5,0.5,0]": "lower thinking.thinking_steps instead",
     "optimizer.decoupled_adamw=null": "optimizer must name one component, not 0",
     "scheduler.cosine_with_warmup=null": "scheduler must name one component, not 0",
@@ -200,6 +200,38 @@ def test_a_mistake_names_the_last_source_that_set_the_value(quickstart):
     assert refusal(quickstart).startswith(f"{quickstart}: model.rope_theta=-2")
     assert refusal(quickstart, "model.rope_theta=-3").startswith(
         "command line: model.rope_theta=-3"
+    )
+
+
+CONTRADICTIONS = {
+    "thinking.thinking_steps=3": "thinking.select_ratios has 3 values, but thinking_steps=3 needs",
+    "thinking.thinking=dense": "thinking.thinking_steps=4 has no meaning with thinking='dense'",
+    "model.num_hidden_layers=2": "thinking.thinking_layers names layer 3, but the model has layers",
+    "model.num_attention_heads=3": "model.hidden_size=128 does not split into 3 heads",
+    "model.max_position_embeddings=16": "data.seq_len=128 is longer than model.max_position_emb",
+    "train.compile=true": "algorithms.capacity_annealing.levels=33: with train.compile every level",
+    "train.max_duration=5ba": "scheduler.cosine_with_warmup.t_warmup=9ba is longer than training",
+}
+
+
+@pytest.mark.parametrize("override", CONTRADICTIONS)
+def test_of_settings_that_contradict_each_other_the_one_typed_last_is_blamed(override, quickstart):
+    """The other ones stand in files."""
+    add(
+        quickstart,
+        "thinking: {thinking_layers: [1, 3]}\n"
+        "scheduler: {cosine_with_warmup: {t_warmup: 9ba}}\n"
+        "algorithms: {capacity_annealing: {levels: 33, duration: 1ba}}\n",
+    )
+    load_recipe(quickstart)
+    lines = [f"command line: {override}: {CONTRADICTIONS[override]}"]
+    assert refusal(quickstart, override).startswith(*lines)
+
+
+def test_of_settings_in_several_files_the_one_that_is_merged_last_is_blamed(quickstart):
+    add(quickstart, "thinking: {thinking_steps: 3}\n")
+    assert refusal(quickstart).startswith(
+        f"{quickstart}: thinking.thinking_steps=3: thinking.select_ratios has 3 values"
     )
 
 
@@ -292,7 +324,8 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path):
 def test_annealing_without_a_router_is_refused_and_the_way_out_works():
     without_router = ["thinking.adaptive_routing=false", "thinking.select_ratios=null"]
     sentence = refusal(QUICKSTART, *without_router)
-    assert "yamls/thinking/itt_x4.yaml: algorithms.capacity_annealing needs a router" in sentence
+    assert sentence.startswith("command line: thinking.adaptive_routing=false: ")
+    assert "algorithms.capacity_annealing needs a router" in sentence
     way_out = "algorithms.capacity_annealing=null"
     assert sentence.endswith(f"set {way_out}")
     load_recipe(QUICKSTART, [*without_router, way_out])
