@@ -1,4 +1,4 @@
-"""An evaluation suite: a YAML file and `key=value` overrides, checked before torch is loaded.
+"""Reads an evaluation suite: YAML and `key=value` overrides, checked before torch is loaded.
 
 A suite with `tasks` runs them through lm-eval; one without measures perplexity on shards.
 `model=PATH` is short for `model.path=PATH`.
@@ -98,7 +98,7 @@ class TaskSuite(_Group):
         shots_that_fit: ask with fewer shots where the model has no room for all: as many whole
             ones as fit before every question. Without it the harness cuts what does not fit.
         batch_size: see `TaskSettings`.
-        bootstrap_iters: resamples for the error of metrics that are no means.
+        bootstrap_iters: resamples for the error of metrics that are not means.
         log_samples: keep every prompt and answer, in lm-eval's format.
         compare_with: row of the paper's Table 1, like "ITT×4-162M"; null takes the one whose
             geometry and thinking the model has.
@@ -126,7 +126,7 @@ class TaskSuite(_Group):
         for name in self.only or []:
             if self.tasks.get(name) is None:
                 raise FieldError(
-                    f"only names {name!r}, which is none of the tasks; add tasks.{name}={{}}",
+                    f"only names {name!r}, which is not one of the tasks; add tasks.{name}={{}}",
                     *("only", "tasks"),
                 )
         if not self.selected_tasks():
@@ -134,7 +134,7 @@ class TaskSuite(_Group):
         return self
 
     def selected_tasks(self) -> dict[str, TaskSettings]:
-        """The tasks to run, in the suite's order."""
+        """Return the tasks to run, in the suite's order."""
         return {
             name: settings
             for name, settings in self.tasks.items()
@@ -146,7 +146,7 @@ Suite = PerplexitySuite | TaskSuite
 
 
 def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
-    """Read a suite and see that the files it names are there.
+    """Read a suite and check that the files it names exist.
 
     Raises:
         UserError: one sentence per mistake.
@@ -187,11 +187,11 @@ def _check_perplexity(suite: PerplexitySuite, output: str) -> None:
 
 
 def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
-    """A suite of tasks for a model that is at hand.
+    """Read a suite of tasks for a model that is loaded already.
 
     Args:
         path: its YAML.
-        given: keys to set; those of None are left as they are.
+        given: keys to set; None leaves a key as it is.
 
     Raises:
         UserError: one sentence per mistake, or a suite of another kind.
@@ -200,14 +200,16 @@ def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
     at_hand = OmegaConf.create({"model": {"path": "at hand"}, **own})
     content = read_yaml(path)
     if "tasks" not in content:
-        raise UserError(f"{path} is no suite of tasks; name one with `tasks`")
+        raise UserError(f"{path} is not a suite of tasks; name one with `tasks`")
     return validate(TaskSuite, [(str(path), content), ("callbacks.lm_eval", at_hand)], FORMS)
 
 
 def training_suite(
     suite: str | None, only: list[str] | None, limit: float | None, data_dir: str | None
 ) -> TaskSuite:
-    """The suite of the callback `lm_eval`, whose settings these are; None for the eleven tasks.
+    """Read the suite of the callback `lm_eval`, whose settings these are.
+
+    A `suite` of None stands for the eleven tasks.
 
     Raises:
         UserError: as `read_task_suite`.
@@ -217,7 +219,7 @@ def training_suite(
 
 
 def _spelled_out(overrides: Sequence[str]) -> list[str]:
-    """`model=PATH` as `model.path=PATH`, so that it can stand beside `model.dtype=…`."""
+    """Write `model=PATH` as `model.path=PATH`, so that it can stand beside `model.dtype=…`."""
     return [
         f"model.path={override.partition('=')[2]}" if override.startswith("model=") else override
         for override in overrides
@@ -225,7 +227,7 @@ def _spelled_out(overrides: Sequence[str]) -> list[str]:
 
 
 def _name_model_path(content: DictConfig) -> None:
-    """The same in a file."""
+    """Do the same in the content of a file."""
     model = content.get("model")
     if model is not None and not isinstance(model, DictConfig):
         content["model"] = {"path": model}

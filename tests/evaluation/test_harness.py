@@ -274,7 +274,7 @@ def test_a_perplexity_of_texts_says_that_bos_is_predicted_after_bos(run, model, 
     nats = -float(lm(torch.tensor([[bos]])).logits[0, 0].log_softmax(-1)[bos])
     assert results.tasks["wikitext"].notes == [
         "each of 2 texts begins with a BOS that is predicted after another BOS, as in lm-eval: "
-        f"{nats:.1f} nats per text in this figure are none of the text's"
+        f"{nats:.1f} nats per text in this figure do not belong to the text"
     ]
 
 
@@ -425,7 +425,7 @@ def test_a_model_in_the_folder_at_hand_or_above_leaves_the_results_in_place(
 
 MISTAKES = {
     ("tasks.piqqa={}", "only=[piqqa]"): "piqqa: lm-eval has no such task; did you mean piqa",
-    ("only=[sciqq]",): "only names 'sciqq', which is none of the tasks; add tasks.sciqq={}",
+    ("only=[sciqq]",): "only names 'sciqq', which is not one of the tasks; add tasks.sciqq",
     (
         "tasks.piqa.metric=f1",
     ): "tasks.piqa.metric=f1 is not one of the task's metrics: acc, acc_norm",
