@@ -134,10 +134,10 @@ def fetch(leaf: LeafTask, shots: int, folder: Path, unreachable: dict[str, str])
         if missing:
             written.extend(write_splits(leaf, missing, folder / leaf.name))
     except ConnectionError as error:
-        unreachable[dataset] = reason(error)
+        unreachable[dataset] = reason_of(error)
         return Fetched(written, kept, unreachable[dataset])
     except Exception as error:  # whatever else the hub's libraries raise
-        return Fetched(written, kept, reason(error))
+        return Fetched(written, kept, reason_of(error))
     return Fetched(written, kept)
 
 
@@ -184,12 +184,12 @@ def is_whole(file: Path, leaf: LeafTask) -> bool:
     return True
 
 
-def reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Write an exception's first two lines as one; the hub's errors say little in the first."""
     from datasets.exceptions import DatasetGenerationError
 
     if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
-        return reason(error.__cause__)
+        return reason_of(error.__cause__)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2])
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

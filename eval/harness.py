@@ -29,7 +29,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from tqdm import tqdm
 
 from eval import ranks
-from eval.fetch import reason
+from eval.fetch import reason_of
 from eval.language_model import EvaluatedLM
 from eval.measurement import TaskMeasurement, summary_of
 from eval.suite import TaskSettings, TaskSuite
@@ -62,7 +62,7 @@ def run(suite: TaskSuite, progress: TaskProgress) -> TaskResults:
     finished: list[tuple[TaskMeasurement, TaskMeasured]] = []
     with open_tasks(suite.selected_tasks(), suite.data_dir) as source:
         tasks = dict(_reported(suite, source))
-        _check(tasks, source)
+        _check_settings(tasks, source)
         for path in suite.model.path:
             evaluated = load_evaluated(suite.model, path, ranks.device())
             if suite.model.router_selection is None:
@@ -203,25 +203,12 @@ def measure(
     size = settings.batch_size or suite.batch_size
     lm.requests_per_batch = None if size == "auto" else size
     lm.task, lm.asked = task, Asked()
-    # As `lm_eval` does by default.
-    random.seed(DEFAULT_RANDOM_SEED)
-    np.random.seed(DEFAULT_OTHER_SEED)
-    torch.manual_seed(DEFAULT_OTHER_SEED)
     seed = DEFAULT_OTHER_SEED if fewshot_seed is None else fewshot_seed
-    quiet = functools.partial(tqdm, disable=True)
-    with (
-        harness_warnings() as warnings,
-        contextlib.redirect_stdout(io.StringIO()),
-        mock.patch.object(harness_task, "tqdm", quiet),
-        # No pool for bootstraps. It is ended by SIGTERM, for which its processes have inherited
-        # Composer's handler: one that has not begun yet loses the signal, and is waited for.
-        mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}),
-    ):
-        loaded = _load(source, task, settings.shots, seed)
+    limit = settings.limit or suite.limit
+    with harness_warnings() as warnings, _as_lm_eval_runs():
+        loaded = _load_task(source, task, settings.shots, seed)
         leaves = list(loaded["tasks"].values())
-        asked_for = max(leaf.get_config("num_fewshot") for leaf in leaves)
-        limit = settings.limit or suite.limit
-        shots = asked_for
+        asked_for = shots = max(leaf.get_config("num_fewshot") for leaf in leaves)
         if suite.shots_that_fit and shots:
             shots = most_whole_shots(leaves, shots, seed, limit, lm)
         results: Any = evaluate(
@@ -256,7 +243,24 @@ def measure(
     )
 
 
-def _load(source: OpenTasks, task: str, shots: int | None, seed: int) -> Any:
+@contextlib.contextmanager
+def _as_lm_eval_runs() -> Iterator[None]:
+    """Set the seeds of `lm_eval`, and keep it from printing and from starting processes."""
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    quiet = functools.partial(tqdm, disable=True)
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        mock.patch.object(harness_task, "tqdm", quiet),
+        # No pool for bootstraps. It is ended by SIGTERM, for which its processes have inherited
+        # Composer's handler: one that has not begun yet loses the signal, and is waited for.
+        mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}),
+    ):
+        yield
+
+
+def _load_task(source: OpenTasks, task: str, shots: int | None, seed: int) -> Any:
     """Load a task (or group) of lm-eval with its data, ready to be evaluated.
 
     Args:
@@ -269,8 +273,8 @@ def _load(source: OpenTasks, task: str, shots: int | None, seed: int) -> Any:
         loaded = source.manager.load(task)
     except Exception as error:  # whatever the hub's libraries raise
         raise UserError(
-            f"the data of {task} cannot be loaded ({reason(error)}); without network, set data_dir "
-            "to a folder that `itt eval fetch` filled where there is one"
+            f"the data of {task} cannot be loaded ({reason_of(error)}); without network, set "
+            "data_dir to a folder that `itt eval fetch` filled where there is one"
         ) from None
     for leaf in loaded["tasks"].values():
         if shots is not None:
@@ -290,7 +294,7 @@ def _reported(suite: TaskSuite, source: OpenTasks) -> Iterator[tuple[str, TaskSe
             yield part, settings
 
 
-def _check(tasks: dict[str, TaskSettings], source: OpenTasks) -> None:
+def _check_settings(tasks: dict[str, TaskSettings], source: OpenTasks) -> None:
     """Refuse settings that a task cannot follow, before a model is loaded.
 
     Raises:

@@ -282,13 +282,13 @@ def _setting(
         select_ratios=list(getattr(model.config, "select_ratios", [])),
         router_selection=getattr(model.config, "router_selection", None),
         early_exit=getattr(model.config, "early_exit", 0.0),
-        **_figures(Sums.total(list(measured.values()))).given(),
-        domains={domain: _figures(part) for domain, part in measured.items()},
+        **_figures_of(Sums.total(list(measured.values()))).given(),
+        domains={domain: _figures_of(part) for domain, part in measured.items()},
         **counted,
     )
 
 
-def _figures(sums: Sums) -> PerplexityFigures:
+def _figures_of(sums: Sums) -> PerplexityFigures:
     loss = sums.loss / sums.tokens
     return PerplexityFigures(
         tokens=sums.tokens,

@@ -14,7 +14,7 @@ from torch import distributed
 
 # How long a rank may wait for another one's share of a task.
 PATIENCE = datetime.timedelta(hours=24)
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 def rank() -> int:
@@ -59,7 +59,7 @@ def leave() -> None:
         os._exit(0)
 
 
-def gather(result: Result) -> list[Result]:
+def gather(result: Answer) -> list[Answer]:
     """Return every rank's result, in the order of ranks, on every rank."""
     if world_size() == 1:
         return [result]
@@ -68,7 +68,7 @@ def gather(result: Result) -> list[Result]:
     return gathered
 
 
-def of_first(ask: Callable[..., Result], *arguments: Any) -> Result:
+def of_first(ask: Callable[..., Answer], *arguments: Any) -> Answer:
     """Return rank 0's answer on every rank; the others are not asked."""
     answers: list[Any] = gather(ask(*arguments) if rank() == 0 else None)
     return answers[0]

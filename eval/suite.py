@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from itt_composer.basics.errors import FieldError, UserError
 from itt_composer.data.manifest import Manifest
+from itt_composer.recipe.fields import Positive
 from itt_composer.recipe.layers import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
 from itt_composer.recipe.thinking import RouterSelection
 from itt_composer.runs.model_settings import (
@@ -25,10 +26,9 @@ from itt_composer.runs.model_settings import (
 )
 
 ELEVEN_TASKS = Path(__file__).parent / "suites/eleven_tasks.yaml"
-Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]
-LONGEST_NAME = 200  # of a folder, in characters
-FORMS = {"batch_size": 'should be a positive integer or "auto"'}
+LONGEST_FOLDER_NAME = 200  # of a folder, in characters
+SUITE_FORMS = {"batch_size": 'should be a positive integer or "auto"'}
 
 
 class _Group(BaseModel):
@@ -159,13 +159,13 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
         _name_model_path(content)
     suite: Suite
     if "tasks" in layers[0][1]:
-        suite = validate(TaskSuite, layers, FORMS)
+        suite = validate(TaskSuite, layers, SUITE_FORMS)
     else:
         suite = validate(PerplexitySuite, layers)
     check_model(suite.model)
     if suite.output is None:
         names = "+".join(model_name(place, suite.model.revision) for place in suite.model.path)
-        names = names[:LONGEST_NAME]
+        names = names[:LONGEST_FOLDER_NAME]
         ending = "" if isinstance(suite, TaskSuite) else ".json"
         suite.output = f"results/{path.stem}/{names}{ending}"
     if isinstance(suite, PerplexitySuite):
@@ -201,7 +201,7 @@ def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
     content = read_yaml(path)
     if "tasks" not in content:
         raise UserError(f"{path} is not a suite of tasks; name one with `tasks`")
-    return validate(TaskSuite, [(str(path), content), ("callbacks.lm_eval", at_hand)], FORMS)
+    return validate(TaskSuite, [(str(path), content), ("callbacks.lm_eval", at_hand)], SUITE_FORMS)
 
 
 def training_suite(

@@ -166,7 +166,7 @@ def open_tasks(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> Itera
         files = _find_files(leaves, tasks, Path(data_dir))
         for name, settings in tasks.items():
             for leaf in leaves[name]:
-                _check_files(name, leaf, leaf.shots(settings), files[leaf.name])
+                _check_rows(name, leaf, leaf.shots(settings), files[leaf.name])
         with (
             TemporaryDirectory(prefix="tasks-") as folder,
             _redirected(manager, Path(folder), leaves, files),
@@ -224,7 +224,7 @@ def check_names(manager: "TaskManager", names: Mapping[str, Any] | list[str]) ->
 
 def leaf_tasks(manager: "TaskManager", name: str) -> list[LeafTask]:
     """Return what a task, group or tag consists of, as the harness would load it."""
-    leaves = _walk(manager, name, {}, "")
+    leaves = _leaves_of(manager, name, {}, "")
     return list({leaf.name: leaf for leaf in leaves}.values())
 
 
@@ -251,7 +251,7 @@ def load_files(data_files: Mapping[str, str], **_: Any) -> "DatasetDict":
     return splits
 
 
-def _walk(
+def _leaves_of(
     manager: "TaskManager", name: str, overrides: Mapping[str, Any], group: str
 ) -> Iterator[LeafTask]:
     """Yield the leaf tasks of a name, in the harness's order."""
@@ -259,17 +259,17 @@ def _walk(
     if entry is None:
         yield LeafTask(f"{group}::{name}", overrides, frozenset(overrides), None, False)
     elif entry.kind.name == "GROUP":
-        yield from _walk_group(manager, name, entry.cfg or {}, overrides)
+        yield from _leaves_of_group(manager, name, entry.cfg or {}, overrides)
     elif entry.kind.name == "TAG":
         for task in sorted(entry.tags & manager.task_index.keys()):
-            yield from _walk(manager, task, overrides, group)
+            yield from _leaves_of(manager, task, overrides, group)
     else:
         config = {**(entry.cfg or {}), **overrides}
         in_python = entry.kind.name == "PY_TASK"
         yield LeafTask(name, config, frozenset(overrides), entry.yaml_path, in_python)
 
 
-def _walk_group(
+def _leaves_of_group(
     manager: "TaskManager", name: str, config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> Iterator[LeafTask]:
     """Yield the leaf tasks of a group; what it sets beside its members holds for all of them."""
@@ -283,14 +283,14 @@ def _walk_group(
     members = config.get("task")
     for member in members if isinstance(members, list) else []:
         if isinstance(member, str):
-            yield from _walk(manager, member, overrides, name)
+            yield from _leaves_of(manager, member, overrides, name)
         elif "group" not in member:
-            yield from _walk(manager, member["task"], {**overrides, **member}, name)
+            yield from _leaves_of(manager, member["task"], {**overrides, **member}, name)
         elif member["group"] in manager.task_index:
             rest = {key: value for key, value in member.items() if key != "group"}
-            yield from _walk(manager, member["group"], {**overrides, **rest}, name)
+            yield from _leaves_of(manager, member["group"], {**overrides, **rest}, name)
         else:
-            yield from _walk_group(manager, f"{name}::{member['group']}", member, overrides)
+            yield from _leaves_of_group(manager, f"{name}::{member['group']}", member, overrides)
 
 
 def _find_files(
@@ -367,7 +367,7 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _check_files(name: str, leaf: LeafTask, shots: int, files: Mapping[str, Path]) -> None:
+def _check_rows(name: str, leaf: LeafTask, shots: int, files: Mapping[str, Path]) -> None:
     """Check a leaf task's rows, and that there are as many examples as the harness draws."""
     columns = columns_of(leaf.name, leaf.config)
     rows = {split: check_file(file, columns) for split, file in files.items()}

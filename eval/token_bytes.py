@@ -57,7 +57,7 @@ def read_token_bytes(data: Path, manifest: ShardSettings) -> TokenBytes | None:
         None for a tokenizer whose tokens do not show their bytes, such as WordPiece.
     """
     path = data / manifest.tokenizer.file
-    of_file = _of_sentencepiece if path.suffix == ".model" else _of_byte_level
+    of_file = _bytes_of_sentencepiece if path.suffix == ".model" else _bytes_of_byte_level
     table = of_file(path.read_bytes())
     if table is None:
         return None
@@ -70,7 +70,7 @@ def read_token_bytes(data: Path, manifest: ShardSettings) -> TokenBytes | None:
     return TokenBytes(torch.tensor(sizes), torch.tensor(is_prefix), boundary)
 
 
-def _of_sentencepiece(content: bytes) -> tuple[list[int], list[bool]]:
+def _bytes_of_sentencepiece(content: bytes) -> tuple[list[int], list[bool]]:
     """Return bytes of every piece, and whether it begins with the space before a document."""
     from sentencepiece import SentencePieceProcessor
 
@@ -91,7 +91,7 @@ def _of_sentencepiece(content: bytes) -> tuple[list[int], list[bool]]:
     return sizes, [has_prefix and piece.startswith(SENTENCEPIECE_SPACE) for piece in pieces]
 
 
-def _of_byte_level(content: bytes) -> tuple[list[int], list[bool]] | None:
+def _bytes_of_byte_level(content: bytes) -> tuple[list[int], list[bool]] | None:
     """Return the same for a `tokenizer.json` that writes each byte as one character."""
     from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import ByteLevel

@@ -211,7 +211,8 @@ def answer(model: PreTrainedModel, problems: Sequence[EncodedProblem]) -> list[i
     scorer = Scorer(model)
     batches = plan(
         requests,
-        getattr(model.config, "max_position_embeddings", None) or max(map(_length, requests)),
+        getattr(model.config, "max_position_embeddings", None)
+        or max(map(_request_length, requests)),
         batch_size=None,
         tokens_per_batch=TOKENS_PER_BATCH.get(model.device.type, TOKENS_PER_BATCH["cpu"]),
         can_share=False,  # letters of one token are read from the same place
@@ -229,7 +230,7 @@ def answer(model: PreTrainedModel, problems: Sequence[EncodedProblem]) -> list[i
     return answers
 
 
-def _length(request: tuple[list[int], list[int]]) -> int:
+def _request_length(request: tuple[list[int], list[int]]) -> int:
     return len(request[0]) + len(request[1])
 
 

@@ -1,11 +1,11 @@
 """Shows the results of analyses as tables."""
 
 from itt_composer.analysis.token_classes import KINDS
-from itt_composer.basics.tables import GAP, Table
+from itt_composer.basics.tables import GAP, Table, shown
 from itt_composer.results.gradients import MeasuredGradients
 from itt_composer.results.thinking import StateNorm, StepEncoding, ThinkingResults
 
-FIGURES = ("share", "weight_mean", "weight_std", "selected_weight_mean", "overlap", "union")
+STEP_COLUMNS = ("share", "weight_mean", "weight_std", "selected_weight_mean", "overlap", "union")
 
 
 def gradient_tables(result: MeasuredGradients, name: str) -> list[Table]:
@@ -58,22 +58,23 @@ def thinking_tables(result: ThinkingResults, name: str) -> list[Table]:
     data = result.data
     shares = Table(
         "Which tokens think",
-        ["layer", "step", *(figure.replace("_", "\n") for figure in FIGURES)],
+        ["layer", "step", *(figure.replace("_", "\n") for figure in STEP_COLUMNS)],
         notes=[f"{name}: {data.rows} {data.split} rows, {data.tokens:,} tokens"],
     )
     kinds = Table("Share of the tokens of a kind that take the step, %", ["layer", "step", *KINDS])
     for step in result.steps:
         place = [str(step.layer), str(step.step)]
-        shares.rows.append([*place, *(_number(getattr(step, figure)) for figure in FIGURES)])
-        shown = [step.classes[kind].share for kind in KINDS]
-        kinds.rows.append([*place, *(_number(share, 100, 1) for share in shown)])
+        shares.rows.append([*place, *(shown(getattr(step, figure), 3) for figure in STEP_COLUMNS)])
+        shares_of = [step.classes[kind].share for kind in KINDS]
+        in_percent = [None if share is None else 100 * share for share in shares_of]
+        kinds.rows.append([*place, *(shown(share, 1) for share in in_percent)])
     encodings = _encodings(result.step_encodings)
     return [shares, kinds, *([encodings] if encodings.rows else []), norms]
 
 
 def _norms(norms: list[StateNorm]) -> Table:
     table = Table("Mean norm of the tokens' states after each layer", ["layer", "norm"])
-    table.rows = [[str(norm.layer), _number(norm.mean)] for norm in norms]
+    table.rows = [[str(norm.layer), shown(norm.mean, 3)] for norm in norms]
     return table
 
 
@@ -81,7 +82,7 @@ def _encodings(encodings: list[StepEncoding]) -> Table:
     columns = ("mean", "std", "min", "max")
     table = Table("Thinking Step Encoding φ", ["layer", "step", *columns])
     for one in encodings:
-        cells = [_number(getattr(one, column)) for column in columns]
+        cells = [shown(getattr(one, column), 3) for column in columns]
         table.rows.append([str(one.layer), str(one.step), *cells])
     return table
 
@@ -92,7 +93,3 @@ def _listed(counts: dict[str, int]) -> str:
 
 def _with_deviation(mean: float | None, deviation: float | None) -> str:
     return GAP if mean is None else f"{mean:.3g} ± {deviation:.2g}"
-
-
-def _number(value: float | None, times: float = 1, digits: int = 3) -> str:
-    return GAP if value is None else f"{times * value:.{digits}f}"

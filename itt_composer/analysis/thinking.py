@@ -215,7 +215,7 @@ def thinking_steps(
     with model.watching(watcher.note):
         for done, batch in enumerate(batches, start=1):
             watcher.begin_batch(classes.of(batch["input_ids"]))
-            _run(model, batch["input_ids"])
+            _forward(model, batch["input_ids"])
             on_progress(done, len(batches))
     return watcher.steps()
 
@@ -263,7 +263,7 @@ def think_about(model: PreTrainedModel, tokenizer: Any, name: str, ids: Sequence
 
     if isinstance(model, IttForCausalLM):
         with model.watching(note):
-            _run(model, torch.tensor([list(ids)]))
+            _forward(model, torch.tensor([list(ids)]))
     return ShownText(name=name, tokens=texts_of(tokenizer, ids), steps=steps)
 
 
@@ -282,6 +282,6 @@ def texts_of(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     return texts
 
 
-def _run(model: IttForCausalLM, ids_BS: Tensor) -> None:
+def _forward(model: IttForCausalLM, ids_BS: Tensor) -> None:
     ids_BS = ids_BS.to(model.device)
     model.model(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS), use_cache=False)

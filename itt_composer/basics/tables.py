@@ -119,6 +119,18 @@ class Section:
         return as_csv(columns, [list(record.values()) for record in self.records])
 
 
+def shown(value: float | None, digits: int, sign: str = "", missing: str = GAP) -> str:
+    """Show a number with so many digits after the point.
+
+    Args:
+        value: the number; None is shown as `missing`.
+        digits: after the point.
+        sign: "+" shows the sign of positive numbers, too.
+        missing: "–", or the empty text.
+    """
+    return missing if value is None else f"{value:{sign},.{digits}f}"
+
+
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """For a spreadsheet: None becomes an empty cell."""
     text = io.StringIO()

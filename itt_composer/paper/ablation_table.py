@@ -49,7 +49,7 @@ class AblationLine:
 
 
 @dataclass
-class Group:
+class AblationGroup:
     """Ablations of one size on one text, in one precision.
 
     Attributes:
@@ -80,13 +80,13 @@ class Group:
         return None if line.mean is None or whole is None else line.mean / whole - 1
 
 
-def groups_of(results: Sequence[PerplexityResults]) -> list[Group]:
+def groups_of(results: Sequence[PerplexityResults]) -> list[AblationGroup]:
     """Group the results of Table 3's models by their geometry, their precision and the text.
 
     Args:
         results: of perplexity suites, merged.
     """
-    groups: dict[tuple, Group] = {}
+    groups: dict[tuple, AblationGroup] = {}
     experiments = experiments_of([result.model for result in results])
     for experiment, result in zip(experiments, results, strict=True):
         model, described = result.model, result.model.given()
@@ -97,17 +97,17 @@ def groups_of(results: Sequence[PerplexityResults]) -> list[Group]:
         key = (*geometry, precision_label(model), result.text_sha256)
         size = paper.size_of(described) or f"{model.parameters / 1e6:.1f}M"
         text = text_label(result) + precision_label(model)
-        lines = groups.setdefault(key, Group(size, text)).lines
+        lines = groups.setdefault(key, AblationGroup(size, text)).lines
         lines.setdefault(experiment, AblationLine(name)).results.append(result)
     for group in groups.values():
         _take_one_rule(group)
-        _label(group)
+        _label_lines(group)
     return [
         group for group in groups.values() if any(line.measured for line in group.lines.values())
     ]
 
 
-def _take_one_rule(group: Group) -> None:
+def _take_one_rule(group: AblationGroup) -> None:
     """Take top-k where any model was measured by it, else thresholds; note what that leaves out.
 
     A model that was trained by top-k is saved to route by thresholds.
@@ -130,7 +130,7 @@ def _take_one_rule(group: Group) -> None:
             )
 
 
-def _label(group: Group) -> None:
+def _label_lines(group: AblationGroup) -> None:
     for row in paper.ablations():
         lines = group.of_row(row)
         for line in lines:
@@ -157,7 +157,7 @@ def _own(result: PerplexityResults, rule: str | None) -> Setting | None:
     return next(own, None)
 
 
-def section(group: Group, name: str, compared: bool) -> Section:
+def section(group: AblationGroup, name: str, compared: bool) -> Section:
     """Make Table 3 for the models of one size.
 
     Args:
@@ -182,7 +182,7 @@ def section(group: Group, name: str, compared: bool) -> Section:
 
 
 def _record(
-    group: Group, line: AblationLine, row: paper.AblationRow, compared: bool
+    group: AblationGroup, line: AblationLine, row: paper.AblationRow, compared: bool
 ) -> dict[str, Any]:
     values = [setting.perplexity for setting in line.measured]
     rule = RULES.get(group.rule_of(row.name) or "", "every token")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from itt_composer.basics.tables import GAP, Section, Table
+from itt_composer.basics.tables import GAP, Section, Table, shown
 from itt_composer.paper import figures as paper
 from itt_composer.paper.measurements import (
     experiments_of,
@@ -26,7 +26,7 @@ from itt_composer.results.model import MeasuredModel
 from itt_composer.results.perplexity_report import RULES, percentages
 from itt_composer.results.tasks import SHARES, TaskResults
 
-HEADERS = {
+TASK_HEADERS = {
     "sciq": "SciQ",
     "piqa": "PIQA",
     "winogrande": "WG",
@@ -145,8 +145,8 @@ def section(results: Sequence[TaskResults], compare_with: str | None) -> Section
     tasks = [*paper.tasks(), AVERAGE, *extra]
     table = Table(
         "Table 1: accuracy in %",
-        ["model", "", "TFLOPs", *(HEADERS.get(task, task) for task in tasks[:10]), "avg"]
-        + [HEADERS.get(task, task) for task in extra],
+        ["model", "", "TFLOPs", *(TASK_HEADERS.get(task, task) for task in tasks[:10]), "avg"]
+        + [TASK_HEADERS.get(task, task) for task in extra],
         text_columns=2,
     )
     for row in paper.rows().values():
@@ -154,17 +154,22 @@ def section(results: Sequence[TaskResults], compare_with: str | None) -> Section
             figures = [row.accuracies.get(task) for task in tasks]
             figures[tasks.index(AVERAGE)] = row.average
             table.rows.append(
-                [row.name, "paper; no result", f"{row.tflops:.2f}", *map(_number, figures)]
+                [
+                    row.name,
+                    "paper; no result",
+                    f"{row.tflops:.2f}",
+                    *(shown(figure, 1) for figure in figures),
+                ]
             )
         for model in models:
             if model.reproduces and model.row == row.name:
-                table.rows += _lines(model, tasks)
+                table.rows += _model_rows(model, tasks)
     for model in models:
         if not model.reproduces:
-            table.rows += _lines(model, tasks)
-    table.notes = _notes(models)
+            table.rows += _model_rows(model, tasks)
+    table.notes = _notes_on(models)
     return Section(
-        "table_1", table, [record for model in models for record in _records(model, tasks)]
+        "table_1", table, [record for model in models for record in _model_records(model, tasks)]
     )
 
 
@@ -190,7 +195,7 @@ def models_of(results: Sequence[TaskResults], compare_with: str | None) -> list[
     ways = ways_shown(found)
     for model in found:
         model.ways = ways
-    _label(found)
+    _label_models(found)
     return found
 
 
@@ -208,15 +213,15 @@ def _add(result: TaskResults, by_path: Mapping[str, tuple[Model, str | None]]) -
             counted = runs.setdefault((weights, run.fewshot_seed), value)
             if counted != value:
                 model.others.append(
-                    f"{HEADERS.get(task, task)} came to {counted:.6g} and {value:.6g} with the "
-                    f"same weights, asked in the same way; the first counts, not that of "
+                    f"{TASK_HEADERS.get(task, task)} came to {counted:.6g} and {value:.6g} with "
+                    f"the same weights, asked in the same way; the first counts, not that of "
                     f"{run.model}"
                 )
             model.limited |= {(task, way)} if is_limited else set()
             model.caveats |= {(task, way, note): None for note in figures.notes}
 
 
-def _label(models: Sequence[Model]) -> None:
+def _label_models(models: Sequence[Model]) -> None:
     """Label each model by its row, or by how it thinks and its name; add names until all differ."""
     for by in (None, "name", "path"):
         counts = Counter(model.label for model in models)
@@ -292,10 +297,10 @@ def tflops(model: MeasuredModel) -> float | None:
     return None
 
 
-def _lines(model: Model, tasks: Sequence[str]) -> list[list[str]]:
+def _model_rows(model: Model, tasks: Sequence[str]) -> list[list[str]]:
     """Return rows of the paper's figures, ours and the differences; ours alone without a row."""
     cells = [model.cell(task) for task in tasks]
-    ours = [_number(cell.ours) for cell in cells]
+    ours = [shown(cell.ours, 1) for cell in cells]
     errors = [cell.standard_error for cell in cells]
     with_errors = [
         text if error is None else f"{text}±{error:.1f}"
@@ -307,20 +312,20 @@ def _lines(model: Model, tasks: Sequence[str]) -> list[list[str]]:
     row = paper.row(model.row)
     name = "paper" if model.reproduces else model.row
     return [
-        [model.label, name, f"{row.tflops:.2f}", *(_number(cell.paper) for cell in cells)],
+        [model.label, name, f"{row.tflops:.2f}", *(shown(cell.paper, 1) for cell in cells)],
         ["", *own],
-        ["", "difference", "", *(_number(cell.difference, "+") for cell in cells)],
+        ["", "difference", "", *(shown(cell.difference, 1, "+") for cell in cells)],
     ]
 
 
-def _notes(models: Sequence[Model]) -> list[str]:
+def _notes_on(models: Sequence[Model]) -> list[str]:
     notes = []
     for model in models:
-        missing = [HEADERS[task] for task in paper.tasks() if not model.cell(task).runs]
+        missing = [TASK_HEADERS[task] for task in paper.tasks() if not model.cell(task).runs]
         if missing:
             notes.append(f"{model.label}: no result for {', '.join(missing)}")
         notes += _left_out(model)
-        others = [HEADERS[task] for task in paper.tasks() if not model.is_as_reported(task)]
+        others = [TASK_HEADERS[task] for task in paper.tasks() if not model.is_as_reported(task)]
         if others:
             notes.append(
                 f"{model.label}: {', '.join(others)} by other shots or another metric than the "
@@ -329,7 +334,7 @@ def _notes(models: Sequence[Model]) -> list[str]:
         if any((task, way) in model.limited for task, way in model.ways.items()):
             notes.append(f"{model.label}: first questions of a task only, by the suite's limit")
         notes += [
-            f"{model.label}: {HEADERS.get(task, task)}: {note}"
+            f"{model.label}: {TASK_HEADERS.get(task, task)}: {note}"
             for task, way, note in model.caveats
             if way == model.ways[task]
         ]
@@ -344,7 +349,7 @@ def _notes(models: Sequence[Model]) -> list[str]:
 def _left_out(model: Model) -> list[str]:
     """Name what was asked in another way than the table shows, with its figures."""
     return [
-        f"{model.label}: {HEADERS.get(task, task)} is left out at {way}, where it is "
+        f"{model.label}: {TASK_HEADERS.get(task, task)} is left out at {way}, where it is "
         f"{statistics.fmean(runs.values()):.1f}: the column is of {model.ways[task]}"
         + ("" if way[:3] != model.ways[task][:3] else ", which are others")
         for task, ways in model.asked.items()
@@ -353,7 +358,7 @@ def _left_out(model: Model) -> list[str]:
     ]
 
 
-def _records(model: Model, tasks: Sequence[str]) -> list[dict[str, Any]]:
+def _model_records(model: Model, tasks: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             "model": model.label,
@@ -377,7 +382,3 @@ def flops_text(value: float | None) -> str:
     if value is None:
         return GAP
     return f"{value:.2f}" if value >= 1 else f"{value:.3g}"
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return GAP if value is None else f"{value:{sign}.1f}"

@@ -59,8 +59,8 @@ def section(
     lines = [*settings_of(asked), *compared_lines]
     records = []
     for line in lines:
-        own = [_record(label_of(result.model), line, rule, compared) for rule in rules]
-        table.rows.append(_cells(line, own, compared))
+        own = [_elastic_record(label_of(result.model), line, rule, compared) for rule in rules]
+        table.rows.append(_elastic_cells(line, own, compared))
         records += own
     table.notes = [*_notes(lines, compared), *notes]
     return Section(name, table, records)
@@ -77,7 +77,9 @@ def _columns(rules: Sequence[str | None], compared: bool) -> list[str]:
     return columns
 
 
-def _record(model: str, line: ElasticLine, rule: str | None, compared: bool) -> dict[str, Any]:
+def _elastic_record(
+    model: str, line: ElasticLine, rule: str | None, compared: bool
+) -> dict[str, Any]:
     reported, setting, difference = line.reported, line.measured.get(rule), None
     if compared and setting and reported:
         difference = setting.perplexity - reported.perplexity
@@ -95,7 +97,9 @@ def _record(model: str, line: ElasticLine, rule: str | None, compared: bool) -> 
     }
 
 
-def _cells(line: ElasticLine, records: Sequence[dict[str, Any]], compared: bool) -> list[str]:
+def _elastic_cells(
+    line: ElasticLine, records: Sequence[dict[str, Any]], compared: bool
+) -> list[str]:
     """Return a row of the table, given its records by every rule."""
     first, measured = records[0], next(iter(line.measured.values()), None)
     cells = [

@@ -69,7 +69,7 @@ def merged(results: Iterable[PerplexityResults]) -> tuple[list[PerplexityResults
     for result in results:
         # The same weights asked to think otherwise are another model in the tables.
         ablation = paper.ablation_of(result.model.given())
-        own = json.dumps([*_identity(result), result.model.select_ratios, ablation])
+        own = json.dumps([*_measured_on(result), result.model.select_ratios, ablation])
         whole, once = found.setdefault(
             own, (result.model_copy(update={"settings": []}), CountedOnce())
         )
@@ -132,10 +132,10 @@ def own_names(models: Iterable[MeasuredModel], by: str = "name") -> str:
     return common_name(list(names.values()))
 
 
-def _identity(result: PerplexityResults) -> list[Any]:
+def _measured_on(result: PerplexityResults) -> list[Any]:
     return [result.model.weights_sha256, result.model.dtype, result.text_sha256]
 
 
 def _key(result: PerplexityResults, setting: Setting) -> str:
     way = [setting.select_ratios, setting.router_selection, setting.early_exit]
-    return json.dumps([*_identity(result), *way])
+    return json.dumps([*_measured_on(result), *way])

@@ -22,7 +22,7 @@ def section(results: Sequence[PerplexityResults], name: str) -> Section:
         results: of models on one text, merged.
         name: of the section's files.
     """
-    lines = [line for result in results for line in lines_of(result)]
+    lines = [line for result in results for line in model_lines(result)]
     rules: list[str | None] = [
         rule for rule in RULES if any(rule in by_rule for _, by_rule in lines)
     ]
@@ -37,11 +37,11 @@ def section(results: Sequence[PerplexityResults], name: str) -> Section:
         bits = [one.bits_per_byte if one else None for one in shown]
         in_bytes = [GAP if value is None else f"{value:.4f}" for value in bits]
         table.rows.append([*cells, *perplexities, *in_bytes])
-    records = [record for result in results for record in records_of(result)]
+    records = [record for result in results for record in model_records(result)]
     return Section(name, table, records)
 
 
-def lines_of(result: PerplexityResults) -> list[tuple[list[str], ByRule]]:
+def model_lines(result: PerplexityResults) -> list[tuple[list[str], ByRule]]:
     """Return name, kind and ratios of each of a model's settings, with its figures by rule."""
     lines: dict[str, ByRule] = {}
     for setting in own_settings(result):
@@ -53,7 +53,7 @@ def lines_of(result: PerplexityResults) -> list[tuple[list[str], ByRule]]:
     return [([model.name, kind, label], by_rule) for label, by_rule in lines.items()]
 
 
-def records_of(result: PerplexityResults) -> list[dict[str, Any]]:
+def model_records(result: PerplexityResults) -> list[dict[str, Any]]:
     """Return the same for programs, a record for each setting."""
     model, suite = result.model, result.suite
     return [

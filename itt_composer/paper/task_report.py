@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from itt_composer.basics.files import write_json, write_whole
-from itt_composer.basics.tables import Table, as_csv
+from itt_composer.basics.tables import Table, as_csv, shown
 from itt_composer.paper import figures as paper
 from itt_composer.recipe.description import kind_label
 from itt_composer.results.perplexity_report import percentages
@@ -59,7 +59,7 @@ def lines_of(results: TaskResults, row: str | None) -> list[TaskLine]:
         results: of a suite.
         row: of the paper's Table 1, or None.
     """
-    lines = [_line(name, figures, row) for name, figures in results.tasks.items()]
+    lines = [_task_line(name, figures, row) for name, figures in results.tasks.items()]
     by_task = {
         line.task: line
         for line in lines
@@ -72,7 +72,7 @@ def lines_of(results: TaskResults, row: str | None) -> list[TaskLine]:
     return lines
 
 
-def _line(name: str, figures: TaskFigures, row: str | None) -> TaskLine:
+def _task_line(name: str, figures: TaskFigures, row: str | None) -> TaskLine:
     scale = 100 if figures.metric in SHARES else 1
     is_as_reported = paper.is_as_reported(name, figures.shots, figures.metric)
     error, run_error = figures.stderr, figures.standard_error
@@ -114,11 +114,11 @@ def table_of(results: TaskResults, lines: list[TaskLine], row: str | None) -> Ta
     columns += [f"paper,\n{row}", "\ndiff."] if row else []
     table = Table(title_of(results), columns, text_columns=2)
     for line in lines:
-        cells = [line.task, line.metric, _number(line.shots, 0), _number(line.documents, 0)]
-        cells += [_number(line.value, 1), _number(line.harness_error, 1)]
-        cells += [_number(line.run_error, 1), str(line.runs)] if several else []
+        cells = [line.task, line.metric, _or_blank(line.shots, 0), _or_blank(line.documents, 0)]
+        cells += [_or_blank(line.value, 1), _or_blank(line.harness_error, 1)]
+        cells += [_or_blank(line.run_error, 1), str(line.runs)] if several else []
         cells += [_of_all(line.requests_cut, line.requests)] if are_cut else []
-        cells += [_number(line.paper, 1), _number(line.difference, 1, "+")] if row else []
+        cells += [_or_blank(line.paper, 1), _or_blank(line.difference, 1, "+")] if row else []
         table.rows.append(cells)
     table.notes = [
         f"{name}: {note}" for name, figures in results.tasks.items() for note in figures.notes
@@ -157,5 +157,5 @@ def _of_all(part: int | None, whole: int | None) -> str:
     return "" if part is None else f"{part:,} of {whole:,}" if part else "0"
 
 
-def _number(value: float | None, digits: int, sign: str = "") -> str:
-    return "" if value is None else f"{value:{sign},.{digits}f}"
+def _or_blank(value: float | None, digits: int, sign: str = "") -> str:
+    return shown(value, digits, sign, missing="")

@@ -36,7 +36,7 @@ from itt_composer.results.gradients import GradientResults
 from itt_composer.results.perplexity import PerplexityResults
 from itt_composer.results.thinking import ThinkingResults
 
-MISSING = {
+NOT_MEASURED = {
     "thinking": "Router weights, step encodings, token classes and the routing map",
     "gradients": "Gradient nuclear norms",
     "perplexity": "Perplexity at other ratios",
@@ -112,7 +112,7 @@ def build(
             maps=routing_map.content(thinking),
             map_caption=routing_map.CAPTION,
             warnings=readable([*incomparable(runs), *notes]),
-            missing=_missing(experiments, is_there),
+            missing=_not_measured(experiments, is_there),
         ),
         routing_map.for_print(thinking),
     )
@@ -147,7 +147,9 @@ def _without_curves(run: Run) -> str:
     return f"{file} {why}: {run.name} has no curves and no FLOPs"
 
 
-def _missing(experiments: Sequence[Experiment], is_there: dict[str, bool]) -> list[tuple[str, str]]:
+def _not_measured(
+    experiments: Sequence[Experiment], is_there: dict[str, bool]
+) -> list[tuple[str, str]]:
     """Return what no run has, with the command that measures it on a run that could have it."""
     finished = [run for run in runs_of(experiments) if run.is_finished]
     thinking = [run for run in finished if run.recipe["thinking"]["thinking"] == "itt"]
@@ -157,7 +159,7 @@ def _missing(experiments: Sequence[Experiment], is_there: dict[str, bool]) -> li
         "perplexity": [run for run in thinking if has_router(run)],
     }
     lines = []
-    for kind, what in MISSING.items():
+    for kind, what in NOT_MEASURED.items():
         fitting = fits[kind]
         if fitting and not is_there[kind]:
             run = min(fitting, key=place_in_list)

@@ -71,7 +71,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         "executed training FLOPs (forward and backward), the tokens or the time that went in. "
         f"{joined}"
         f"Time is of the machine that trained and of what else ran on it.{at_first(experiments)}",
-        _chart(own, shown, joins, units).to_dict(validate=False),
+        _cost_chart(own, shown, joins, units).to_dict(validate=False),
         {"dense": dense, "ends": records},
         [
             Control("x", "Over", [*order[1:], order[0]]),
@@ -86,7 +86,7 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     )
 
 
-def _chart(
+def _cost_chart(
     own: Mapping[str, Look], shown: Sequence[str], joins: bool, units: Units
 ) -> alt.LayerChart:
     """Draw a point for each run and, if asked, a line that joins the dense ones."""
@@ -164,7 +164,7 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
         pairs = [pair for run in experiment.runs for pair in _beside_dense(run, ended)]
         if not pairs:
             continue
-        shares = [_shares(run, dense) for run, dense, _ in pairs]
+        shares = [_shares_needed(run, dense) for run, dense, _ in pairs]
         bound = "≤ " if any(efficiency.is_bound for *_, efficiency in pairs) else ""
         seeds = len(shares) + sum(run.end is None for run in experiment.runs)
         cells = [
@@ -210,7 +210,7 @@ def _beside_dense(run: Run, runs: Sequence[Run]) -> list[tuple[Run, Run, Efficie
     return [(run, reference, efficiency)]
 
 
-def _shares(run: Run, dense: Run) -> list[float | None]:
+def _shares_needed(run: Run, dense: Run) -> list[float | None]:
     """Return tokens, FLOPs and time to the dense run's final loss, as shares of its own.
 
     None means never, NaN that it was not logged.

@@ -190,7 +190,7 @@ def _spec(
         ),
     }
     layers = [
-        *_lines(base, forms(own), highlighted, units, has_raw),
+        *_loss_lines(base, forms(own), highlighted, units, has_raw),
         *_points(base, forms(own), highlighted, units),
     ]
     spec = alt.layer(*layers).add_params(highlighted, zoom()).to_dict(validate=False)
@@ -202,7 +202,7 @@ def _spec(
     return spec
 
 
-def _lines(
+def _loss_lines(
     base: dict[str, Any],
     styles: dict[str, Any],
     highlighted: alt.Parameter,

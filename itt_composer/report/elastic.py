@@ -48,7 +48,7 @@ def figure(measured: Perplexities, experiments: Sequence[Experiment]) -> Figure 
         record["named"] &= len(routed) == 1 or record["rule"] == ALONE
         record["number"] = labels.index(record["experiment"])
     _place_names(records)
-    chart = _chart(records, colour(_looks(measured, labels, experiments)))
+    chart = _elastic_chart(records, colour(_looks(measured, labels, experiments)))
     has_dense = any(record["rule"] == ALONE for record in records)
     return Figure(
         "elastic",
@@ -64,7 +64,7 @@ def figure(measured: Perplexities, experiments: Sequence[Experiment]) -> Figure 
     )
 
 
-def _chart(records: Records, colours: alt.Color) -> alt.LayerChart:
+def _elastic_chart(records: Records, colours: alt.Color) -> alt.LayerChart:
     """Draw a point for each setting, a line between the rules, and the names that find room."""
     x = alt.X(
         "executed:Q",

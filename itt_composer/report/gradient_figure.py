@@ -14,7 +14,7 @@ BETWEEN = " · "  # projection and model, which stand in two lines
 
 def gradients(measured: Measured[GradientResults]) -> Figure | None:
     """Draw the norms over layers, easy problems against hard ones; None without results."""
-    records = [one for name, result in measured.results for one in _records(name, result)]
+    records = [one for name, result in measured.results for one in _norm_records(name, result)]
     if not records:
         return None
     columns = max(len(result.projections) for _, result in measured.results)
@@ -79,7 +79,7 @@ def _panel() -> alt.LayerChart:
     return alt.layer(band, line, points).properties(width=170, height=150)
 
 
-def _records(name: str, result: GradientResults) -> Iterator[dict[str, Any]]:
+def _norm_records(name: str, result: GradientResults) -> Iterator[dict[str, Any]]:
     """Yield a record for each projection, kind of problem and layer."""
     for projection in result.projections:
         for kind, group in (("easy", result.easy), ("hard", result.hard)):

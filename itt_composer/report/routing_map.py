@@ -10,7 +10,7 @@ from itt_composer.report.figures import Figure, Print
 from itt_composer.report.measured import Measured
 from itt_composer.results.thinking import ShownText, ThinkingResults
 
-WEIGHT_DIGITS = 3
+MAP_DIGITS = 3
 # Of the print, in characters and pixels.
 LINE_LENGTH, MOST_LINES, CHARACTER, LINE_HEIGHT = 84, 22, 6.0, 17
 NEWLINE = "⏎"
@@ -47,7 +47,7 @@ def _text(text: ShownText) -> dict[str, Any]:
 
 
 def _short(weight: float) -> float | None:
-    return round(weight, WEIGHT_DIGITS) if math.isfinite(weight) else None
+    return round(weight, MAP_DIGITS) if math.isfinite(weight) else None
 
 
 def for_print(measured: Measured[ThinkingResults]) -> list[Figure]:
@@ -125,12 +125,12 @@ def laid_out(tokens: list[str], steps: list[int]) -> list[dict[str, Any]]:
     for token, taken in zip(tokens, steps, strict=True):
         shown = token.replace("\n", NEWLINE).replace("\t", "  ")
         for part in _parts(shown):
-            if column and column + cells(part) > LINE_LENGTH:
+            if column and column + columns_of(part) > LINE_LENGTH:
                 line, column = line + 1, 0
             if line >= MOST_LINES:
                 return found
             # Texts are drawn without the spaces at their ends.
-            word, end = column + len(part) - len(part.lstrip()), column + cells(part)
+            word, end = column + len(part) - len(part.lstrip()), column + columns_of(part)
             place = {"line": line, "start": column, "word": word, "end": end}
             found.append({**place, "text": part, "steps": taken})
             column = end
@@ -143,13 +143,13 @@ def _parts(text: str) -> list[str]:
     """Divide a text into parts that a line has room for; an empty one into none."""
     parts: list[str] = []
     for letter in text:
-        if not parts or cells(parts[-1] + letter) > LINE_LENGTH:
+        if not parts or columns_of(parts[-1] + letter) > LINE_LENGTH:
             parts.append("")
         parts[-1] += letter
     return parts
 
 
-def cells(text: str) -> int:
+def columns_of(text: str) -> int:
     """Return how many columns a text takes: two for a wide letter, none for a combining mark."""
     marks = ("Mn", "Me", "Cf")
     letters = [letter for letter in text if unicodedata.category(letter) not in marks]

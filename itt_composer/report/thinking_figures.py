@@ -15,7 +15,7 @@ CLASSES = (ALL_TOKENS, "word begin", "word inside", "digit", "punctuation", "whi
 PERCENT = ".0%"
 AGAIN, NEW = "took the step before, too", "did not take the step before"
 NamedResult = tuple[str, ThinkingResults]
-Record = dict[str, Any]
+FigureRecord = dict[str, Any]
 
 
 def step_colour(steps: Sequence[str]) -> alt.Color:
@@ -37,7 +37,7 @@ def run_control(names: Sequence[str]) -> list[Control]:
     return [Control("run", "Model", options)]
 
 
-def steps_of(records: Sequence[dict[str, Any]]) -> list[str]:
+def step_names(records: Sequence[dict[str, Any]]) -> list[str]:
     """Return the steps of records, in order."""
     return sorted({record["step"] for record in records}, key=int)
 
@@ -91,7 +91,7 @@ def weights(measured: Measured[ThinkingResults]) -> Figure | None:
     )
 
 
-def _bins(number: int, result: ThinkingResults) -> Iterator[Record]:
+def _bins(number: int, result: ThinkingResults) -> Iterator[FigureRecord]:
     """Yield a record for each bin of each step's histogram, for all tokens and for the step's."""
     for step in result.steps:
         histogram = step.histogram
@@ -199,10 +199,10 @@ def step_encodings(measured: Measured[ThinkingResults]) -> Figure | None:
     )
 
 
-def _ranges(records: Sequence[Record]) -> alt.LayerChart:
+def _ranges(records: Sequence[FigureRecord]) -> alt.LayerChart:
     base = alt.Chart().encode(
         x=alt.X("step:N", title="step", axis=alt.Axis(labelAngle=0, grid=False)),
-        color=step_colour(steps_of(records)).copy(),
+        color=step_colour(step_names(records)).copy(),
         tooltip=[
             alt.Tooltip("layer:O"),
             alt.Tooltip("step:N"),
@@ -239,7 +239,7 @@ def token_classes(measured: Measured[ThinkingResults]) -> Figure | None:
                 axis=alt.Axis(format=PERCENT, values=[0, 0.5, 1], labelFlush=True),
             ),
             y=alt.Y("class:N", sort=order, title=None, axis=alt.Axis(grid=True, labelLimit=120)),
-            color=step_colour(steps_of(records)),
+            color=step_colour(step_names(records)),
             tooltip=[
                 alt.Tooltip("class:N"),
                 alt.Tooltip("layer:O"),
@@ -265,7 +265,7 @@ def token_classes(measured: Measured[ThinkingResults]) -> Figure | None:
     )
 
 
-def _kinds(number: int, result: ThinkingResults) -> Iterator[Record]:
+def _kinds(number: int, result: ThinkingResults) -> Iterator[FigureRecord]:
     """Yield a record for each step and kind of token."""
     for step in result.steps:
         shares = {ALL_TOKENS: (result.data.tokens, step.share)}
@@ -306,7 +306,7 @@ def overlap(measured: Measured[ThinkingResults]) -> Figure | None:
     )
 
 
-def _again(number: int, result: ThinkingResults) -> Iterator[Record]:
+def _again(number: int, result: ThinkingResults) -> Iterator[FigureRecord]:
     """Yield, for each step with a step before it, the shares that took that one and did not."""
     shares = {(step.layer, step.step): step.share for step in result.steps}
     for step in result.steps:

@@ -17,13 +17,13 @@ from itt_composer.report.thinking_figures import (
     by_layer,
     run_control,
     step_colour,
-    steps_of,
+    step_names,
 )
 
 # Points: of a statistic of a layer and step, and of all together.
 MOST_OF_STATISTIC, LEAST_OF_STATISTIC, MOST_STATISTICS = 150, 25, 40_000
 # What `thinking_stats` logs, with the title of the axis.
-STATISTICS = {
+LOGGED = {
     "weight_mean": "router weight, mean",
     "weight_std": "router weight, standard deviation",
     "share_selected": "share of tokens that take the step",
@@ -57,9 +57,11 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         return None
     most = max(LEAST_OF_STATISTIC, min(MOST_OF_STATISTIC, MOST_STATISTICS // series))
     records = [
-        one for number, run in enumerate(logged) for one in _records(number, run, units, most)
+        one
+        for number, run in enumerate(logged)
+        for one in _statistic_records(number, run, units, most)
     ]
-    names = [name for name in STATISTICS if any(one["figure"] == name for one in records)]
+    names = [name for name in LOGGED if any(one["figure"] == name for one in records)]
     layers = sorted({record["layer"] for record in records})
     filters = ("datum.number === 0", f"datum.figure === '{names[0]}'", "true")
     layer_options = [Option("all", {"transform.2.filter": "true"})] + [
@@ -69,8 +71,8 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     return Figure(
         "training_thinking",
         "Thinking while training",
-        f"{CAPTION}{_covered(records)}",
-        by_layer(_line_chart(records, STATISTICS[names[0]], units), "thinking", records, *filters),
+        f"{CAPTION}{_covered_lines(records)}",
+        by_layer(_line_chart(records, LOGGED[names[0]], units), "thinking", records, *filters),
         {"thinking": records},
         [
             *run_control([run.name for run in logged]),
@@ -86,10 +88,10 @@ def training(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     )
 
 
-def _records(number: int, run: Run, units: Units, most: int) -> Iterator[dict[str, Any]]:
+def _statistic_records(number: int, run: Run, units: Units, most: int) -> Iterator[dict[str, Any]]:
     """Yield the statistics of a run, at most so many of each layer and step."""
     for (layer, step, statistic), values in run.thinking.items():
-        if statistic not in STATISTICS:
+        if statistic not in LOGGED:
             continue
         places = np.array([place for place, _ in values])
         columns = [
@@ -118,7 +120,7 @@ def _line_chart(records: Sequence[dict[str, Any]], title: str, units: Units) -> 
                 axis=alt.Axis(format=NUMBER, grid=False, tickCount=4),
             ),
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
-            color=step_colour(steps_of(records)),
+            color=step_colour(step_names(records)),
             tooltip=[
                 alt.Tooltip("layer:O"),
                 alt.Tooltip("step:N"),
@@ -133,22 +135,22 @@ def _line_chart(records: Sequence[dict[str, Any]], title: str, units: Units) -> 
 def _statistic_options(names: Sequence[str], records: Sequence[dict[str, Any]]) -> list[Option]:
     options = []
     for name in names:
-        steps = steps_of([record for record in records if record["figure"] == name])
+        steps = step_names([record for record in records if record["figure"] == name])
         coloured: Any = step_colour(steps).to_dict()
         changes = {
             "transform.1.filter": f"datum.figure === '{name}'",
-            "spec.encoding.y.title": STATISTICS[name],
+            "spec.encoding.y.title": LOGGED[name],
             # φ has step 0 as well.
             "spec.encoding.color.scale": coloured["scale"],
         }
-        options.append(Option(STATISTICS[name], changes))
+        options.append(Option(LOGGED[name], changes))
     return options
 
 
-def _covered(records: Sequence[dict[str, Any]]) -> str:
+def _covered_lines(records: Sequence[dict[str, Any]]) -> str:
     """Write a sentence on steps whose lines lie on one another, as those of equal shares do."""
     found = []
-    for figure, title in STATISTICS.items():
+    for figure, title in LOGGED.items():
         lines: dict[tuple, dict[str, list[float]]] = {}
         for one in records:
             if one["figure"] == figure:

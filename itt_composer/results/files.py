@@ -19,7 +19,7 @@ from itt_composer.runs.repeats import rows_of_run
 TASKS_FILE, METRICS_FILE = "results.json", "metrics.jsonl"
 RECIPE_FILE = "recipe.yaml"
 VALIDATION_LOSS = "metrics/eval/LanguageCrossEntropy"
-KINDS = (
+WHAT_TO_GIVE = (
     "give results of a task suite (its folder or results.json), of a perplexity suite (a JSON "
     "file), or the folder of a run"
 )
@@ -72,7 +72,7 @@ def read_results(paths: Sequence[Path]) -> Results:
         if file.name == METRICS_FILE:
             results.runs.append(read_loss_log(file.parent))
             continue
-        content: ResultFile = read_result(file, TaskResults, PerplexityResults, advice=KINDS)
+        content: ResultFile = read_result(file, TaskResults, PerplexityResults, advice=WHAT_TO_GIVE)
         if isinstance(content, TaskResults):
             results.tasks.append(content)
         elif isinstance(content, PerplexityResults):
@@ -84,10 +84,10 @@ def _files_of(path: Path) -> Iterable[Path]:
     if path.is_file():
         return [path.resolve()]
     if not path.is_dir():
-        raise UserError(f"{path} does not exist; {KINDS}")
+        raise UserError(f"{path} does not exist; {WHAT_TO_GIVE}")
     found = [path / name for name in (TASKS_FILE, METRICS_FILE) if (path / name).is_file()]
     if not found:
-        raise UserError(f"{path} holds neither {TASKS_FILE} nor {METRICS_FILE}; {KINDS}")
+        raise UserError(f"{path} holds neither {TASKS_FILE} nor {METRICS_FILE}; {WHAT_TO_GIVE}")
     return [file.resolve() for file in found]
 
 

@@ -617,7 +617,9 @@ def test_a_copy_of_a_run_counts_once_and_one_that_diverged_is_left_out(sections,
     diverged = run("itt_x3_162m", {100: 4.0, 200: None})
     efficiency = sections(runs=[run("llama_162m", DENSE), itt, copied, diverged])["data_efficiency"]
     assert len(efficiency.records) == 1
-    assert efficiency.table.notes[0].startswith("ITT×3 (itt_x3_162m) diverged: its last loss is no")
+    assert efficiency.table.notes[0].startswith(
+        "ITT×3 (itt_x3_162m) diverged: its last loss is not a"
+    )
 
 
 def invoke(*arguments):

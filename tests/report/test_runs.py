@@ -249,24 +249,34 @@ def test_a_batch_that_was_not_logged_counts_like_the_one_before(tmp_path):
 
 def test_folders_that_are_no_runs_are_told(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty is no folder of a run: there is no recipe.yaml"):
+    with pytest.raises(UserError, match=r"empty is not the folder of a run: it has no recipe.yaml"):
         read_runs([tmp_path / "empty"])
     folder = write_run(tmp_path / "run")
     (folder / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary.json cannot be read; delete it"):
         read_runs([folder])
     (folder / "recipe.yaml").write_text("[1]")
-    with pytest.raises(UserError, match=r"recipe.yaml is no recipe of a run"):
+    with pytest.raises(UserError, match=r"recipe.yaml is not the recipe of a run"):
         read_runs([folder])
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "told"),
     [
-        ("recipe.yaml", "seq_len: 32", "seq_len: long", "data.seq_len=long is no positive whole"),
-        ("recipe.yaml", "seq_len: 32", "seq_len: null", "data.seq_len=None is no positive whole"),
-        ("recipe.yaml", "max_duration", "other", "is no recipe of a run"),
-        ("recipe.yaml", "hidden_size: 32", "hidden_size: big", "model.hidden_size=big is no"),
+        (
+            "recipe.yaml",
+            "seq_len: 32",
+            "seq_len: long",
+            "data.seq_len=long is not a positive",
+        ),
+        (
+            "recipe.yaml",
+            "seq_len: 32",
+            "seq_len: null",
+            "data.seq_len=None is not a positive",
+        ),
+        ("recipe.yaml", "max_duration", "other", "is not the recipe of a run"),
+        ("recipe.yaml", "hidden_size: 32", "hidden_size: big", "model.hidden_size=big is not a"),
         ("summary.json", '"tokens": 5120', '"tokens": "5"', "summary.json cannot be read"),
         ("summary.json", '"validation_loss": 4.0', '"validation_loss": ""', "cannot be read"),
         ("summary.json", 'threshold": 4.01', 'threshold": "4"', "summary.json cannot be read"),
