@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from itt_composer.basics.errors import UserError
 from itt_composer.runs.folder import RunFolder
-from itt_composer.training.before_start import check_before_start, device_of
+from itt_composer.training.before_start import check_before_start
+from itt_composer.training.train import device_of
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = "yamls/pretrain/quickstart.yaml"
