@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 
-NO_LIMIT = 10_000  # columns, where there is no terminal
+NO_LIMIT = 10_000  # columns of what is printed where there is no terminal
+GAP = "–"  # a cell without a figure
 
 
 def wide_console() -> Console:
@@ -119,6 +120,18 @@ class Section:
         """Write the records as CSV, a line each."""
         columns = list(self.records[0]) if self.records else []
         return as_csv(columns, [list(record.values()) for record in self.records])
+
+
+def shown(value: float | None, digits: int, sign: str = "", missing: str = GAP) -> str:
+    """Show a number with so many digits after the point.
+
+    Args:
+        value: the number; None is shown as `missing`.
+        digits: after the point.
+        sign: "+" shows the sign of positive numbers, too.
+        missing: "–", or the empty text.
+    """
+    return missing if value is None else f"{value:{sign},.{digits}f}"
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -5,7 +5,6 @@ LLaMA it is, which every tool loads without this package.
 """
 
 import json
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.files import whole_folder
+from itt_composer.basics.losses import perplexity
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.tokenizer import readable_config
 from itt_composer.recipe.llama_config import llama_fields
@@ -97,7 +97,7 @@ class Training:
 
 
 def _perplexity(loss: float | None) -> str:
-    return "not known" if loss is None else f"{math.exp(min(loss, 700.0)):.2f}"
+    return "not known" if loss is None else f"{perplexity(loss):.2f}"
 
 
 def model_card(model: IttForCausalLM | LlamaForCausalLM, name: str, facts: str) -> str:

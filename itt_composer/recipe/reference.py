@@ -12,9 +12,9 @@ from itt_composer.recipe.schema import Recipe
 PREAMBLE = """\
 # Keys of a recipe
 
-`itt recipes --keys` prints this page from the declarations in `itt_composer/recipe/`; parts,
+After this page you know every key that a recipe can set, its default and its meaning. Parts,
 overrides and mistakes are explained in [recipes](recipes.md). Tables and algorithms are those of
-the paper.
+the paper. `itt recipes --keys` prints this page from the declarations in `itt_composer/recipe/`.
 
 A key without a default has to be given; "null → …" says what null stands for. The last column says
 whether a run that has begun goes on with another value: always (free), with `--allow-changes`, or
