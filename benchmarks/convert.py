@@ -154,9 +154,9 @@ def reference(root: str, tokenizer: str, out: str, seq_len: str, limit: str) -> 
 
 def bare(root: str, tokenizer: str, limit: str) -> None:
     """Run the encoder alone; print the bytes of text, and CPU and wall seconds of encoding."""
-    from data_prep.tokenizer import load_tokenizer
+    from data_prep.tokenizer import load_corpus_tokenizer
 
-    encoder = load_tokenizer(tokenizer).fast
+    encoder = load_corpus_tokenizer(tokenizer).fast
     texts = texts_of(Path(root), float(limit))
     batches: list[list[bytes]] = [[]]
     size = 0
@@ -193,14 +193,14 @@ def profile(root: Path, out: Path, options: argparse.Namespace) -> None:
     import cProfile
     import pstats
 
-    from data_prep.convert import convert
+    from data_prep.convert import convert_corpus
     from data_prep.options import Options
 
     profiler = cProfile.Profile()
     chosen = Options(root, str(out), options.tokenizer, options.seq_len, workers=1)
     import streaming  # noqa: F401 – not a part of what is looked for
 
-    profiler.runcall(convert, chosen)
+    profiler.runcall(convert_corpus, chosen)
     pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
 
 

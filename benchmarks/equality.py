@@ -132,7 +132,7 @@ def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
     from composer.loggers import InMemoryLogger
     from composer.utils import reproducibility
 
-    from itt_composer.models.building import build_model
+    from itt_composer.models.building import model_of_recipe
     from itt_composer.recipe.schema import load_recipe
     from itt_composer.training.sharding import whole_model
     from itt_composer.training.train import build_trainer
@@ -140,7 +140,7 @@ def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
 
     recipe = load_recipe(recipe_file, overrides)
     reproducibility.seed_all(recipe.seed)
-    trainer = build_trainer(recipe, TrainingRun(recipe), build_model(recipe), "cpu")
+    trainer = build_trainer(recipe, TrainingRun(recipe), model_of_recipe(recipe), "cpu")
     log = InMemoryLogger()
     log.init(trainer.state, trainer.logger)
     trainer.logger.destinations = (*trainer.logger.destinations, log)

@@ -28,13 +28,13 @@ import typer
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.machine import REPOSITORY, machine
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import load_corpus_tokenizer
 from eval.harness import measure
 from eval.language_model import EvaluatedLM
 from eval.suite import TaskSettings, TaskSuite
 from eval.task_data import OpenTasks, open_tasks
 from itt_composer.basics.files import write_json
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.models.calibration import calibrate
 from itt_composer.models.folder import write_model_folder
 from itt_composer.recipe.schema import load_recipe
@@ -61,10 +61,10 @@ COLUMNS = (
 
 def write_models(folder: Path, tokenizer: str, names: list[str]) -> Iterator[Path]:
     """Write the models of recipes, with random weights, as transformers folders."""
-    load_tokenizer(tokenizer).save(folder / "tokenizer")
+    load_corpus_tokenizer(tokenizer).save(folder / "tokenizer")
     for name in names:
         torch.manual_seed(0)
-        model = build_model(load_recipe(REPOSITORY / f"yamls/pretrain/{name}.yaml"))
+        model = model_of_recipe(load_recipe(REPOSITORY / f"yamls/pretrain/{name}.yaml"))
         if model.config.adaptive_routing:
             ids = torch.randint(3, model.config.vocab_size, (4, 256))
             calibrate(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])

@@ -248,7 +248,7 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
     """Measure a batch in Composer's trainer over one of a bare loop; they take turns."""
     from composer.core import Callback
 
-    from itt_composer.models.building import build_model
+    from itt_composer.models.building import model_of_recipe
     from itt_composer.models.composer_model import unwrap
     from itt_composer.recipe.schema import load_recipe
     from itt_composer.training.train import build_trainer
@@ -280,7 +280,7 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
         overrides = trainer_overrides(Path(folder), size, work, rounds, is_compiled)
         kind = "llama" if name == DENSE else "itt_x4"
         recipe = load_recipe(REPOSITORY / f"yamls/pretrain/{kind}_162m.yaml", overrides)
-        model = build_model(recipe)
+        model = model_of_recipe(recipe)
         trainer = build_trainer(recipe, TrainingRun(recipe), model, "gpu" if IS_GPU else "cpu")
         bare_steps = BareSteps()
         trainer.state.callbacks.append(bare_steps)

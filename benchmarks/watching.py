@@ -26,7 +26,7 @@ from benchmarks.loader import make_shards
 from benchmarks.machine import REPOSITORY, command_line, machine
 from itt_composer.basics.files import write_json
 from itt_composer.data.streams import build_dataloader
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.models.wrapping import compile_layers
 from itt_composer.recipe.components import CALLBACKS
@@ -80,7 +80,7 @@ def load(size: str, device: str, rows: int, seq_len: int, folder: Path) -> Recip
 
 def train(recipe: Recipe, batches: int, compile_layer: bool) -> list[float]:
     """Train, and return the seconds of each batch."""
-    model = build_model(recipe)
+    model = model_of_recipe(recipe)
     if compile_layer:
         compile_layers(model)
     composer_model = ComposerItt(model)

@@ -100,11 +100,11 @@ def train_tokenizer(
 ) -> None:
     """Train a LLaMA-style SentencePiece tokenizer on the training documents of ROOT."""
     from data_prep.documents import Fields
-    from data_prep.tokenizer_training import train_tokenizer, training_warnings
+    from data_prep.tokenizer_training import train_sentencepiece, training_warnings
 
     with errors_as_sentences():
         fields = Fields(text_field, domain_field)
-        manifest = train_tokenizer(root, out, vocab_size, validation_share, fields)
+        manifest = train_sentencepiece(root, out, vocab_size, validation_share, fields)
         if manifest is None:
             _say_complete(out)
         else:
@@ -289,7 +289,7 @@ def _convert(options: "Options") -> None:
     from data_prep.stats import stats_of
 
     try:
-        manifest = conversion.convert(options)
+        manifest = conversion.convert_corpus(options)
     except KeyboardInterrupt:
         kept = "what is done is kept, the same command goes on from there"
         again = "Spark keeps nothing of it, the same command starts again"
@@ -313,12 +313,12 @@ def verify(
     ] = None,
 ) -> None:
     """Re-read every shard of OUT and name each file that is damaged."""
-    from data_prep.verify import progress_bar, verify
+    from data_prep.verify import progress_bar, verify_folder
     from data_prep.workers import usable_cores
 
     with errors_as_sentences():
         with progress_bar() as on_progress:
-            report = verify(out, workers or usable_cores(), on_progress)
+            report = verify_folder(out, workers or usable_cores(), on_progress)
         if as_json:
             typer.echo(json.dumps(report.as_json(), indent=1))
         else:
@@ -332,10 +332,10 @@ def verify(
 @app.command()
 def stats(out: Folder, as_json: Json = False) -> None:
     """Count the documents, rows and tokens of OUT by domain and split."""
-    from data_prep.stats import stats
+    from data_prep.stats import count_shards
 
     with errors_as_sentences():
-        found = stats(out)
+        found = count_shards(out)
         if as_json:
             typer.echo(found.model_dump_json(indent=1))
             return
@@ -343,9 +343,9 @@ def stats(out: Folder, as_json: Json = False) -> None:
 
 
 def _print_stats(found: "Stats") -> None:
-    from data_prep.stats import notes, tables
+    from data_prep.stats import notes, tables_of_stats
 
-    for table in tables(found):
+    for table in tables_of_stats(found):
         Console().print(table)
     for line in notes(found):
         typer.echo(line)

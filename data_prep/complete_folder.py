@@ -120,14 +120,14 @@ def check_same(stored: dict[str, Any], asked: dict[str, Any], out: str) -> None:
     Raises:
         UserError: names what differs.
     """
-    if differences := changes(stored, asked):
+    if differences := describe_differences(stored, asked):
         raise UserError(
             f"{out} holds the output of another run ({differences}): "
             "choose another --out or delete what is there"
         )
 
 
-def changes(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+def describe_differences(stored: dict[str, Any], asked: dict[str, Any]) -> str:
     """Name what differs, in the words of the keys; empty when nothing does."""
     if stored.get("command") != asked["command"]:
         return f"of {stored.get('command')}"

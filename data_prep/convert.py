@@ -24,24 +24,24 @@ from data_prep.options import Options
 from data_prep.output import Output, open_output
 from data_prep.part_plan import Part, pieces_of, plan_parts
 from data_prep.part_record import DonePart
-from data_prep.part_rows import Progress, Settings
+from data_prep.part_rows import PartProgress, Settings
 from data_prep.progress import conversion_progress
 from data_prep.rejects import RejectLimit, rejects_as_jsonl
 from data_prep.shard_writing import ShardOptions, check_storage, row_dtype
 from data_prep.token_estimate import Estimate, estimate, validation_threshold
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenizer import Tokenizer, load_corpus_tokenizer
 from data_prep.transformers_files import how_transformers_differs
 from data_prep.unfinished_conversion import UnfinishedConversion, check_unchanged, piece_sha256
 from data_prep.workers import usable_cores, workers
 from itt_composer.basics.errors import UserError
 from itt_composer.data.manifest import MANIFEST, Manifest, ShardSettings, TokenizerOrigin
 
-TOKENIZER = "tokenizer"
+TOKENIZER_FOLDER = "tokenizer"
 HOW_TO_INSTALL_SPARK = "pip install -e '.[spark]'"
 logger = logging.getLogger(__name__)
 
 
-def convert(options: Options) -> Manifest | None:
+def convert_corpus(options: Options) -> Manifest | None:
     """Convert the documents below `root` into `out/{train,validation}/<domain>` MDS streams.
 
     Returns:
@@ -56,7 +56,7 @@ def convert(options: Options) -> Manifest | None:
         raise UserError(
             f"--out {options.out} lies inside the input {options.root}: choose a folder outside it"
         )
-    tokenizer = load_tokenizer(
+    tokenizer = load_corpus_tokenizer(
         options.tokenizer, options.bos_token, options.eos_token, options.special_tokens
     )
     check_storage(_shard_options(options, tokenizer))
@@ -128,7 +128,7 @@ def _shard_settings(options: Options, tokenizer: Tokenizer, corpus: Corpus) -> S
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         tokenizer=TokenizerOrigin(
-            file=f"{TOKENIZER}/{tokenizer.file}",
+            file=f"{TOKENIZER_FOLDER}/{tokenizer.file}",
             sha256=tokenizer.sha256,
             source_sha256=tokenizer.source_sha256,
         ),
@@ -218,7 +218,7 @@ def _convert_parts(
         run_spark = _spark_engine()
         size = sum(part.input_bytes for parts in plan.values() for part in parts)
         place = output.name if output.is_remote else output.folder
-        with conversion_progress(lambda: size, Progress(0, 0, 0)) as on_progress:
+        with conversion_progress(lambda: size, PartProgress(0, 0, 0)) as on_progress:
             return run_spark(plan, settings, budgets, limit, place, options.master, on_progress)
     engine = LocalEngine(plan, settings, budgets, state, output, limit)
     size = engine.total_bytes
@@ -283,9 +283,9 @@ def _write_rest(
     manifest: Manifest, settings: Settings, parts: dict[str, list[DonePart]], folder: Path
 ) -> Manifest:
     """Write the tokenizer, the rejects and, last, the manifest that lists every file."""
-    settings.tokenizer.save(folder / TOKENIZER)
-    written = sorted((folder / TOKENIZER).iterdir())
-    for path in (*written, folder / TOKENIZER):
+    settings.tokenizer.save(folder / TOKENIZER_FOLDER)
+    written = sorted((folder / TOKENIZER_FOLDER).iterdir())
+    for path in (*written, folder / TOKENIZER_FOLDER):
         sync(path)
     records = [part.record for done in parts.values() for part in done]
     if any(record.rejects for record in records):

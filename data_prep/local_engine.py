@@ -10,7 +10,7 @@ from data_prep.budgets import Budgets
 from data_prep.output import Output
 from data_prep.part_plan import Part
 from data_prep.part_record import DonePart, Kept
-from data_prep.part_rows import Progress, Settings
+from data_prep.part_rows import PartProgress, Settings
 from data_prep.part_shards import store_part
 from data_prep.rejects import RejectLimit
 from data_prep.unfinished_conversion import UnfinishedConversion
@@ -53,13 +53,13 @@ class LocalEngine:
         self.cut: set[tuple[str, int]] = set()  # converted again, up to a budget's end
         self.total_bytes = self.input_bytes()
 
-    def done_before(self) -> Progress:
+    def done_before(self) -> PartProgress:
         """Count what earlier runs have done."""
         parts = [
             (self.plan[s][i], p.record) for s, done in self.done.items() for i, p in done.items()
         ]
         counts = [c for _, r in parts for splits in r.domains.values() for c in splits.values()]
-        return Progress(
+        return PartProgress(
             sum(part.input_bytes for part, _ in parts),
             sum(count.documents for count in counts),
             sum(count.tokens for count in counts),

@@ -60,7 +60,7 @@ class RowBlock(NamedTuple):
     rows: np.ndarray
 
 
-class Progress(NamedTuple):
+class PartProgress(NamedTuple):
     """What was done since the last one: bytes of the input files, documents, ids."""
 
     input_bytes: int
@@ -71,7 +71,7 @@ class Progress(NamedTuple):
 def convert_part(
     part: Part,
     settings: Settings,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[PartProgress], None] = lambda _: None,
 ) -> Iterator[RowBlock | PartRecord]:
     """Yield the rows of a part, split by split as they fill, and at last its record.
 
@@ -96,7 +96,7 @@ class _Conversion:
     """The state of one part: packers, encoder, counts."""
 
     def __init__(
-        self, part: Part, settings: Settings, on_progress: Callable[[Progress], None]
+        self, part: Part, settings: Settings, on_progress: Callable[[PartProgress], None]
     ) -> None:
         self.part = part
         self.settings = settings
@@ -119,9 +119,9 @@ class _Conversion:
                 rows = self.packers[domain][split].add(ids)
                 self.record.domains[domain][split].rows += len(rows)
                 yield RowBlock(domain, split, rows)
-            self.on_progress(Progress(read - self.reported_bytes, documents, tokens))
+            self.on_progress(PartProgress(read - self.reported_bytes, documents, tokens))
             self.reported_bytes = read
-        self.on_progress(Progress(reader.raw_bytes - self.reported_bytes, 0, 0))
+        self.on_progress(PartProgress(reader.raw_bytes - self.reported_bytes, 0, 0))
         self.reported_bytes = 0
         self.record.lines += reader.lines_read
         self.record.inputs.append(asdict(piece) | {"sha256": reader.sha256.hexdigest()})

@@ -15,7 +15,7 @@ from data_prep.document_split import SPLITS
 from data_prep.durable_files import sync, write_synced
 from data_prep.part_plan import Part
 from data_prep.part_record import BAD, DonePart, Kept, stat_of
-from data_prep.part_rows import Progress, RowBlock, Settings, convert_part
+from data_prep.part_rows import PartProgress, RowBlock, Settings, convert_part
 from data_prep.shard_writing import ShardOptions, ShardWriter
 from itt_composer.basics.errors import UserError
 from itt_composer.data.fingerprints import Fingerprint
@@ -31,7 +31,7 @@ def store_part(
     record_file: Path,
     work: Path,
     limits: Kept | None,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[PartProgress], None],
 ) -> DonePart:
     """Convert a part into `folder/<split>/<domain>/<part>` and write its record.
 
@@ -81,7 +81,7 @@ def store_part(
     return done
 
 
-def _unreported(_: Progress) -> None:
+def _unreported(_: PartProgress) -> None:
     pass
 
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from data_prep.part_rows import Progress
+from data_prep.part_rows import PartProgress
 
 logger = logging.getLogger("data_prep")
 LOG_SECONDS = 10.0
@@ -19,8 +19,8 @@ MEASURED_SECONDS = 1.0  # of work, before its speed is shown
 
 @contextmanager
 def conversion_progress(
-    total_bytes: Callable[[], int], done_before: Progress
-) -> Iterator[Callable[[Progress], None]]:
+    total_bytes: Callable[[], int], done_before: PartProgress
+) -> Iterator[Callable[[PartProgress], None]]:
     """Yield a function to call with what this run has done so far; it writes to stderr.
 
     Args:
@@ -41,7 +41,7 @@ def conversion_progress(
     with Bar(*columns, console=console, transient=True, expand=True) as bar:
         task = bar.add_task("", total=None, state="")
 
-        def show(done: Progress) -> None:
+        def show(done: PartProgress) -> None:
             meter.add(done)
             completed = done_before.input_bytes + done.input_bytes
             total = max(1, total_bytes())
@@ -54,19 +54,19 @@ def conversion_progress(
 class _Meter:
     """Measures from the first work done, so that starting processes does not count."""
 
-    def __init__(self, total_bytes: Callable[[], int], before: Progress) -> None:
+    def __init__(self, total_bytes: Callable[[], int], before: PartProgress) -> None:
         self.total_bytes = total_bytes
         self.before = before
-        self.done = self.first = Progress(0, 0, 0)
+        self.done = self.first = PartProgress(0, 0, 0)
         self.started = self.logged = time.monotonic()
 
-    def add(self, done: Progress) -> None:
+    def add(self, done: PartProgress) -> None:
         """Take what this run has done so far."""
         if not self.first.input_bytes:
             self.first, self.started = done, time.monotonic()
         self.done = done
 
-    def log(self, done: Progress, last: bool = False) -> None:
+    def log(self, done: PartProgress, last: bool = False) -> None:
         self.add(done)
         now = time.monotonic()
         if last or now - self.logged >= LOG_SECONDS:

@@ -27,7 +27,7 @@ from data_prep.document_split import SPLITS
 from data_prep.finished_streams import Stream, parts_by_domain
 from data_prep.part_plan import Part
 from data_prep.part_record import DonePart, PartRecord, stat_of
-from data_prep.part_rows import Progress, RowBlock, Settings, convert_part
+from data_prep.part_rows import PartProgress, RowBlock, Settings, convert_part
 from data_prep.rejects import RejectLimit
 from data_prep.spark_session import (
     failures_as_sentences,
@@ -48,7 +48,7 @@ def run_spark(
     reject_limit: RejectLimit,
     out: Path | str,
     master: str | None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[PartProgress], None] = lambda _: None,
 ) -> tuple[dict[str, list[DonePart]], dict[str, dict[str, Stream]]]:
     """Convert parts into the streams `out/<split>/<domain>`; what lies there is replaced.
 
@@ -100,7 +100,10 @@ def run_spark(
 
 
 def _converted(
-    spark: SparkSession, parts: list[Part], settings: Settings, count: Callable[[Progress], None]
+    spark: SparkSession,
+    parts: list[Part],
+    settings: Settings,
+    count: Callable[[PartProgress], None],
 ) -> DataFrame:
     """Convert parts, a partition each, into rows and records that stay on disk once computed."""
 
@@ -114,7 +117,7 @@ def _converted(
 
 
 def _frames(
-    part: Part, settings: Settings, count: Callable[[Progress], None]
+    part: Part, settings: Settings, count: Callable[[PartProgress], None]
 ) -> Iterator[pd.DataFrame]:
     """Convert one part on an executor."""
     rows: Counter[tuple[str, str]] = Counter()

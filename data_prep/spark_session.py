@@ -17,7 +17,7 @@ from pyspark.accumulators import AccumulatorParam
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from data_prep.part_rows import Progress
+from data_prep.part_rows import PartProgress
 from itt_composer.basics.errors import UserError
 
 # For Spark 3: Java 18 and later lack what it, or Arrow in it, needs.
@@ -137,27 +137,27 @@ def sentence_of(failure: str) -> str:
 
 
 def progress_counter(
-    session: SparkSession, on_progress: Callable[[Progress], None]
-) -> Callable[[Progress], None]:
+    session: SparkSession, on_progress: Callable[[PartProgress], None]
+) -> Callable[[PartProgress], None]:
     """Return a function for tasks to report progress; `on_progress` gets the sums here."""
 
     class Sums(AccumulatorParam):
-        def __init__(self, report: Callable[[Progress], None] | None = None) -> None:
+        def __init__(self, report: Callable[[PartProgress], None] | None = None) -> None:
             self.report = report
 
         def __reduce__(self) -> tuple[Any, ...]:
             return Sums, ()  # a task has nobody to report to
 
-        def zero(self, value: Progress) -> Progress:
-            return Progress(0, 0, 0)
+        def zero(self, value: PartProgress) -> PartProgress:
+            return PartProgress(0, 0, 0)
 
-        def addInPlace(self, value1: Progress, value2: Progress) -> Progress:  # noqa: N802
-            total = Progress(*(a + b for a, b in zip(value1, value2, strict=True)))
+        def addInPlace(self, value1: PartProgress, value2: PartProgress) -> PartProgress:  # noqa: N802
+            total = PartProgress(*(a + b for a, b in zip(value1, value2, strict=True)))
             if self.report is not None:
                 self.report(total)
             return total
 
-    return session.sparkContext.accumulator(Progress(0, 0, 0), Sums(on_progress)).add
+    return session.sparkContext.accumulator(PartProgress(0, 0, 0), Sums(on_progress)).add
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Stats(StoredPart):
     special_token_names: dict[str, int]
 
 
-def stats(out: str | Path) -> Stats:
+def count_shards(out: str | Path) -> Stats:
     """Count documents, rows and tokens per split and domain.
 
     Raises:
@@ -67,7 +67,7 @@ def stats_of(manifest: Manifest) -> Stats:
     )
 
 
-def tables(stats: Stats) -> list[Table]:
+def tables_of_stats(stats: Stats) -> list[Table]:
     """Make a table per split: a row per domain and one for all of them."""
     return [_table(stats, split) for split in stats.splits]
 

@@ -11,7 +11,7 @@ from data_prep.budgets import Budgets, validation_share_needed
 from data_prep.documents import BadInputError, Fields, Piece, PieceReader, document_of
 from data_prep.tokenizer import Tokenizer
 
-FILES = 8
+SAMPLED_FILES = 8
 DOCUMENTS_PER_FILE = 8
 MIXED_DOCUMENTS_PER_FILE = 64  # where a file holds several domains
 BYTES_PER_FILE = 1_000_000
@@ -38,7 +38,7 @@ def estimate(
     Bad lines are passed over. Where lines name their domain, the few that name one of several
     say less of it, so the estimate is the lower end of what they suggest.
     """
-    chosen = files[:: max(1, len(files) // FILES)][:FILES]
+    chosen = files[:: max(1, len(files) // SAMPLED_FILES)][:SAMPLED_FILES]
     sizes = {path: path.stat().st_size for path in files}
     documents = DOCUMENTS_PER_FILE if fields.domain is None else MIXED_DOCUMENTS_PER_FILE
     read_bytes = 0.0

@@ -31,7 +31,7 @@ from itt_composer.basics.errors import UserError
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*|[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_REPOSITORY = re.compile(r"[A-Za-z0-9][\w-]*|[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = [
     "tokenizer*",
     "*chat_template*",
@@ -113,7 +113,7 @@ class Tokenizer:
         (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=1) + "\n", "utf-8")
 
 
-def load_tokenizer(
+def load_corpus_tokenizer(
     source: str,
     bos_token: str | None = None,
     eos_token: str | None = None,
@@ -135,7 +135,7 @@ def load_tokenizer(
     path = Path(source)
     if (
         not path.exists()
-        and HUB_NAME.fullmatch(source)
+        and HUB_REPOSITORY.fullmatch(source)
         and (path.parent == Path() or not path.parent.exists())
     ):
         path = _download(source)

@@ -23,7 +23,7 @@ from data_prep.complete_folder import (
 from data_prep.document_split import split_of
 from data_prep.documents import Fields, read_documents
 from data_prep.domains import find_corpus, not_read_sentence
-from data_prep.tokenizer import MODEL_FILE, load_tokenizer
+from data_prep.tokenizer import MODEL_FILE, load_corpus_tokenizer
 from itt_composer.basics.errors import UserError
 
 # What the model file of LLaMA-2 says about its own training, as far as it shapes the vocabulary.
@@ -58,7 +58,7 @@ COUNTED = ("documents", "utf8_bytes", "cut_runs", "reserved_characters")
 RESERVED, UNLEARNED = "\u2585", "\t"
 
 
-def train_tokenizer(
+def train_sentencepiece(
     root: Path, out: Path, vocab_size: int, validation_share: float, fields: Fields
 ) -> dict[str, Any] | None:
     """Train a tokenizer on the training documents of `root` and write its folder `out`.
@@ -110,7 +110,7 @@ def train_tokenizer(
                 f"({error}): move what is unusual in it out of {root} for the training"
             ) from error
         (folder / MODEL_FILE).write_bytes(content)
-        load_tokenizer(str(folder / MODEL_FILE)).save(folder)
+        load_corpus_tokenizer(str(folder / MODEL_FILE)).save(folder)
         trained_on = {name: counts[name] for name in COUNTED}
         return write_manifest(folder, recipe, {"trained_on": trained_on, "not_read": others})
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from data_prep.complete_folder import changes
+from data_prep.complete_folder import describe_differences
 from data_prep.documents import Piece, PieceReader
 from data_prep.durable_files import write_synced
 from data_prep.part_plan import Part
@@ -63,7 +63,7 @@ class UnfinishedConversion:
         self.work.mkdir()
         recipe = settings.model_dump(exclude={"format_version"})
         file = self.own / RECIPE
-        differences = file.exists() and changes(json.loads(file.read_bytes()), recipe)
+        differences = file.exists() and describe_differences(json.loads(file.read_bytes()), recipe)
         if differences and self._has_done():
             self.lock.release()
             raise UserError(

@@ -18,7 +18,7 @@ from itt_composer.data.manifest import MANIFEST, Manifest, StreamCounts
 SHARD_SUFFIX = ".mds"
 
 
-class Problem(NamedTuple):
+class FileProblem(NamedTuple):
     """A file below the folder, with forward slashes, and one sentence on what is wrong with it."""
 
     file: str
@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
 
 @dataclass
-class Report:
+class Verification:
     """What `verify` found.
 
     `shards` counts the shards that should be there; `rows`, `tokens` and `bytes` are those of
@@ -37,7 +37,7 @@ class Report:
     shards: int = 0
     rows: int = 0
     bytes: int = 0
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[FileProblem] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -93,7 +93,9 @@ class _Outcome(NamedTuple):
     problem: str | None
 
 
-def verify(out: str | Path, workers: int, on_progress: Callable[[int, int], None]) -> Report:
+def verify_folder(
+    out: str | Path, workers: int, on_progress: Callable[[int, int], None]
+) -> Verification:
     """Re-read a folder that `convert` wrote and compare all of it with its manifest and indexes.
 
     Every file must have the bytes and SHA-256 that the manifest lists, and every shard the size,
@@ -121,11 +123,11 @@ def verify(out: str | Path, workers: int, on_progress: Callable[[int, int], None
     tasks = list(_tasks(out, manifest, entries))
     problems += _problems_of_listing(manifest, indexes, tasks)
     problem_of = {problem.file: problem for problem in problems}
-    report = Report(manifest.seq_len)
+    report = Verification(manifest.seq_len)
     for task, outcome in _run(out, manifest, tasks, workers, on_progress):
         report.shards += task.kind == "shard"
         if outcome.problem:
-            problem_of.setdefault(task.file, Problem(task.file, outcome.problem))
+            problem_of.setdefault(task.file, FileProblem(task.file, outcome.problem))
         elif task.file not in problem_of:
             report.bytes += outcome.bytes
             report.rows += outcome.rows if task.kind == "shard" else 0
@@ -145,17 +147,17 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _problems_of_counts(manifest: Manifest, indexes: dict[str, Entries]) -> Iterator[Problem]:
+def _problems_of_counts(manifest: Manifest, indexes: dict[str, Entries]) -> Iterator[FileProblem]:
     """Find counts of the manifest that contradict one another or the indexes."""
     for stream, rows in _streams(manifest).items():
         if stream in indexes:
             indexed = sum(entry.samples for entry in indexes[stream].values())
             if indexed != rows:
-                yield Problem(MANIFEST, f"gives {stream} {rows:,} rows, its index {indexed:,}")
+                yield FileProblem(MANIFEST, f"gives {stream} {rows:,} rows, its index {indexed:,}")
     for split, domains in manifest.splits.items():
         for domain, counts in domains.items():
             if counts.tokens != counts.rows * manifest.seq_len:
-                yield Problem(
+                yield FileProblem(
                     MANIFEST,
                     f"gives {split}/{domain} {counts.tokens:,} tokens, but {counts.rows:,} rows "
                     f"of {manifest.seq_len:,} are {counts.rows * manifest.seq_len:,}",
@@ -166,12 +168,12 @@ def _problems_of_counts(manifest: Manifest, indexes: dict[str, Entries]) -> Iter
             added = sum(getattr(counts, key) for counts in manifest.splits.get(split, {}).values())
             if total is None or getattr(total, key) != added:
                 stated = "none" if total is None else f"{getattr(total, key):,}"
-                yield Problem(
+                yield FileProblem(
                     MANIFEST, f"gives {split} {stated} {key}, but its domains add up to {added:,}"
                 )
 
 
-def read_indexes(out: Path, manifest: Manifest) -> tuple[dict[str, Entries], list[Problem]]:
+def read_indexes(out: Path, manifest: Manifest) -> tuple[dict[str, Entries], list[FileProblem]]:
     """Read the index of every stream that has rows; those of its parts must agree with it.
 
     Returns:
@@ -184,7 +186,7 @@ def read_indexes(out: Path, manifest: Manifest) -> tuple[dict[str, Entries], lis
         try:
             indexes[stream] = read_entries(out, manifest, f"{stream}/{INDEX}")
         except DamageError as damage:
-            problems.append(Problem(f"{stream}/{INDEX}", str(damage)))
+            problems.append(FileProblem(f"{stream}/{INDEX}", str(damage)))
     for name in manifest.files:
         path = PurePosixPath(name)
         stream = "/".join(path.parts[:2])
@@ -197,7 +199,7 @@ def read_indexes(out: Path, manifest: Manifest) -> tuple[dict[str, Entries], lis
             if part != whole:
                 raise DamageError(f"describes other shards than {stream}/{INDEX} does")
         except DamageError as damage:
-            problems.append(Problem(name, str(damage)))
+            problems.append(FileProblem(name, str(damage)))
     return indexes, problems
 
 
@@ -250,20 +252,22 @@ def _is_shard(file: str) -> bool:
 
 def _problems_of_listing(
     manifest: Manifest, indexes: dict[str, Entries], tasks: list[_Task]
-) -> Iterator[Problem]:
+) -> Iterator[FileProblem]:
     """Find files that one of the manifest and the indexes names and another lacks."""
     streams = _streams(manifest)
     for task in tasks:
         stream = "/".join(task.file.split("/")[:2])
         if task.kind == "stray":
-            yield Problem(task.file, "is there, but the manifest does not list it")
+            yield FileProblem(task.file, "is there, but the manifest does not list it")
         elif task.listed is None and task.kind == "shard":
-            yield Problem(task.file, f"{stream}/{INDEX} names it, but the manifest does not")
+            yield FileProblem(task.file, f"{stream}/{INDEX} names it, but the manifest does not")
         elif task.kind == "shard" or PurePosixPath(task.file).name == INDEX:
             if stream not in streams:
-                yield Problem(task.file, "belongs to no domain for which the manifest counts rows")
+                yield FileProblem(
+                    task.file, "belongs to no domain for which the manifest counts rows"
+                )
             elif task.kind == "shard" and stream in indexes and task.entry is None:
-                yield Problem(task.file, f"{stream}/{INDEX} does not name it")
+                yield FileProblem(task.file, f"{stream}/{INDEX} does not name it")
 
 
 def _run(

@@ -16,7 +16,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_sentinel
 from typing import Any
 
-from data_prep.part_rows import Progress
+from data_prep.part_rows import PartProgress
 from itt_composer.basics.errors import UserError
 
 POLL_SECONDS = 0.5
@@ -33,10 +33,10 @@ class Workers:
         on_progress: called in this process, every half second or so, with the sums so far.
     """
 
-    def __init__(self, count: int, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, count: int, on_progress: Callable[[PartProgress], None]) -> None:
         self.count = count
         self.on_progress = on_progress
-        self.sums = Progress(0, 0, 0)
+        self.sums = PartProgress(0, 0, 0)
         self.pool: ProcessPoolExecutor | None = None
         if count > 1:
             # Forked from a server, not from here: this process may have threads.
@@ -66,7 +66,7 @@ class Workers:
         while True:
             done = wait(futures, POLL_SECONDS, FIRST_COMPLETED).done
             if self.pool is not None:
-                self.on_progress(Progress(*self.counters[:]))
+                self.on_progress(PartProgress(*self.counters[:]))
             for future in done:
                 if isinstance(future.exception(), BrokenProcessPool):
                     raise UserError(
@@ -87,13 +87,13 @@ class Workers:
             if manager is not None:
                 manager.join(10)  # at exit Python wakes it through a pipe that it may be closing
 
-    def _add(self, done: Progress) -> None:
-        self.sums = Progress(*(a + b for a, b in zip(self.sums, done, strict=True)))
+    def _add(self, done: PartProgress) -> None:
+        self.sums = PartProgress(*(a + b for a, b in zip(self.sums, done, strict=True)))
         self.on_progress(self.sums)
 
 
 @contextmanager
-def workers(count: int, on_progress: Callable[[Progress], None]) -> Iterator[Workers]:
+def workers(count: int, on_progress: Callable[[PartProgress], None]) -> Iterator[Workers]:
     """Yield workers that end with the block."""
     running = Workers(count, on_progress)
     try:
@@ -138,7 +138,7 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments, _count)
 
 
-def _count(done: Progress) -> None:
+def _count(done: PartProgress) -> None:
     with _counters.get_lock():
         for place, amount in enumerate(done):
             _counters[place] += amount

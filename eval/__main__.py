@@ -90,7 +90,7 @@ def measure_perplexity(suite: PerplexitySuite, signals: StopSignals) -> None:
     ranks.join()
     with Progress(console=console, transient=True, disable=not is_shown) as bar:
         task = bar.add_task("evaluating")
-        results = perplexity.run(
+        results = perplexity.measure_settings(
             suite, lambda done, total: bar.update(task, completed=done, total=total)
         )
     if is_first_rank():
@@ -116,13 +116,13 @@ def run_tasks(suite: TaskSuite, signals: StopSignals) -> None:
 
     signals.take()  # Composer has been imported
     with TaskProgress() as progress:
-        results = harness.run(suite, progress)
+        results = harness.run_task_suite(suite, progress)
     if is_first_rank():
         assert suite.output is not None  # load_suite names one
         folder = Path(suite.output)
-        task_report.write_results(results, folder)
+        task_report.write_task_results(results, folder)
         write_harness_results(results, folder)
-        task_report.print_results(results, wide_console())
+        task_report.print_task_results(results, wide_console())
         print(f"results in {folder}")
     ranks.leave()
 
@@ -142,7 +142,7 @@ def plot_results(results: PerplexityResults, path: Path) -> None:
     print(f"plot: {path}")
 
 
-app.command("fetch")(fetch.command)
+app.command("fetch")(fetch.fetch_command)
 app.command("tables")(tables.command)
 
 if __name__ == "__main__":

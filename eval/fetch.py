@@ -54,7 +54,7 @@ class Fetched:
     failure: str | None = None
 
 
-def command(
+def fetch_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go.")],
     names: Annotated[
         list[str] | None,

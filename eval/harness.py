@@ -51,7 +51,7 @@ NOT_SHARED = {"experiment_sha256": "recipe or shards", "trained_batches": "batch
 logging.getLogger("lm_eval").setLevel(logging.ERROR)  # of tasks, see `harness_warnings`
 
 
-def run(suite: TaskSuite, progress: TaskProgress) -> TaskResults:
+def run_task_suite(suite: TaskSuite, progress: TaskProgress) -> TaskResults:
     """Measure what has not been measured yet.
 
     Raises:

@@ -33,7 +33,7 @@ from itt_composer.models.tokenizer import documents_ids
 from itt_composer.runs.loading import why_no_numbers
 
 # Work done and in all, in any unit.
-OnProgress = Callable[[int, int], None]
+OnRequests = Callable[[int, int], None]
 
 
 class EvaluatedLM(DocumentTokens):
@@ -57,7 +57,7 @@ class EvaluatedLM(DocumentTokens):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        on_progress: OnProgress = lambda done, total: None,
+        on_progress: OnRequests = lambda done, total: None,
     ):
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)  # type: ignore[arg-type]
         self.on_progress = on_progress

@@ -15,7 +15,7 @@ from eval.suite import training_suite
 from eval.task_data import OpenTasks, open_tasks
 from eval.task_figures import figure_of
 from itt_composer.models.modeling import IttForCausalLM
-from itt_composer.runs.loading import load_tokenizer
+from itt_composer.runs.loading import load_folder_tokenizer
 from itt_composer.training.sharding import whole_model_everywhere
 from itt_composer.training.watching.intervals import BatchInterval
 from itt_composer.training.watching.progress_bar import progress_of
@@ -97,7 +97,9 @@ class TaskEvaluation(Callback):
         model = whole_model_everywhere(state.model)
         with causal(model), get_precision_context(state.precision, state.precision_config):
             lm = EvaluatedLM(
-                model, load_tokenizer(self._tokenizer), progress_of(state, "evaluating tasks")
+                model,
+                load_folder_tokenizer(self._tokenizer),
+                progress_of(state, "evaluating tasks"),
             )
             for name, settings in self._suite.selected_tasks().items():
                 measured = measure(self._suite, name, settings, source, lm)

@@ -69,7 +69,9 @@ class Batch(NamedTuple):
     rows: range
 
 
-def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> PerplexityResults:
+def measure_settings(
+    suite: PerplexitySuite, on_progress: Callable[[int, int], None]
+) -> PerplexityResults:
     """Measure every setting of a suite; each rank takes a part of the batches.
 
     Args:

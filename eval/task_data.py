@@ -166,7 +166,7 @@ def open_tasks(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> Itera
         files = _find_files(leaves, tasks, Path(data_dir))
         for name, settings in tasks.items():
             for leaf in leaves[name]:
-                _check_rows(name, leaf, leaf.shots(settings), files[leaf.name])
+                _check_leaf_rows(name, leaf, leaf.shots(settings), files[leaf.name])
         with (
             TemporaryDirectory(prefix="tasks-") as folder,
             _redirected(manager, Path(folder), leaves, files),
@@ -367,7 +367,7 @@ def listed(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def _check_rows(name: str, leaf: LeafTask, shots: int, files: Mapping[str, Path]) -> None:
+def _check_leaf_rows(name: str, leaf: LeafTask, shots: int, files: Mapping[str, Path]) -> None:
     """Check a leaf task's rows, and that there are as many examples as the harness draws."""
     columns = columns_of(leaf.name, leaf.config)
     rows = {split: check_file(file, columns) for split, file in files.items()}

@@ -12,10 +12,10 @@ import pytest
 from fork_server import ForkServer
 from small_recipe import RECIPE
 
-from data_prep.convert import convert
+from data_prep.convert import convert_corpus
 from data_prep.documents import Fields
 from data_prep.options import Options
-from data_prep.tokenizer_training import train_tokenizer
+from data_prep.tokenizer_training import train_sentencepiece
 from itt_composer.recipe.schema import Recipe, load_recipe
 
 pytest_plugins = ["object_store"]
@@ -45,13 +45,13 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.parent.mkdir(parents=True)
         documents = (text[start : start + 500] for start in range(0, len(text), 500))
         file.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    train_tokenizer(folder / "text", folder / "tokenizer", 512, 0.2, Fields())
+    train_sentencepiece(folder / "text", folder / "tokenizer", 512, 0.2, Fields())
     return folder
 
 
 def convert_small(text: Path, name: str, **options: Any) -> Path:
     out, tokenizer = text / name, str(text / "tokenizer")
-    convert(Options(text / "text", str(out), tokenizer, 32, validation_share=0.2, **options))
+    convert_corpus(Options(text / "text", str(out), tokenizer, 32, validation_share=0.2, **options))
     return out
 
 
@@ -103,14 +103,14 @@ def make_trainer() -> Iterator[Callable]:
     """Build a recipe's trainer, with further callbacks, and a log of what it measures."""
     from composer.loggers import InMemoryLogger
 
-    from itt_composer.models.building import build_model
+    from itt_composer.models.building import model_of_recipe
     from itt_composer.training.train import build_trainer
     from itt_composer.training.training_run import TrainingRun
 
     trainers = []
 
     def build(recipe: Recipe, *callbacks):
-        trainer = build_trainer(recipe, TrainingRun(recipe), build_model(recipe), "cpu")
+        trainer = build_trainer(recipe, TrainingRun(recipe), model_of_recipe(recipe), "cpu")
         trainers.append(trainer)
         trainer.state.callbacks.extend(callbacks)
         log = InMemoryLogger()

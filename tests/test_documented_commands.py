@@ -16,7 +16,7 @@ from documented_commands import REPOSITORY, Documented, documented, parse, pytho
 from benchmarks import convert as benchmark
 from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
-from data_prep.tokenizer_training import train_tokenizer
+from data_prep.tokenizer_training import train_sentencepiece
 from eval.suite import load_suite
 from itt_composer.recipe.schema import load_recipe
 
@@ -212,7 +212,7 @@ def workspace(tmp_path_factory) -> Path:
         file = folder / "redpajama" / domain / "all.jsonl"
         file.parent.mkdir(parents=True)
         file.write_text("\n".join(lines) + "\n")
-    train_tokenizer(folder / "redpajama", folder / "tokenizer", 512, 0.05, Fields())
+    train_sentencepiece(folder / "redpajama", folder / "tokenizer", 512, 0.05, Fields())
     shutil.copy(folder / "tokenizer" / "tokenizer.model", folder)
     (folder / "story.txt").write_text("The tower of London is 900 years old.")
     problem = {"question": "1 + 1?", "options": ["A)2", "B)3"], "rationale": "2", "correct": "A"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from object_store import Bucket
 
-from data_prep.convert import convert
+from data_prep.convert import convert_corpus
 from data_prep.options import Options
 from data_prep.remote_output import RemoteOutput
 from itt_composer.basics.errors import UserError
@@ -34,12 +34,12 @@ def objects_of(bucket: Bucket, prefix: str) -> dict[str, bytes]:
 
 
 def test_a_conversion_to_s3_is_that_to_a_folder(text, shards, bucket, tmp_path):
-    convert(options(text, shards, f"{bucket.url}/a", tmp_path / "work"))
+    convert_corpus(options(text, shards, f"{bucket.url}/a", tmp_path / "work"))
     local = options(text, shards, str(tmp_path / "local"), None)
-    convert(local)
+    convert_corpus(local)
     assert objects_of(bucket, "a/") == files_of(tmp_path / "local")
     assert files_of(tmp_path / "work") == {}
-    assert convert(options(text, shards, f"{bucket.url}/a", tmp_path / "work")) is None
+    assert convert_corpus(options(text, shards, f"{bucket.url}/a", tmp_path / "work")) is None
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def broken(text, tmp_path) -> Path:
 def stop(asked: Options) -> None:
     """Convert until the broken line."""
     with pytest.raises(UserError, match=r"all\.jsonl, line \d+: broken JSON"):
-        convert(asked)
+        convert_corpus(asked)
 
 
 def mend(broken: Path) -> None:
@@ -67,7 +67,7 @@ def mend(broken: Path) -> None:
 
 def test_a_stopped_conversion_goes_on_with_what_is_uploaded(text, broken, shards, bucket, tmp_path):
     whole = options(text, shards, str(tmp_path / "whole"), None)
-    convert(whole)
+    convert_corpus(whole)
     asked = options(tmp_path / "copy", shards, f"{bucket.url}/b", tmp_path / "work")
     stop(asked)
     uploaded = {key: bucket.client.head_object(Bucket=bucket.name, Key=key)["LastModified"]
@@ -75,7 +75,7 @@ def test_a_stopped_conversion_goes_on_with_what_is_uploaded(text, broken, shards
     assert uploaded
     assert "splits" not in json.loads(bucket.read("b/manifest.json"))
     mend(broken)
-    convert(asked)
+    convert_corpus(asked)
     assert objects_of(bucket, "b/") == files_of(tmp_path / "whole")
     for key, time in uploaded.items():
         assert bucket.client.head_object(Bucket=bucket.name, Key=key)["LastModified"] == time
@@ -85,13 +85,13 @@ def test_a_stopped_conversion_goes_on_with_what_is_uploaded(text, broken, shards
 def test_a_stopped_conversion_is_written_anew_to_an_emptied_or_another_address(
     text, broken, shards, bucket, tmp_path, other
 ):
-    convert(options(text, shards, str(tmp_path / "whole"), None))
+    convert_corpus(options(text, shards, str(tmp_path / "whole"), None))
     stop(options(tmp_path / "copy", shards, f"{bucket.url}/b/1", tmp_path / "work"))
     assert any(key.endswith(".mds") for key in bucket.names())
     for key in bucket.names():
         bucket.client.delete_object(Bucket=bucket.name, Key=key)
     mend(broken)
-    convert(options(tmp_path / "copy", shards, f"{bucket.url}/{other}", tmp_path / "work"))
+    convert_corpus(options(tmp_path / "copy", shards, f"{bucket.url}/{other}", tmp_path / "work"))
     assert objects_of(bucket, f"{other}/") == files_of(tmp_path / "whole")
 
 
@@ -102,13 +102,13 @@ def test_each_address_has_a_working_folder_of_its_own(tmp_path):
 
 def test_a_lost_working_folder_does_no_harm(text, shards, bucket, tmp_path):
     asked = options(text, shards, f"{bucket.url}/c", tmp_path / "work", max_reject_share=0.0)
-    convert(asked)
+    convert_corpus(asked)
     manifest = json.loads(bucket.read("c/manifest.json"))
     begun = {key: manifest[key] for key in manifest if key not in ("splits", "totals", "files")}
     body = json.dumps(begun).encode()
     bucket.client.put_object(Bucket=bucket.name, Key="c/manifest.json", Body=body)
     before = objects_of(bucket, "c/")
-    convert(asked)
+    convert_corpus(asked)
     after = objects_of(bucket, "c/")
     assert json.loads(after.pop("manifest.json")) == manifest
     del before["manifest.json"]
@@ -118,7 +118,7 @@ def test_a_lost_working_folder_does_no_harm(text, shards, bucket, tmp_path):
 def test_stores_that_cannot_be_used_are_named(text, shards, bucket, tmp_path, monkeypatch):
     def refusal(url: str) -> str:
         with pytest.raises(UserError) as caught:
-            convert(options(text, shards, url, tmp_path / "work"))
+            convert_corpus(options(text, shards, url, tmp_path / "work"))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -133,7 +133,7 @@ def test_stores_that_cannot_be_used_are_named(text, shards, bucket, tmp_path, mo
 def test_training_streams_from_s3_with_less_cache_than_data(
     text, shards, bucket, tmp_path, recipe_file, fork_server
 ):
-    convert(options(text, shards, f"{bucket.url}/d", tmp_path / "work"))
+    convert_corpus(options(text, shards, f"{bucket.url}/d", tmp_path / "work"))
     stored = sum(len(content) for name, content in objects_of(bucket, "d/").items()
                  if name.startswith("train") and name.endswith(".mds"))  # fmt: skip
     limit = 40_000

@@ -114,8 +114,8 @@ def analyse_gradients(
         projections=list(PROJECTIONS),
         layers=list(range(norms_NLP.shape[1])),
         thinking_layers=list(getattr(model.config, "thinking_layers", [])),
-        easy=summary_of(norms_NLP[is_easy_N]),
-        hard=summary_of(norms_NLP[~is_easy_N]),
+        easy=norms_summary(norms_NLP[is_easy_N]),
+        hard=norms_summary(norms_NLP[~is_easy_N]),
     )
 
 
@@ -289,7 +289,7 @@ def tokens_through(projections: Sequence[Projection]) -> Iterator[dict[torch.nn.
             handle.remove()
 
 
-def summary_of(norms_NLP: Tensor) -> GroupNorms:
+def norms_summary(norms_NLP: Tensor) -> GroupNorms:
     """Summarise norms over the problems of a group.
 
     The deviation is that of the group itself (divided by N); without problems all are None.

@@ -1,6 +1,6 @@
 """Shows the results of analyses as tables."""
 
-from itt_composer.analysis.token_classes import KINDS
+from itt_composer.analysis.token_classes import TOKEN_KINDS
 from itt_composer.basics.tables import GAP, Table, shown
 from itt_composer.results.gradients import MeasuredGradients
 from itt_composer.results.thinking import StateNorm, StepEncoding, ThinkingResults
@@ -61,11 +61,13 @@ def thinking_tables(result: ThinkingResults, name: str) -> list[Table]:
         ["layer", "step", *(figure.replace("_", "\n") for figure in STEP_COLUMNS)],
         notes=[f"{name}: {data.rows} {data.split} rows, {data.tokens:,} tokens"],
     )
-    kinds = Table("Share of the tokens of a kind that take the step, %", ["layer", "step", *KINDS])
+    kinds = Table(
+        "Share of the tokens of a kind that take the step, %", ["layer", "step", *TOKEN_KINDS]
+    )
     for step in result.steps:
         place = [str(step.layer), str(step.step)]
         shares.rows.append([*place, *(shown(getattr(step, figure), 3) for figure in STEP_COLUMNS)])
-        shares_of = [step.classes[kind].share for kind in KINDS]
+        shares_of = [step.classes[kind].share for kind in TOKEN_KINDS]
         in_percent = [None if share is None else 100 * share for share in shares_of]
         kinds.rows.append([*place, *(shown(share, 1) for share in in_percent)])
     encodings = _encodings(result.step_encodings)

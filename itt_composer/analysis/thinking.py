@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from itt_composer.analysis.token_classes import KINDS, TokenClasses
+from itt_composer.analysis.token_classes import TOKEN_KINDS, TokenClasses
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.layer import ThinkingStep
 from itt_composer.models.text_stream import IncrementalDecoder
@@ -48,8 +48,8 @@ class StepTotals:
         self._weight, self._square, self._selected_weight = 0.0, 0.0, 0.0
         self._counts_H = torch.zeros(BINS, dtype=torch.long)
         self._selected_H = torch.zeros(BINS, dtype=torch.long)
-        self._of_kind_C = torch.zeros(len(KINDS), dtype=torch.long)
-        self._selected_C = torch.zeros(len(KINDS), dtype=torch.long)
+        self._of_kind_C = torch.zeros(len(TOKEN_KINDS), dtype=torch.long)
+        self._selected_C = torch.zeros(len(TOKEN_KINDS), dtype=torch.long)
 
     def add(
         self,
@@ -100,7 +100,7 @@ class StepTotals:
             overlap = _ratio(self._again, self._selected)
             complement = _ratio(self._selected - self._again, self._selected)
             union = _ratio(self._union, self._tokens)
-        kinds = zip(KINDS, self._of_kind_C.tolist(), self._selected_C.tolist(), strict=True)
+        kinds = zip(TOKEN_KINDS, self._of_kind_C.tolist(), self._selected_C.tolist(), strict=True)
         return StepOfLayer(
             layer=layer,
             step=step,
@@ -140,7 +140,7 @@ class StepWatcher:
         self._range = weights_range
         self._totals: dict[tuple[int, int], StepTotals] = {}
         self._before: dict[int, Tensor] = {}
-        self._is_kind_CBS = torch.zeros(len(KINDS), 0, 0, dtype=torch.bool)
+        self._is_kind_CBS = torch.zeros(len(TOKEN_KINDS), 0, 0, dtype=torch.bool)
 
     def begin_batch(self, is_kind_CBS: Tensor) -> None:
         """Note the kinds of a batch's tokens, before it goes through the model."""

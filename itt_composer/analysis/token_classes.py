@@ -21,7 +21,15 @@ from torch import Tensor
 
 from itt_composer.models.text_stream import NO_CHARACTER
 
-KINDS = ("word begin", "word inside", "digit", "punctuation", "whitespace", "rare", "frequent")
+TOKEN_KINDS = (
+    "word begin",
+    "word inside",
+    "digit",
+    "punctuation",
+    "whitespace",
+    "rare",
+    "frequent",
+)
 FREQUENT_SHARE, RARE_SHARE = 0.5, 0.1
 ANCHOR = "a"
 
@@ -62,7 +70,7 @@ class TokenClasses:
         goes_on_BS = self._is["begins"][ids_BS]
         goes_on_BS[:, 1:] &= self._is["ends"][ids_BS[:, :-1]]
         goes_on_BS[:, 0] = False
-        simple = [self._is[kind][ids_BS] for kind in KINDS[2:]]
+        simple = [self._is[kind][ids_BS] for kind in TOKEN_KINDS[2:]]
         return torch.stack([is_word_BS & ~goes_on_BS, is_word_BS & goes_on_BS, *simple])
 
 

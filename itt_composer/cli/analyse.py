@@ -46,7 +46,7 @@ Models = Annotated[
         help="A run folder, a checkpoint, a transformers folder or a model on the hub.",
     ),
 ]
-Output = Annotated[
+OutputOption = Annotated[
     Path | None, typer.Option(help="JSON file; by default in the run folder's analysis/.")
 ]
 
@@ -63,7 +63,7 @@ def gradients(
     measure: Annotated[
         int | None, typer.Option(min=1, help="Problems to measure; by default all that are left.")
     ] = None,
-    output: Output = None,
+    output: OutputOption = None,
 ) -> None:
     """Measure the gradients' nuclear norms of easy and hard problems, by layer and projection."""
     with errors_as_sentences():
@@ -79,7 +79,7 @@ def gradients(
         fine_tuning = FineTuning(fine_tune, epochs, learning_rate)
         for name, file in files.items():
             evaluated = _load(name)
-            identity = _identity(evaluated)
+            identity = _measured_model(evaluated)
             model, tokenizer = evaluated.model.float(), evaluated.tokenizer()
             with _progress() as show:
                 norms = analyse_gradients(
@@ -105,7 +105,7 @@ def tokens(
     router_selection: Annotated[
         str | None, typer.Option(help="top_k, top_p or threshold; by default as in training.")
     ] = None,
-    output: Output = None,
+    output: OutputOption = None,
 ) -> None:
     """See which tokens think: shares, router weights, overlap of steps, kinds of tokens, texts."""
     with errors_as_sentences():
@@ -146,7 +146,7 @@ def _thinking_of(
     from itt_composer.results.thinking import RowsSeen, StateNorm, ThinkingResults
     from itt_composer.runs.loading import think_as
 
-    identity = _identity(evaluated)
+    identity = _measured_model(evaluated)
     model, tokenizer = evaluated.model, evaluated.tokenizer()
     config: Any = model.config
     manifest = open_shards(shards)
@@ -183,7 +183,7 @@ def _thinking_of(
     )
 
 
-def _identity(evaluated: "LoadedModel") -> dict[str, Any]:
+def _measured_model(evaluated: "LoadedModel") -> dict[str, Any]:
     """Return what a result says of its model, as the model came."""
     return {
         "model_sha256": evaluated.sha256(),

@@ -5,11 +5,10 @@ checks its input takes little.
 """
 
 from dataclasses import dataclass
+from pkgutil import resolve_name
 
 import typer
 from typer.core import TyperGroup
-
-from itt_composer.basics.importing import imported
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class LazyCommands(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         command = COMMANDS[cmd_name]
-        found = typer.main.get_command(imported(command.app))
+        found = typer.main.get_command(resolve_name(command.app))
         return found if command.name is None else found.commands[command.name]  # type: ignore[attr-defined]
 
     def format_help(self, ctx, formatter) -> None:

@@ -50,7 +50,7 @@ def main(
         from itt_composer.models.calibration import calibrate
         from itt_composer.models.folder import replace_model
 
-        model = _load(model_folder, data, manifest)
+        model = _load_itt(model_folder, data, manifest)
         measure, check = _batches(data / split, rows, batch_size, model.device)
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -74,7 +74,7 @@ def main(
         print(f"saved the thresholds in {model_folder}, which now routes by them")
 
 
-def _load(folder: Path, shards: Path, manifest: Manifest) -> "IttForCausalLM":
+def _load_itt(folder: Path, shards: Path, manifest: Manifest) -> "IttForCausalLM":
     import torch
 
     from itt_composer.models import IttForCausalLM

@@ -18,7 +18,9 @@ from itt_composer.runs.checkpoints.places import find_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ModelType = Literal["llama", "itt"]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")]
+ExportFolder = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")
+]
 
 
 @app.command()
@@ -30,7 +32,7 @@ def main(
             help="A .pt file, the folder of a sharded checkpoint, or a run folder: its latest.",
         ),
     ],
-    out: Out,
+    out: ExportFolder,
     tokenizer: Annotated[
         Path | None,
         typer.Option(

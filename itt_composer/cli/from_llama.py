@@ -17,7 +17,9 @@ from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.model_place import find_model
 
 MANY_LAYERS = 1000  # where the model is on the hub, its layers are counted later
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")]
+NewFolder = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")
+]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,7 +33,7 @@ def main(
             help="A LLaMA: a transformers folder, the folder of a dense run, or a hub name.",
         ),
     ],
-    out: Out,
+    out: NewFolder,
     thinking_steps: Annotated[
         int, typer.Option(min=2, help="One full pass and the further steps.")
     ] = 4,
@@ -69,7 +71,9 @@ def main(
         with mistakes:
             layers = comma_separated(thinking_layers, int, "--thinking-layers")
         with mistakes:
-            check_thinking(thinking_steps, ratios, layers, (llama or {}).get("num_hidden_layers"))
+            check_new_thinking(
+                thinking_steps, ratios, layers, (llama or {}).get("num_hidden_layers")
+            )
         mistakes.tell()
         from itt_composer.models.upcycling import convert_llama
 
@@ -77,7 +81,7 @@ def main(
         typer.echo(f"model in {out}")
 
 
-def check_thinking(
+def check_new_thinking(
     steps: int, ratios: list[float] | None, layers: list[int] | None, count: int | None
 ) -> None:
     """Refuse thinking settings that no ITT of `count` layers has.

@@ -73,7 +73,7 @@ def main(
         options.check()
         place = find_model(model)
         check_thinking(place, options)
-        run(place, _prompt(prompt, prompt_file), options, color)
+        write_continuation(place, _prompt(prompt, prompt_file), options, color)
 
 
 def check_thinking(place: ModelPlace, options: GenerationOptions) -> None:
@@ -129,7 +129,9 @@ def _thinking(place: ModelPlace) -> ThinkingSettings | None:
         raise UserError(f"{file} is not the configuration of a model: {error}") from None
 
 
-def run(place: ModelPlace, prompt: str, options: GenerationOptions, color: bool) -> None:
+def write_continuation(
+    place: ModelPlace, prompt: str, options: GenerationOptions, color: bool
+) -> None:
     """Load the model, print the prompt and its continuation, and on stderr what it took.
 
     Raises:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from types import FrameType
 from typing import Any
 
@@ -19,7 +20,6 @@ import typer
 from rich.console import Console
 
 from itt_composer.basics.errors import errors_as_sentences
-from itt_composer.basics.importing import imported
 from itt_composer.basics.tables import Table
 from itt_composer.data.manifest import Manifest
 from itt_composer.recipe.schema import load_recipe
@@ -30,8 +30,12 @@ from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.summary import RunSummary
 from itt_composer.training.training_run import TrainingRun
 
-FOLDER = Path("runs/quickstart")
-CORPUS, TOKENIZER, SHARDS = FOLDER / "corpus", FOLDER / "tokenizer", FOLDER / "shards"
+QUICKSTART_FOLDER = Path("runs/quickstart")
+CORPUS, TOKENIZER, SHARDS = (
+    QUICKSTART_FOLDER / "corpus",
+    QUICKSTART_FOLDER / "tokenizer",
+    QUICKSTART_FOLDER / "shards",
+)
 DENSE_RECIPE = Path("yamls/pretrain/quickstart_dense.yaml")
 ITT_RECIPE = Path("yamls/pretrain/quickstart.yaml")
 # Two threads that wait for each other crawl when anything else runs; two ranks do not.
@@ -59,7 +63,7 @@ def main() -> None:
     started = time.monotonic()
     with errors_as_sentences(GOES_ON):
         prepare_data()
-        runs = [train(DENSE_RECIPE), train(ITT_RECIPE)]
+        runs = [train_recipe(DENSE_RECIPE), train_recipe(ITT_RECIPE)]
         results = [
             evaluate(runs[0], "eval/suites/perplexity.yaml", ["null"]),
             evaluate(runs[1], "eval/suites/elastic.yaml", ["null", *ELASTIC_SETTINGS]),
@@ -69,7 +73,8 @@ def main() -> None:
         page = report(runs)
     print_comparison(summaries, results)
     print(
-        f"Done in {time.monotonic() - started:.0f} s; everything is in {FOLDER}, on a page: {page}"
+        f"Done in {time.monotonic() - started:.0f} s; "
+        f"everything is in {QUICKSTART_FOLDER}, on a page: {page}"
     )
     print_next(runs[1])
 
@@ -101,7 +106,7 @@ def prepare_data() -> None:
     run_itt("convert", CORPUS, *options)
 
 
-def train(recipe_file: Path) -> RunFolder:
+def train_recipe(recipe_file: Path) -> RunFolder:
     """Train a recipe through the `composer` launcher, unless its run is finished."""
     run = TrainingRun(load_recipe(recipe_file))
     if run.is_finished():
@@ -123,7 +128,10 @@ def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> Perplexity
     ]
     if is_newer(output, run.summary_file):
         measured = read_result(output, PerplexityResults, advice=f"delete {output}")
-        if measured.suite.given() == imported(LOAD_SUITE)(Path(suite_file), overrides).model_dump():
+        if (
+            measured.suite.given()
+            == resolve_name(LOAD_SUITE)(Path(suite_file), overrides).model_dump()
+        ):
             print(f"{output} holds the evaluation: nothing to do", flush=True)
             return measured
     run_itt("eval", suite_file, *overrides)
@@ -141,7 +149,7 @@ def analyse_thinking(run: RunFolder) -> None:
 
 def report(runs: list[RunFolder]) -> Path:
     """Write one page on the runs, unless it is there and newer than what it shows."""
-    page = FOLDER / "report.html"
+    page = QUICKSTART_FOLDER / "report.html"
     shown = ("summary.json", "perplexity.json", THINKING)
     sources = [run.path / name for run in runs for name in shown]
     if all(is_newer(page, source) for source in sources if source.is_file()):

@@ -27,7 +27,7 @@ from itt_composer.recipe.thinking import Thinking
 if TYPE_CHECKING:
     from itt_composer.models import IttConfig
 
-FOLDER = Path("yamls/pretrain")
+RECIPE_FOLDER = Path("yamls/pretrain")
 PAPER_TFLOPS = recipe_tflops()
 PAPER_TOKENS = 4096  # of the forward pass that the TFLOPs columns count
 
@@ -49,7 +49,7 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Row:
+class RecipeRow:
     """The figures of a recipe; one that does not apply is None.
 
     Attributes:
@@ -82,7 +82,7 @@ def main(
     pattern: Annotated[
         str, typer.Argument(help="Part of a recipe's name; may hold * and ?.")
     ] = "*",
-    folder: Annotated[Path, typer.Option(help="The folder of the recipes.")] = FOLDER,
+    folder: Annotated[Path, typer.Option(help="The folder of the recipes.")] = RECIPE_FOLDER,
     mfu_a100: Annotated[
         float, typer.Option(min=0.01, max=1, help="Assumed share of an A100's peak.")
     ] = 0.4,
@@ -103,14 +103,14 @@ def main(
     with errors_as_sentences():
         recipes = dict(find_recipes(folder, pattern))
         assumptions = Assumptions(mfu_a100, mfu_h100, gpus_per_node)
-        rows = [describe(name, recipe, assumptions) for name, recipe in recipes.items()]
+        rows = [recipe_row(name, recipe, assumptions) for name, recipe in recipes.items()]
     if as_json:
         document = {"assumptions": asdict(assumptions), "recipes": [asdict(row) for row in rows]}
         print(json_text(document, "the list", indent=1))
     elif markdown:
         print(f"{markdown_table(rows)}\n\n{caption(assumptions)}")
     else:
-        table_of(rows).print(wide_console())
+        recipe_table(rows).print(wide_console())
         print(textwrap.fill(caption(assumptions), shutil.get_terminal_size((120, 0)).columns))
 
 
@@ -141,7 +141,7 @@ def _place_in_list(recipe: Recipe) -> tuple:
     return (size, get_args(Thinking).index(thinking.thinking), thinking.thinking_steps)
 
 
-def describe(name: str, recipe: Recipe, assumptions: Assumptions) -> Row:
+def recipe_row(name: str, recipe: Recipe, assumptions: Assumptions) -> RecipeRow:
     """Compute a recipe's figures."""
     from itt_composer.models.estimates import PEAK_FLOPS, gpu_hours
     from itt_composer.models.flops import (
@@ -161,7 +161,7 @@ def describe(name: str, recipe: Recipe, assumptions: Assumptions) -> Row:
             gpu: gpu_hours(config, tokens, seq_len, peak, shares[gpu])
             for gpu, peak in PEAK_FLOPS.items()
         }
-    return Row(
+    return RecipeRow(
         recipe=name,
         parameters=dense_parameters(config) + thinking_parameters(config),
         tflops_in_paper=PAPER_TFLOPS.get(name),
@@ -211,7 +211,7 @@ HEADERS = (
 LEFT = ("recipe", "sharding")  # columns of text
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: RecipeRow) -> list[str]:
     """Return a row's cells, in the order of `HEADERS`."""
 
     def number(value: float | None, digits: int = 2) -> str:
@@ -240,13 +240,13 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def table_of(rows: list[Row]) -> Table:
+def recipe_table(rows: list[RecipeRow]) -> Table:
     """Return the table for a terminal."""
     headers = [header.replace(" ", "\n") for header in HEADERS]
     return Table("", headers, [cells(row) for row in rows])
 
 
-def markdown_table(rows: list[Row]) -> str:
+def markdown_table(rows: list[RecipeRow]) -> str:
     """Return the table for a page."""
     rules = [":---" if header in LEFT else "---:" for header in HEADERS]
     lines = [list(HEADERS), rules]

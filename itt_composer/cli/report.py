@@ -14,7 +14,7 @@ from itt_composer.basics.files import check_place, write_whole
 from itt_composer.basics.text import readable
 
 if TYPE_CHECKING:
-    from itt_composer.report.build import Report
+    from itt_composer.report.build import PageReport
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -72,7 +72,7 @@ def _check_places(out: Path, figures: Path | None, markdown: Path | None) -> Non
         raise UserError(f"--figures {figures} is a file; name a folder")
 
 
-def _write(report: "Report", out: Path, figures: Path | None, markdown: Path | None) -> None:
+def _write(report: "PageReport", out: Path, figures: Path | None, markdown: Path | None) -> None:
     from itt_composer.basics.tables import wide_console
 
     console = wide_console()

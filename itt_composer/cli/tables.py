@@ -51,7 +51,7 @@ def command(
             paper.row(compare_with)
         if out is not None and out.is_file():
             raise UserError(f"--out {out} is a file; name a folder")
-        sections = build(read_results(results), compare_with)
+        sections = every_table(read_results(results), compare_with)
         console = wide_console()
         for section in sections:
             section.table.print(console)
@@ -61,7 +61,7 @@ def command(
             print(f"tables in {out}")
 
 
-def build(results: Results, compare_with: str | None) -> list[Section]:
+def every_table(results: Results, compare_with: str | None) -> list[Section]:
     """Return every table that something was given for.
 
     Args:

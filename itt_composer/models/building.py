@@ -10,6 +10,6 @@ def model_config(recipe: Recipe) -> IttConfig:
     return IttConfig(**recipe.model.model_dump(), **vars(recipe.resolved_thinking()))
 
 
-def build_model(recipe: Recipe) -> IttForCausalLM:
+def model_of_recipe(recipe: Recipe) -> IttForCausalLM:
     """Build the recipe's model with random weights."""
     return IttForCausalLM(model_config(recipe))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itt_composer.models.configuration import IttConfig
 from itt_composer.models.flops import dense_parameters, executed_flops, thinking_parameters
 from itt_composer.models.routing import capacity
-from itt_composer.recipe.schema import ActivationCheckpointing, Sharding
+from itt_composer.recipe.sections import ActivationCheckpointing, Sharding
 
 # Dense bf16 peaks of the SXM cards, FLOP/s.
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12}
@@ -26,7 +26,7 @@ class TrainingStep:
         microbatch_size: sequences that go through the model at once.
         seq_len: tokens of each.
         precision, sharding, activation_checkpointing, loss_chunk_tokens: as in a recipe; see
-            `itt_composer.recipe.schema.TrainRecipe`.
+            `itt_composer.recipe.sections.TrainRecipe`.
         shards: GPUs that hold one copy of the weights between them, under "fsdp" and "hybrid".
     """
 

@@ -175,7 +175,7 @@ def section(group: AblationGroup, name: str, compared: bool) -> Section:
     for row in paper.ablations().values():
         for line in group.of_row(row.name) or [AblationLine(row.name, label=row.name)]:
             records.append(_record(group, line, row, compared))
-            table.rows.append(_cells(line.label, records[-1], compared))
+            table.rows.append(_ablation_cells(line.label, records[-1], compared))
     missing = [row for row in paper.ablations() if not group.of_row(row)]
     table.notes = group.notes + ([f"no result for {', '.join(missing)}"] if missing else [])
     return Section(name, table, records)
@@ -206,7 +206,7 @@ def _record(
     }
 
 
-def _cells(label: str, record: Mapping[str, Any], compared: bool) -> list[str]:
+def _ablation_cells(label: str, record: Mapping[str, Any], compared: bool) -> list[str]:
     ours, error, difference = (record[name] for name in ("ours", "standard_error", "difference"))
     text, change = GAP if ours is None else f"{ours:.2f}", record["change"]
     cells = [

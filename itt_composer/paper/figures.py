@@ -99,7 +99,7 @@ class AblationRow:
 @lru_cache
 def rows() -> Mapping[str, Row]:
     """Return Table 1 by the names of its rows, in its order."""
-    return {line["model"]: _row(line) for line in _lines("table1")}
+    return {line["model"]: _row(line) for line in _csv_lines("table1")}
 
 
 def _row(line: dict[str, str]) -> Row:
@@ -129,7 +129,7 @@ def tasks() -> list[str]:
 @lru_cache
 def conditions() -> Mapping[str, tuple[int, str]]:
     """Return (shots, metric) of each task of the suite, NQ-open included."""
-    return {line["task"]: (int(line["shots"]), line["metric"]) for line in _lines("tasks")}
+    return {line["task"]: (int(line["shots"]), line["metric"]) for line in _csv_lines("tasks")}
 
 
 def is_as_reported(task: str, shots: int | None, metric: str) -> bool:
@@ -157,7 +157,7 @@ def elastic() -> list[ElasticRow]:
             float(line["tflops"]),
             float(line["perplexity"]),
         )
-        for line in _lines("elastic")
+        for line in _csv_lines("elastic")
     ]
 
 
@@ -171,7 +171,7 @@ def ablations() -> Mapping[str, AblationRow]:
             float(line["tflops"]) if line["tflops"] else None,
             float(line["perplexity"]),
         )
-        for line in _lines("ablations")
+        for line in _csv_lines("ablations")
     }
 
 
@@ -247,6 +247,6 @@ def _deviations(description: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in ITT_SETTINGS[name]}
 
 
-def _lines(table: str) -> list[dict[str, str]]:
+def _csv_lines(table: str) -> list[dict[str, str]]:
     with (FOLDER / f"{table}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

@@ -12,7 +12,7 @@ from itt_composer.recipe.description import kind_label
 from itt_composer.results.perplexity_report import percentages
 from itt_composer.results.tasks import SHARES, TaskFigures, TaskResults
 
-AVERAGE = "average of ten"
+AVERAGE_OF_TEN = "average of ten"
 
 
 @dataclass
@@ -68,7 +68,9 @@ def lines_of(results: TaskResults, row: str | None) -> list[TaskLine]:
     if by_task.keys() >= set(paper.tasks()):
         mean = sum(by_task[task].value for task in paper.tasks()) / len(paper.tasks())
         reported = paper.row(row).average if row else None
-        lines.append(TaskLine(AVERAGE, None, "", None, mean, None, 1, None, None, None, reported))
+        lines.append(
+            TaskLine(AVERAGE_OF_TEN, None, "", None, mean, None, 1, None, None, None, reported)
+        )
     return lines
 
 
@@ -126,13 +128,13 @@ def table_of(results: TaskResults, lines: list[TaskLine], row: str | None) -> Ta
     return table
 
 
-def print_results(results: TaskResults, console: Console) -> None:
+def print_task_results(results: TaskResults, console: Console) -> None:
     """Print the table."""
     row = compared_row(results)
     table_of(results, lines_of(results, row), row).print(console)
 
 
-def write_results(results: TaskResults, folder: Path) -> None:
+def write_task_results(results: TaskResults, folder: Path) -> None:
     """Write `results.json`, `results.md` and `results.csv`."""
     row = compared_row(results)
     lines = lines_of(results, row)

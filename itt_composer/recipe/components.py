@@ -11,12 +11,12 @@ is imported only when it is built, so checking a recipe needs no torch. Example:
 
 import re
 from collections.abc import Callable, Iterator
+from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
-from itt_composer.basics.importing import imported
 from itt_composer.recipe.fields import StrictModel, setting
 from itt_composer.recipe.layers import Limit
 from itt_composer.recipe.schedules import Shape
@@ -100,7 +100,7 @@ class ComponentSettings(StrictModel):
 
     def build(self, *args: Any) -> Any:
         """Import the target and call it with `args` and the settings."""
-        return imported(self.target)(*args, **dict(self))
+        return resolve_name(self.target)(*args, **dict(self))
 
 
 class Registry:

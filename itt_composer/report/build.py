@@ -20,8 +20,8 @@ from itt_composer.report.experiments import Experiment, group, incomparable
 from itt_composer.report.figures import Figure, png, prints_of
 from itt_composer.report.measured import (
     Measured,
-    command,
     has_router,
+    measuring_command,
     other_texts,
     place_in_list,
     read_gradients,
@@ -44,7 +44,7 @@ NOT_MEASURED = {
 
 
 @dataclass
-class Report:
+class PageReport:
     """A page, and the figures that exist in print only."""
 
     page: Page
@@ -69,7 +69,7 @@ def build(
     perplexity_files: Sequence[Path],
     title: str,
     gradient_files: Sequence[Path] = (),
-) -> Report:
+) -> PageReport:
     """Read runs and all that was measured on them.
 
     Args:
@@ -103,14 +103,14 @@ def build(
         "gradients": bool(gradients.results),
         "perplexity": any(figure.name == "elastic" for figure in figures),
     }
-    return Report(
+    return PageReport(
         Page(
             title=readable(title),
             runs=len(runs),
             summary=summarise(experiments),
             figures=figures,
             maps=routing_map.content(thinking),
-            map_caption=routing_map.CAPTION,
+            map_caption=routing_map.MAP_CAPTION,
             warnings=readable([*incomparable(runs), *notes]),
             missing=_not_measured(experiments, is_there),
         ),
@@ -132,10 +132,10 @@ def _figures(
         elastic.figure(perplexities, experiments),
         training_figure.training(experiments, units),
         thinking_figures.weights(thinking),
-        thinking_figures.step_encodings(thinking),
+        thinking_figures.step_encoding_figure(thinking),
         thinking_figures.token_classes(thinking),
         thinking_figures.overlap(thinking),
-        gradient_figure.gradients(gradients),
+        gradient_figure.gradient_figures(gradients),
     ]
     return [figure for figure in found if figure is not None]
 
@@ -163,5 +163,5 @@ def _not_measured(
         fitting = fits[kind]
         if fitting and not is_there[kind]:
             run = min(fitting, key=place_in_list)
-            lines.append((f"{what} of {run.name}", readable(command(kind, run))))
+            lines.append((f"{what} of {run.name}", readable(measuring_command(kind, run))))
     return lines

@@ -17,7 +17,7 @@ from itt_composer.results.perplexity_report import RULES, mean_shares, percentag
 ALONE = "all tokens, no router"
 MOST_NAMES = 8  # more would cover each other; the pointer shows all
 FORMS_OF_RULES = {"top-k": "circle", "threshold": "diamond", "top-p": "square"}
-CAPTION = (
+ELASTIC_CAPTION = (
     "Each point is one trained model, measured after training (on all held-out rows unless the "
     "suite took fewer: not those of the summary above) with the ratios of its "
     "thinking steps set anew, without any training: 50/50/50 lets half of the tokens take "
@@ -53,7 +53,7 @@ def figure(measured: Perplexities, experiments: Sequence[Experiment]) -> Figure 
     return Figure(
         "elastic",
         "More or less thinking after training",
-        CAPTION
+        ELASTIC_CAPTION
         + ("A model without a router stands beside them." if has_dense else "")
         + _covered(records),
         chart.to_dict(validate=False),

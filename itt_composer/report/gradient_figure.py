@@ -12,7 +12,7 @@ from itt_composer.results.gradients import GradientResults
 BETWEEN = " · "  # projection and model, which stand in two lines
 
 
-def gradients(measured: Measured[GradientResults]) -> Figure | None:
+def gradient_figures(measured: Measured[GradientResults]) -> Figure | None:
     """Draw the norms over layers, easy problems against hard ones; None without results."""
     records = [one for name, result in measured.results for one in _norm_records(name, result)]
     if not records:

@@ -18,7 +18,7 @@ from itt_composer.results.perplexity import PerplexityResults
 from itt_composer.results.perplexity_report import percentages
 from itt_composer.results.thinking import ThinkingResults
 
-COMMANDS = {
+MEASURING_COMMANDS = {
     "thinking": ["itt", "analyse", "tokens", "{run}"],
     "gradients": ["itt", "analyse", "gradients", "{run}", "--problems", "AQUA.jsonl"],
     "perplexity": [
@@ -54,7 +54,7 @@ class Measured(Generic[AnyMeasured]):
             self.results.append((readable(f"{name} ({file})") if is_taken else name, content))
 
 
-def command(kind: str, run: Run) -> str:
+def measuring_command(kind: str, run: Run) -> str:
     """Return the command that measures something of a run, quoted for a shell."""
     steps = run.recipe["thinking"].get("thinking_steps") or 1
     ratios = [",".join([ratio] * (steps - 1)) for ratio in ("0.9", "0.7", "0.5", "0.3", "0")]
@@ -64,7 +64,7 @@ def command(kind: str, run: Run) -> str:
         "data": run.recipe["data"]["local"],
         "settings": "" if steps == ELASTIC_STEPS else settings,
     }
-    words = [word.format(**values) for word in COMMANDS[kind]]
+    words = [word.format(**values) for word in MEASURING_COMMANDS[kind]]
     return shlex.join(word for word in words if word)
 
 
@@ -72,7 +72,7 @@ def read_thinking(experiments: Sequence[Experiment]) -> Measured[ThinkingResults
     """Read `RUN/analysis/thinking.json` of every run that has one, sorted by `place_in_list`."""
     found: Measured[ThinkingResults] = Measured()
     for run in sorted(runs_of(experiments), key=place_in_list):
-        file, again = run.path / "analysis" / "thinking.json", command("thinking", run)
+        file, again = run.path / "analysis" / "thinking.json", measuring_command("thinking", run)
         content = _analysis(found, file, ThinkingResults, again)
         if content is None:
             continue
@@ -97,7 +97,7 @@ def read_gradients(
     """
     found: Measured[GradientResults] = Measured()
     for run in runs_of(experiments):
-        file, again = run.path / "analysis" / "gradients.json", command("gradients", run)
+        file, again = run.path / "analysis" / "gradients.json", measuring_command("gradients", run)
         content = _analysis(found, file, GradientResults, again)
         if content is None:
             continue
@@ -184,7 +184,7 @@ def read_perplexities(
             found.notes.append(f"{file} holds no measurement that is not drawn already")
 
     for run in runs_of(experiments):
-        file, again = run.path / "perplexity.json", command("perplexity", run)
+        file, again = run.path / "perplexity.json", measuring_command("perplexity", run)
         if not file.is_file():
             continue
         try:

@@ -14,7 +14,7 @@ MAP_DIGITS = 3
 # Of the print, in characters and pixels.
 LINE_LENGTH, MOST_LINES, CHARACTER, LINE_HEIGHT = 84, 22, 6.0, 17
 NEWLINE = "⏎"
-CAPTION = (
+MAP_CAPTION = (
     "A held-out document, or a text that was given, token by token. The stronger its shade, the "
     "more extra thinking steps a token took; one of weight 0 counts, but changes nothing. Choose a "
     "layer and a step to see that choice alone, shaded by the router's weight. Point at a token, "
@@ -103,7 +103,7 @@ def _figure(number: int, name: str, text: ShownText) -> Figure:
     return Figure(
         "routing_map",
         name,
-        CAPTION,
+        MAP_CAPTION,
         alt.layer(boxes, words).to_dict(validate=False),
         {"tokens": records},
         prints=[
@@ -125,12 +125,12 @@ def laid_out(tokens: list[str], steps: list[int]) -> list[dict[str, Any]]:
     for token, taken in zip(tokens, steps, strict=True):
         shown = token.replace("\n", NEWLINE).replace("\t", "  ")
         for part in _parts(shown):
-            if column and column + columns_of(part) > LINE_LENGTH:
+            if column and column + columns_of_text(part) > LINE_LENGTH:
                 line, column = line + 1, 0
             if line >= MOST_LINES:
                 return found
             # Texts are drawn without the spaces at their ends.
-            word, end = column + len(part) - len(part.lstrip()), column + columns_of(part)
+            word, end = column + len(part) - len(part.lstrip()), column + columns_of_text(part)
             place = {"line": line, "start": column, "word": word, "end": end}
             found.append({**place, "text": part, "steps": taken})
             column = end
@@ -143,13 +143,13 @@ def _parts(text: str) -> list[str]:
     """Divide a text into parts that a line has room for; an empty one into none."""
     parts: list[str] = []
     for letter in text:
-        if not parts or columns_of(parts[-1] + letter) > LINE_LENGTH:
+        if not parts or columns_of_text(parts[-1] + letter) > LINE_LENGTH:
             parts.append("")
         parts[-1] += letter
     return parts
 
 
-def columns_of(text: str) -> int:
+def columns_of_text(text: str) -> int:
     """Return how many columns a text takes: two for a wide letter, none for a combining mark."""
     marks = ("Mn", "Me", "Cf")
     letters = [letter for letter in text if unicodedata.category(letter) not in marks]

@@ -160,7 +160,7 @@ def _has_weights(result: ThinkingResults) -> bool:
     return any(step.histogram is not None for step in result.steps)
 
 
-def step_encodings(measured: Measured[ThinkingResults]) -> Figure | None:
+def step_encoding_figure(measured: Measured[ThinkingResults]) -> Figure | None:
     """Draw mean, spread and range of each φ over its values; None for models without."""
     encoded = [(name, result) for name, result in measured.results if result.step_encodings]
     records = [

@@ -76,7 +76,7 @@ class LoadedModel:
         Raises:
             UserError: there is none.
         """
-        return load_tokenizer(self.tokenizer_source, self.advice)
+        return load_folder_tokenizer(self.tokenizer_source, self.advice)
 
     def description(self) -> dict[str, Any]:
         """Return what results say of the model: parameters, geometry, and how it thinks.
@@ -162,7 +162,7 @@ def load_named_model(
     return LoadedModel(place, model, options.tokenizer or source, batches, options.revision, advice)
 
 
-def load_tokenizer(source: str, advice: str = "") -> PreTrainedTokenizerBase:
+def load_folder_tokenizer(source: str, advice: str = "") -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder or of a model on the hub.
 
     Args:

@@ -29,7 +29,7 @@ def read_metrics(
     path = Path(path)
     path = path / "metrics.jsonl" if path.is_dir() else path
     by_batch: dict[int, dict[str, Any]] = {}
-    for line in _lines(path):
+    for line in _json_lines(path):
         batch = line["batch"]
         while by_batch and next(reversed(by_batch)) > batch:
             by_batch.popitem()
@@ -42,7 +42,7 @@ def read_metrics(
     return list(by_batch.values())
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         file = path.open(encoding="utf-8", errors="replace")
     except OSError as error:

@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
+from pkgutil import resolve_name
 
 from itt_composer.basics.errors import Mistakes, UserError
-from itt_composer.basics.importing import imported
 from itt_composer.basics.processes import is_first_rank
 from itt_composer.data.manifest import Manifest
 from itt_composer.data.shards import check_shards_of
@@ -52,7 +52,7 @@ def check_before_start(recipe: Recipe, run: TrainingRun) -> None:
     for callback in recipe.callbacks.named().values():
         if callback.check is not None and is_first_rank():  # one for all, as it may take seconds
             with mistakes:
-                imported(callback.check)(callback)
+                resolve_name(callback.check)(callback)
     mistakes.tell()
 
 

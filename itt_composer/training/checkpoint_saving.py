@@ -85,7 +85,7 @@ class RunCheckpoints(CheckpointSaver):
                 write_file(content, path)
             except (OSError, RuntimeError) as error:
                 failure = error
-        self._check(dist.all_gather_object(_reason(failure)), path)
+        self._check(dist.all_gather_object(_failure_reason(failure)), path)
         return path
 
     def _write_sharded(self, state: State) -> Path:
@@ -100,7 +100,7 @@ class RunCheckpoints(CheckpointSaver):
                 warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own
                 composer_checkpoint.save_checkpoint(state, name)
         except CheckpointException as error:
-            reasons = [_reason(failure) for failure, _ in error.failures.values()]
+            reasons = [_failure_reason(failure) for failure, _ in error.failures.values()]
             dist.barrier()  # the one after the saving, at which other replicas wait
         self._check([each for of_rank in dist.all_gather_object(reasons) for each in of_rank], path)
         return path
@@ -132,7 +132,7 @@ def _is_sharded(state: State) -> bool:
     return bool(state.fsdp_sharded_state_dict_enabled)
 
 
-def _reason(failure: BaseException | None) -> str | None:
+def _failure_reason(failure: BaseException | None) -> str | None:
     if failure is None:
         return None
     cause = failure

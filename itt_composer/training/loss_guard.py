@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from itt_composer.basics.errors import UserError
 
 Act = Literal["stop", "skip"]
-Row = tuple[int, int]  # (number of the domain, number of the row in its stream)
+DrawnRow = tuple[int, int]  # (number of the domain, number of the row in its stream)
 ROWS_SHOWN = 16
 
 
@@ -60,7 +60,7 @@ def all_finite(gradients: Iterable[Tensor | None]) -> bool:
     return bool(torch.stack(list(torch._foreach_norm(own))).isfinite().all())
 
 
-def name_rows(rows: Iterable[Row], domains: list[str]) -> str:
+def name_rows(rows: Iterable[DrawnRow], domains: list[str]) -> str:
     """Name at most 16 rows: `code: rows 3, 17; prose: row 5`.
 
     Args:
@@ -185,7 +185,7 @@ class LossGuard(Algorithm):
         if dist.get_global_rank() == 0:
             print(f"{event}: skipped, {self.skipped} in all", flush=True)
 
-    def _rows(self, suspects: Tensor) -> list[Row]:
+    def _rows(self, suspects: Tensor) -> list[DrawnRow]:
         """Return the rows of the suspicious microbatches of all ranks; of all if none is."""
         own = [
             (bool(suspect), list(zip(rows["domain"].tolist(), rows["row"].tolist(), strict=True)))

@@ -18,7 +18,7 @@ from itt_composer.runs.checkpoints.places import (
     point_latest_to,
     remove,
 )
-from itt_composer.runs.checkpoints.writing import convert, in_form
+from itt_composer.runs.checkpoints.writing import convert_checkpoint, in_form
 from itt_composer.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def fitting_checkpoint(start: Start, is_sharded: bool) -> Path | None:
             is_other = is_checkpoint(path) and path.name != checkpoint.name
             if is_other and batch_of(path) == batch_of(checkpoint) and damage(path):
                 remove(path)  # or it would be taken for the converted one
-        point_latest_to(convert(checkpoint, is_sharded))
+        point_latest_to(convert_checkpoint(checkpoint, is_sharded))
     dist.barrier()
     return in_form(checkpoint, is_sharded)
 

@@ -16,7 +16,7 @@ from itt_composer.data.manifest import Manifest
 from itt_composer.data.prepare import prepare_shards
 from itt_composer.data.streams import build_dataloader
 from itt_composer.models import IttForCausalLM
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.models.flops import dense_parameters, paper_tflops, thinking_parameters
 from itt_composer.models.folder import Training, as_published, set_document_ends, write_model_folder
@@ -94,7 +94,7 @@ def train(
     if recipe.data.remote is not None:  # known by now
         check_same_shards(recipe, run, allow_changes)
     reproducibility.seed_all(recipe.seed)
-    model = build_model(recipe)
+    model = model_of_recipe(recipe)
     if recipe.init_from is not None and start.checkpoint is None:
         load_initial_weights(model, Path(recipe.init_from))
     trainer = build_trainer(recipe, run, model, device, start, signals)

@@ -40,8 +40,8 @@ from itt_composer.analysis.gradients import (
     answer,
     encode_all,
     fine_tune,
+    norms_summary,
     problem_nuclear_norms,
-    summary_of,
 )
 from itt_composer.analysis.problems import EncodedProblem, read_problems
 from itt_composer.analysis.tables import gradient_tables
@@ -234,7 +234,7 @@ def test_easy_is_what_is_answered_correctly(runs, tokenizer, problems_file):
     # The model, fine-tuned now, on each group by itself.
     for group, asked in (("easy", learnt[3:]), ("hard", turned)):
         encoded = encode_all(model, tokenizer, asked)
-        assert getattr(result, group) == summary_of(problem_nuclear_norms(model, encoded))
+        assert getattr(result, group) == norms_summary(problem_nuclear_norms(model, encoded))
         norms = np.array([naive_norms(model, llama_weights, problem) for problem in encoded])
         for place, name in enumerate("qkvo"):
             mean, deviation = norms[:, :, place].mean(axis=0), norms[:, :, place].std(axis=0)

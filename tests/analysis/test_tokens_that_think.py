@@ -24,7 +24,7 @@ from itt_composer.analysis.thinking import (
     thinking_steps,
     watched_norms,
 )
-from itt_composer.analysis.token_classes import KINDS, TokenClasses, rare_and_frequent
+from itt_composer.analysis.token_classes import TOKEN_KINDS, TokenClasses, rare_and_frequent
 from itt_composer.cli.analyse import app
 from itt_composer.data.stored_rows import StoredRows
 from itt_composer.models import IttForCausalLM
@@ -36,8 +36,8 @@ def test_overlap_complement_and_union_by_hand():
     first = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0]]).bool()
     second = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0]]).bool()
     weights = torch.tensor([[0.91, 0.11, 0.51, 0.31], [0.0, 1.0, 0.51, 0.71]])
-    is_kind = torch.zeros(len(KINDS), 2, 4, dtype=torch.bool)
-    is_kind[KINDS.index("digit"), 0] = True
+    is_kind = torch.zeros(len(TOKEN_KINDS), 2, 4, dtype=torch.bool)
+    is_kind[TOKEN_KINDS.index("digit"), 0] = True
     totals = StepTotals((0.0, 1.0))
     for row in range(2):  # in two batches
         rows = slice(row, row + 1)
@@ -64,7 +64,7 @@ def test_overlap_complement_and_union_by_hand():
 def test_a_step_without_tokens_or_router_has_no_figures_for_them():
     none = torch.zeros(1, 3, dtype=torch.bool)
     totals = StepTotals(None)
-    totals.add(none, None, none, torch.zeros(len(KINDS), 1, 3, dtype=torch.bool))
+    totals.add(none, None, none, torch.zeros(len(TOKEN_KINDS), 1, 3, dtype=torch.bool))
     figures = totals.summary(1, 2)
     assert (figures.share, figures.union) == (0.0, 0.0)
     missing = ("weight_mean", "selected_weight_mean", "histogram", "overlap", "complement")
@@ -107,7 +107,7 @@ def test_figures_of_a_model_are_those_of_plain_loops(runs, tokenizer, shards, ki
             assert step.overlap == again / sum(own["selected"])
             assert step.complement == pytest.approx(1 - step.overlap)
             assert step.union == sum(a or b for a, b in pairs) / total
-        by_text = [step.classes[kind].tokens for kind in KINDS[:5]]
+        by_text = [step.classes[kind].tokens for kind in TOKEN_KINDS[:5]]
         assert 0 < sum(by_text) <= total
     ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
     specials = sum(int((ids == special).sum()) for special in (1, 2))
@@ -131,9 +131,11 @@ def check_kinds(tokenizer):
     ids = tokenizer(TEXT, add_special_tokens=False).input_ids
     counts = torch.bincount(torch.tensor(ids), minlength=600)
     is_kind = TokenClasses(tokenizer, counts).of(torch.tensor([ids]))[:, 0]
-    before, words, found = "", [], dict.fromkeys(KINDS, "")
+    before, words, found = "", [], dict.fromkeys(TOKEN_KINDS, "")
     for place, text in enumerate(texts_of(tokenizer, ids)):
-        kinds = [kind for kind, is_one in zip(KINDS[:5], is_kind[:5, place], strict=True) if is_one]
+        kinds = [
+            kind for kind, is_one in zip(TOKEN_KINDS[:5], is_kind[:5, place], strict=True) if is_one
+        ]
         bare = text.strip()
         if not text or not bare.isascii():  # bytes, or what they end in
             before = "ï"
@@ -152,8 +154,8 @@ def check_kinds(tokenizer):
     assert set(found["digit"]) <= set("0124")
     assert not set(found["punctuation"]) - set("(),:_+#'")
     assert found["whitespace"] == ""
-    assert is_kind[KINDS.index("whitespace")].any()
-    rare, frequent = is_kind[KINDS.index("rare")], is_kind[KINDS.index("frequent")]
+    assert is_kind[TOKEN_KINDS.index("whitespace")].any()
+    rare, frequent = is_kind[TOKEN_KINDS.index("rare")], is_kind[TOKEN_KINDS.index("frequent")]
     is_most = torch.tensor(ids) == counts.argmax()
     assert frequent[is_most].all()
     assert not rare[is_most].any()
@@ -243,7 +245,7 @@ def test_the_command_writes_what_was_agreed_into_the_run_folder(runs, tmp_path, 
     steps = [(step["layer"], step["step"]) for step in written["steps"]]
     assert steps == {"itt": [(1, 1), (1, 2), (1, 3)], "loop": [(1, 1), (1, 2)], "dense": []}[kind]
     for step, shown in zip(written["steps"], own["steps"], strict=True):
-        assert set(step["classes"]) == set(KINDS)
+        assert set(step["classes"]) == set(TOKEN_KINDS)
         assert (shown["layer"], shown["step"]) == (step["layer"], step["step"])
         assert len(shown["selected"]) == len(own["tokens"])
         assert (step["overlap"] is None) == (step["step"] == 1)

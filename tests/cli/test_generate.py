@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import load_corpus_tokenizer
 from itt_composer.basics.errors import UserError
 from itt_composer.cli.generate import app
 from itt_composer.models import IttConfig, IttForCausalLM
@@ -121,7 +121,7 @@ def test_a_prompt_has_the_ids_of_a_training_row(folders, tokenizer, text):
 
 
 def test_without_bos_there_is_nothing_to_begin_with(shards, tmp_path):
-    load_tokenizer(str(shards / "tokenizer"), bos_token="none").save(tmp_path / "tokenizer")
+    load_corpus_tokenizer(str(shards / "tokenizer"), bos_token="none").save(tmp_path / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
     config = IttConfig(max_position_embeddings=512, bos_token_id=None)
     assert prompt_ids(config, tokenizer, "x")[0] != 1

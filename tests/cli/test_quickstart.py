@@ -29,7 +29,7 @@ train: {{max_duration: 3ba}}
 def folder(tmp_path, monkeypatch):
     """Point the quickstart at a folder of its own."""
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(quickstart, "FOLDER", tmp_path)
+    monkeypatch.setattr(quickstart, "QUICKSTART_FOLDER", tmp_path)
     monkeypatch.setattr(quickstart, "ELASTIC_SETTINGS", ("[0,0,0]",))
     for name in ("corpus", "tokenizer", "shards"):
         monkeypatch.setattr(quickstart, name.upper(), tmp_path / name)

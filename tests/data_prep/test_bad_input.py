@@ -212,10 +212,10 @@ def test_ids_outside_the_tokenizer_are_bad_lines(
     from dataclasses import replace
 
     from data_prep import convert as conversion
-    from data_prep.tokenizer import load_tokenizer
+    from data_prep.tokenizer import load_corpus_tokenizer
     from itt_composer.basics.errors import UserError
 
-    whole = load_tokenizer(str(tokenizer))
+    whole = load_corpus_tokenizer(str(tokenizer))
     rare = whole.vocab_size - 1  # of single characters, the rarest
     processor = sentencepiece.SentencePieceProcessor(model_proto=whole.content)
     smaller = replace(whole, vocab_size=rare)
@@ -226,17 +226,17 @@ def test_ids_outside_the_tokenizer_are_bad_lines(
         mixed.parents[1] / "worse" / "a.jsonl",
         [*clean[:7], f"a {processor.id_to_piece(rare)} b", *clean[7:]],
     )
-    monkeypatch.setattr(conversion, "load_tokenizer", lambda *_: smaller)
+    monkeypatch.setattr(conversion, "load_corpus_tokenizer", lambda *_: smaller)
     options = conversion.Options(
         mixed.parents[1], str(tmp_path / "shards"), "any", 64, workers=1, max_reject_share=0.5
     )
     reason = f"encoded to the id {rare}, but the tokenizer has {rare} ids"
     if kind == "stop":
         with pytest.raises(UserError) as caught:
-            conversion.convert(options)
+            conversion.convert_corpus(options)
         assert str(caught.value) == f"{mixed.with_name('a.jsonl')}, line 8: {reason}"
         return
-    manifest = conversion.convert(replace(options, skip_bad_lines=True))
+    manifest = conversion.convert_corpus(replace(options, skip_bad_lines=True))
     assert manifest.rejects == {"good": 0, "worse": 1}
     (reject,) = (json.loads(line) for line in (tmp_path / "shards" / "rejects.jsonl").open())
     assert reject == {"file": "worse/a.jsonl", "line": 8, "reason": reason}

@@ -24,7 +24,7 @@ from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
 from data_prep.part_record import PartRecord, SplitCounts
 from data_prep.token_estimate import Estimate, estimate, validation_threshold
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import load_corpus_tokenizer
 from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import check_shards
 from itt_composer.recipe.schema import load_recipe
@@ -356,7 +356,7 @@ def test_budget_of_less_than_a_row_is_refused(convert, three, shares, tmp_path):
 
 
 def test_tokens_of_a_corpus_are_estimated_well(three, tokenizer):
-    loaded = load_tokenizer(str(tokenizer))
+    loaded = load_corpus_tokenizer(str(tokenizer))
     files = sorted((three / "common_crawl").iterdir())
     texts = texts_of(three / "common_crawl")
     tokens = sum(len(loaded.encode(text)) + 2 for text in texts)
@@ -368,7 +368,7 @@ def test_tokens_of_a_corpus_are_estimated_well(three, tokenizer):
 
 
 def test_estimate_passes_over_bad_lines_and_bad_files(tmp_path, tokenizer):
-    loaded = load_tokenizer(str(tokenizer))
+    loaded = load_corpus_tokenizer(str(tokenizer))
     good = tmp_path / "d" / "b.jsonl"
     write_jsonl(good, ["some text"] * 5)
     with good.open("ab") as file:

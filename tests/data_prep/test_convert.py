@@ -182,7 +182,7 @@ def test_compressed_text_has_workers_for_the_text_that_is_in_it(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     options = conversion.Options(tmp_path / "root", str(tmp_path / "out"), str(tokenizer), 64)
-    conversion.convert(replace(options, part_size=3 * len(data)))
+    conversion.convert_corpus(replace(options, part_size=3 * len(data)))
     assert asked == [6]
 
 

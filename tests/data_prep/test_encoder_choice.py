@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 from data_prep.documents import Document
 from data_prep.encoder import Encoder
 from data_prep.encoder_choice import GPT_4O, LLAMA_3, QWEN_2, why_reference
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import load_corpus_tokenizer
 from data_prep.transformers_files import json_of_sentencepiece
 
 SPECIAL = ["<|begin|>", "<|end|>"]
@@ -60,7 +60,7 @@ def load(folder, content):
     is_json = content.startswith(b"{")
     path = folder / ("tokenizer.json" if is_json else "tokenizer.model")
     path.write_bytes(content)
-    return load_tokenizer(str(path), *(SPECIAL if is_json and b"<|end|>" in content else ()))
+    return load_corpus_tokenizer(str(path), *(SPECIAL if is_json and b"<|end|>" in content else ()))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from small_conversions import AWKWARD, content, manifest_of, rows_of, texts_of
 from data_prep.document_split import split_of
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, join_documents
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import load_corpus_tokenizer
 
 BATCH_BYTES = 2_000_000
 PART_BYTES = 400_000
@@ -53,7 +53,7 @@ def batches(texts):
 
 
 def test_every_document_of_the_sample_has_sentencepieces_ids(sample, sample_ids, llama):
-    tokenizer = load_tokenizer(str(llama))
+    tokenizer = load_corpus_tokenizer(str(llama))
     documents = 0
     for file, texts in sample.items():
         expected = iter(sample_ids[file])
@@ -189,17 +189,17 @@ def trained(tokenizer, corpus, folder, special):
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"bos_token": special[0], "eos_token": special[min(1, len(special) - 1)]}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return load_tokenizer(str(folder))
+    return load_corpus_tokenizer(str(folder))
 
 
 @pytest.fixture(scope="module")
 def llama_2(llama):
-    return load_tokenizer(str(llama))
+    return load_corpus_tokenizer(str(llama))
 
 
 @pytest.fixture(scope="module")
 def small_llama(tokenizer):
-    return load_tokenizer(str(tokenizer))
+    return load_corpus_tokenizer(str(tokenizer))
 
 
 WORDS = st.one_of(

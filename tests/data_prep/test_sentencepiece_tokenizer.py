@@ -18,7 +18,7 @@ from small_conversions import (
 
 from data_prep import tokenizer_training
 from data_prep.document_split import split_of
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import load_corpus_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_names_of_pieces_beside_user_defined_symbols_are_text_to_transformers(
             add_dummy_prefix=has_prefix,
         )
     )
-    made = load_tokenizer(str(tmp_path / "tokenizer.model"))
+    made = load_corpus_tokenizer(str(tmp_path / "tokenizer.model"))
     made.save(tmp_path / "saved")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
     parts = ["[SYM]", "FOO", "</s>", "<s>", "<unk>", "<0x41>", "<0xE3>", " ", "a", "the", "é", "▁"]

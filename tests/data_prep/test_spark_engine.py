@@ -19,17 +19,17 @@ from small_conversions import content, rows_of, texts_of, write_jsonl
 from streaming import StreamingDataset
 
 from data_prep.budgets import Budgets
-from data_prep.convert import _spark_engine, convert
+from data_prep.convert import _spark_engine, convert_corpus
 from data_prep.documents import Fields
 from data_prep.domains import find_corpus
 from data_prep.options import Options
 from data_prep.part_plan import plan_parts
-from data_prep.part_rows import Progress, Settings
+from data_prep.part_rows import PartProgress, Settings
 from data_prep.rejects import RejectLimit
 from data_prep.shard_writing import ShardOptions
 from data_prep.spark_engine import run_spark
 from data_prep.spark_session import java_version, sentence_of, spark_session
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizer import load_corpus_tokenizer
 from itt_composer.basics.errors import UserError
 from itt_composer.data.fingerprints import Fingerprint
 from itt_composer.data.manifest import Manifest
@@ -85,7 +85,7 @@ def settings(root_with_bad_lines: Path, tokenizer: Path) -> Settings:
         root=root_with_bad_lines,
         fields=Fields(),
         validation_share=0.2,
-        tokenizer=load_tokenizer(str(tokenizer)),
+        tokenizer=load_corpus_tokenizer(str(tokenizer)),
         encoder="fast",
         skip_bad_lines=True,
         shards=ShardOptions(SEQ_LEN, "uint16", SHARD_BYTES, None, ("sha1",)),
@@ -109,7 +109,7 @@ def run_engine(settings: Settings) -> Callable[..., Any]:
         limit = RejectLimit(0.5)
         return run_spark(plan, used, budgets or Budgets({}), limit, out, "local[2]", told.append)
 
-    told: list[Progress] = []
+    told: list[PartProgress] = []
     run.told = told  # type: ignore[attr-defined]
     return run
 
@@ -118,7 +118,7 @@ def convert_locally(root: Path, tokenizer: Path, out: Path, **changed: Any) -> N
     options = Options(root, str(out), str(tokenizer), SEQ_LEN, validation_share=0.2, workers=1)
     sizes = {"part_size": PART_BYTES, "shard_size": SHARD_BYTES}
     rejects = {"skip_bad_lines": True, "max_reject_share": 0.5}
-    convert(replace(options, **sizes, **rejects, **changed))
+    convert_corpus(replace(options, **sizes, **rejects, **changed))
 
 
 def assert_same(streams: dict[str, Any], out: Path, local: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.stats import stats
+from data_prep.stats import count_shards
 from itt_composer.basics.errors import UserError
 
 COUNTS = {
@@ -67,7 +67,7 @@ def write_manifest(out: Path, **changed: Any) -> Path:
 
 
 def test_shares_and_characters_per_token_of_every_domain(tmp_path):
-    found = stats(write_manifest(tmp_path))
+    found = count_shards(write_manifest(tmp_path))
     c4 = found.splits["train"]["c4"]
     assert (c4.documents, c4.rows, c4.tokens) == (1200, 300, 2400)
     assert c4.share == 0.75
@@ -79,7 +79,7 @@ def test_shares_and_characters_per_token_of_every_domain(tmp_path):
 
 
 def test_a_split_without_tokens_has_no_shares(tmp_path):
-    found = stats(write_manifest(tmp_path))
+    found = count_shards(write_manifest(tmp_path))
     assert found.splits["validation"]["c4"].share == 0
     assert found.splits["validation"]["c4"].characters_per_token == 4.0
     assert found.splits["validation"]["code[red]"].characters_per_token is None
@@ -144,7 +144,7 @@ def test_stats_and_an_uncompressed_verify_start_without_torch(tmp_path):
 )
 def test_a_manifest_of_something_else_is_refused(tmp_path, changed, message):
     with pytest.raises(UserError) as caught:
-        stats(write_manifest(tmp_path, **changed))
+        count_shards(write_manifest(tmp_path, **changed))
     assert message in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
@@ -152,7 +152,7 @@ def test_a_manifest_of_something_else_is_refused(tmp_path, changed, message):
 @pytest.mark.parametrize("address", ["s3://bucket/shards", "azure-dl://b/shards", Path("s3://b/x")])
 def test_an_address_is_refused(address):
     with pytest.raises(UserError, match="not a folder: give a local copy of it"):
-        stats(address)
+        count_shards(address)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{"])

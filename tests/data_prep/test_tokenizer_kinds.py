@@ -23,7 +23,7 @@ from data_prep import convert as conversion
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, EncoderMismatchError, is_checked
 from data_prep.encoder_choice import why_reference
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenizer import Tokenizer, load_corpus_tokenizer
 from itt_composer.basics.errors import UserError
 
 BEGIN, END = "<|begin|>", "<|end|>"
@@ -299,7 +299,7 @@ def test_what_gigatoken_is_not_proven_for_is_converted_by_the_reference(
     assert line in result.stderr
     differs = "a few texts have other ids than in these rows" in result.stderr
     assert differs == name.endswith(".model")  # Unigram, and a normalizer of SentencePiece's
-    loaded = load_tokenizer(str(path), *tokens.values())
+    loaded = load_corpus_tokenizer(str(path), *tokens.values())
     texts = texts_of(root / "code")
     ids = [i for t in texts for i in (loaded.bos_id, *loaded.encode(t), loaded.eos_id)]
     assert_code_is(tmp_path / "shards", ids)
@@ -324,7 +324,7 @@ class Erring(Tokenizer):
 @pytest.fixture
 def erring(tokenizer, corpus):
     """A LLaMA-like tokenizer whose fast encoder has other pieces."""
-    true = load_tokenizer(str(tokenizer))
+    true = load_corpus_tokenizer(str(tokenizer))
     wrong = Erring(**{name: getattr(true, name) for name in true.__dataclass_fields__})
     settings = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity"}
     texts = texts_of(corpus)[-100:]
@@ -334,17 +334,17 @@ def erring(tokenizer, corpus):
 
 
 def test_the_first_difference_stops_the_run_by_file_and_line(erring, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "load_tokenizer", lambda *_: erring)
+    monkeypatch.setattr(conversion, "load_corpus_tokenizer", lambda *_: erring)
     options = conversion.Options(root, str(tmp_path / "shards"), "any", 64, workers=1)
     with pytest.raises(UserError) as caught:
-        conversion.convert(options)
+        conversion.convert_corpus(options)
     assert re.fullmatch(
         rf"{root}/(code|prose)/\S+jsonl, line \d+: from token \d+ on gigatoken gives \[.*\], the "
         r"reference \[.*\]: delete the unfinished output and run again with --encoder reference",
         str(caught.value),
     )
     assert not (tmp_path / "shards").exists()
-    assert conversion.convert(replace(options, encoder="reference"))
+    assert conversion.convert_corpus(replace(options, encoder="reference"))
 
 
 def test_every_part_is_checked_and_a_steady_sample_besides(erring):
@@ -396,7 +396,7 @@ def test_a_kind_of_character_is_checked_where_it_comes_first(erring):
 
 
 def test_one_batch_after_the_other_gives_the_ids_of_one_large_one(tokenizer, root):
-    loaded = load_tokenizer(str(tokenizer))
+    loaded = load_corpus_tokenizer(str(tokenizer))
     documents = [Document(text, text.encode()) for text in texts_of(root)]
     one = Encoder(loaded, "fast").encode(documents)
     encoder = Encoder(loaded, "fast")
@@ -413,7 +413,7 @@ def test_a_json_without_a_key_that_may_be_missing_is_read_as_tokenizers_reads_it
     del found[key]
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(found))
-    loaded = load_tokenizer(str(path), BEGIN, END)
+    loaded = load_corpus_tokenizer(str(path), BEGIN, END)
     reference = tokenizers.Tokenizer.from_file(str(path))
     reference.encode_special_tokens = True
     text = f"a few words 12\n\n{END}"
@@ -440,7 +440,7 @@ def test_chat_templates_in_files_of_their_own_are_taken_over(file, tmp_path, fil
         is_default = name == "default"
         place = "chat_template" if is_default else f"additional_chat_templates/{name}"
         (file.parent / f"{place}.jinja").write_text(f"the template é {name}", "utf-8")
-    load_tokenizer(str(file)).save(tmp_path / "saved")
+    load_corpus_tokenizer(str(file)).save(tmp_path / "saved")
     own = AutoTokenizer.from_pretrained(file.parent, local_files_only=True)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
     assert loaded.chat_template == own.chat_template

@@ -15,7 +15,7 @@ from streaming.base.format import reader_from_json
 from streaming.base.util import merge_index
 
 from data_prep.shard_checks import check_info
-from data_prep.verify import Report, verify
+from data_prep.verify import Verification, verify_folder
 from itt_composer.basics.errors import UserError
 from itt_composer.data.fingerprints import DamageError
 from itt_composer.data.index import ShardFile
@@ -136,8 +136,8 @@ def edit_json(path: Path, edit: Callable[[Any], object]) -> None:
     path.write_text(json.dumps(content))
 
 
-def check(out: Path, workers: int = 2) -> Report:
-    return verify(out, workers, lambda done, total: None)
+def check(out: Path, workers: int = 2) -> Verification:
+    return verify_folder(out, workers, lambda done, total: None)
 
 
 def problems(out: Path) -> dict[str, str]:
@@ -211,7 +211,7 @@ def test_any_number_of_workers_gives_the_same_report(out):
 
 def test_progress_ends_at_the_bytes_of_all_files(built):
     calls = []
-    verify(built, 2, lambda done, total: calls.append((done, total)))
+    verify_folder(built, 2, lambda done, total: calls.append((done, total)))
     assert calls == sorted(calls)
     assert calls[-1] == (check(built).bytes,) * 2
 

@@ -22,10 +22,10 @@ from eval.__main__ import app
 from eval.harness_files import write_harness_results
 from eval.suite import load_suite
 from eval.task_data import open_tasks
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.models.calibration import calibrate
 from itt_composer.models.folder import write_model_folder
-from itt_composer.paper.task_report import AVERAGE, compared_row, lines_of
+from itt_composer.paper.task_report import AVERAGE_OF_TEN, compared_row, lines_of
 
 SUITE = Path(__file__).parents[2] / "eval/suites/eleven_tasks.yaml"
 FEW = "only=[piqa,winogrande,arc_challenge,lambada_openai,nq_open]"
@@ -65,7 +65,7 @@ def make_folder(shards, tmp_path_factory):
             file, [*places, "model.initializer_range=0.2"]
         )
         torch.manual_seed(seed)
-        model = build_model(recipe)
+        model = model_of_recipe(recipe)
         ids = torch.randint(3, 512, (8, 32))
         calibrate(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
         folder = tmp_path_factory.mktemp("model") / "model"
@@ -85,7 +85,7 @@ def run(model, data_dir, tmp_path):
     def run(*overrides, path=model, limit="limit=3"):
         given = [f"model={path}", f"data_dir={data_dir}", f"output={tmp_path / 'out'}", limit]
         told = Silent()
-        results = harness.run(load_suite(SUITE, [*given, *overrides]), told)
+        results = harness.run_task_suite(load_suite(SUITE, [*given, *overrides]), told)
         return results, told.told
 
     return run
@@ -501,7 +501,7 @@ def test_a_figure_got_another_way_is_not_put_beside_the_papers(run):
     for override, average in (("tasks.piqa.shots=0", True), ("tasks.sciq.metric=acc_norm", False)):
         results, _ = run(override, "compare_with=LLaMA-162M", "tasks.mmlu.limit=1")
         lines = {line.task: line for line in lines_of(results, compared_row(results))}
-        assert (AVERAGE in lines) == average
+        assert (AVERAGE_OF_TEN in lines) == average
         assert (lines["sciq"].paper is None) != average
         assert lines["piqa"].paper == 62.7
         assert lines["nq_open"].paper is None
@@ -510,7 +510,7 @@ def test_a_figure_got_another_way_is_not_put_beside_the_papers(run):
 def test_an_itt_without_thresholds_is_measured_by_top_k_only_where_that_is_asked_for(
     run, shards, small_recipe, tmp_path
 ):
-    model = build_model(small_recipe("model.max_position_embeddings=1024"))
+    model = model_of_recipe(small_recipe("model.max_position_embeddings=1024"))
     write_model_folder(tmp_path / "bare", model, "", shards / "tokenizer")
     with pytest.raises(harness.UserError, match="the model has no thresholds, and under"):
         run("only=[piqa]", path=tmp_path / "bare")

@@ -14,7 +14,7 @@ from eval.suite import read_task_suite
 from eval.task_data import open_tasks
 from eval.task_figures import figure_of
 from itt_composer.basics.errors import UserError
-from itt_composer.runs.loading import load_tokenizer, think_causally
+from itt_composer.runs.loading import load_folder_tokenizer, think_causally
 from itt_composer.runs.metrics import read_metrics
 from itt_composer.training.before_start import check_before_start
 from itt_composer.training.training_run import TrainingRun
@@ -69,7 +69,7 @@ def test_the_last_figure_is_of_the_finished_model_and_random_states_are_left_alo
     tasks = read_task_suite(suite, {"data_dir": str(data_dir)})
     settings = tasks.selected_tasks()["lambada_openai"]
     with open_tasks(tasks.selected_tasks(), tasks.data_dir) as source:
-        lm = EvaluatedLM(model.eval(), load_tokenizer(str(shards / "tokenizer")))
+        lm = EvaluatedLM(model.eval(), load_folder_tokenizer(str(shards / "tokenizer")))
         results = measure(tasks, "lambada_openai", settings, source, lm)
     assert figure_of(results.harness, "lambada_openai", None) == ("perplexity", figures[10])
 

@@ -102,9 +102,9 @@ def invoke(*arguments):
 
 
 def test_the_command_writes_and_prints_what_it_measured(small_recipe, shards, tmp_path):
-    from itt_composer.models.building import build_model
+    from itt_composer.models.building import model_of_recipe
 
-    build_model(small_recipe()).save_pretrained(tmp_path / "model")
+    model_of_recipe(small_recipe()).save_pretrained(tmp_path / "model")
     output = tmp_path / "results/perplexity.json"
     places = (f"model={tmp_path / 'model'}", f"data={shards}", f"output={output}")
     result = invoke(SUITES / "perplexity.yaml", *places, "select_ratios=[null,[1,0]]")

@@ -10,13 +10,13 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import decoders, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
-from data_prep.convert import convert
+from data_prep.convert import convert_corpus
 from data_prep.options import Options
 from eval.language_model import EvaluatedLM
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.folder import model_card, set_document_ends, write_model_folder
 from itt_composer.models.generation import prompt_ids
-from itt_composer.runs.loading import load_tokenizer
+from itt_composer.runs.loading import load_folder_tokenizer
 
 BEGIN, END, OTHER = "<|begin|>", "<|end|>", "<|other|>"
 GEOMETRY = {
@@ -158,7 +158,7 @@ def test_rows_generate_eval_and_the_exported_tokenizer_agree(case, folder_of, tm
     out = tmp_path / "shards"
     source = str(folder_of(make, config))
     made = Options(root.parents[1], str(out), source, 4, validation_share=0, workers=1, **options)
-    manifest = convert(made)
+    manifest = convert_corpus(made)
     data = LocalDataset(str(out / "train" / "web"))
     row_ids = [int(i) for index in range(len(data)) for i in data[index]["input_ids"]]
     documents = documents_of(row_ids, manifest.bos_id, manifest.eos_id, len(texts))
@@ -168,7 +168,7 @@ def test_rows_generate_eval_and_the_exported_tokenizer_agree(case, folder_of, tm
     folder = tmp_path / "model"
     write_model_folder(folder, model, model_card(model, "small", ""), out / "tokenizer")
     exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    lm = EvaluatedLM(model.eval(), load_tokenizer(str(folder)))
+    lm = EvaluatedLM(model.eval(), load_folder_tokenizer(str(folder)))
     for text, ids in zip(texts, documents, strict=True):
         assert (ids[:1] == [manifest.bos_id]) == (manifest.bos_id is not None)
         assert exported(text).input_ids == exported.encode(text) == ids
@@ -191,9 +191,9 @@ def test_names_of_special_tokens_are_tokens_everywhere_where_that_is_asked(folde
     root.write_text(json.dumps({"text": TEXTS[1]}) + "\n")
     source = str(folder_of(with_template, BOTH))
     options = {"validation_share": 0, "workers": 1, "special_tokens": "token"}
-    manifest = convert(Options(root.parents[1], str(tmp_path / "out"), source, 2, **options))
+    manifest = convert_corpus(Options(root.parents[1], str(tmp_path / "out"), source, 2, **options))
     assert manifest.special_token_names == {"web": 4}
-    loaded = load_tokenizer(str(tmp_path / "out" / "tokenizer"))
+    loaded = load_folder_tokenizer(str(tmp_path / "out" / "tokenizer"))
     begin, end, other = loaded.convert_tokens_to_ids([BEGIN, END, OTHER])
     ids = loaded(TEXTS[1]).input_ids
     assert [i for i in ids if i in (begin, end, other)] == [begin, end, begin, other, end]
@@ -208,7 +208,7 @@ def test_a_tokenizer_saved_by_transformers_5_is_loaded_and_exported_so_that_4_lo
 ):
     folder = folder_of(with_template, VERSION_5)
     expected = with_template().encode(TEXTS[0]).ids
-    assert load_tokenizer(str(folder))(TEXTS[0]).input_ids == expected
+    assert load_folder_tokenizer(str(folder))(TEXTS[0]).input_ids == expected
     model = IttForCausalLM(IttConfig(**GEOMETRY, vocab_size=400))
     write_model_folder(tmp_path / "model", model, "", folder)
     exported = AutoTokenizer.from_pretrained(tmp_path / "model", local_files_only=True)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from eval.__main__ import app
 from itt_composer.basics.errors import UserError
 from itt_composer.cli.recipes import find_recipes
-from itt_composer.cli.tables import build
+from itt_composer.cli.tables import every_table
 from itt_composer.models.building import model_config
 from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.models.flops import dense_parameters, paper_tflops, thinking_parameters
@@ -103,7 +103,7 @@ def sections(tmp_path):
         for number, content in enumerate(results):
             files.append(tmp_path / f"{number}.json")
             files[-1].write_text(json.dumps(content))
-        return {s.name: s for s in build(read_results([*files, *runs]), compare_with)}
+        return {s.name: s for s in every_table(read_results([*files, *runs]), compare_with)}
 
     return sections
 
@@ -688,16 +688,16 @@ def test_the_command_prints_and_writes_every_table(run, tmp_path):
 def test_results_that_were_just_measured_are_read(small_recipe, shards, tmp_path):
     from eval.perplexity import run
     from eval.suite import PerplexitySuite
-    from itt_composer.models.building import build_model
+    from itt_composer.models.building import model_of_recipe
     from itt_composer.results.perplexity_report import write_results
 
-    build_model(small_recipe()).save_pretrained(tmp_path / "model")
+    model_of_recipe(small_recipe()).save_pretrained(tmp_path / "model")
     suite = PerplexitySuite(
         model={"path": str(tmp_path / "model")}, data=str(shards), select_ratios=[None, [1, 0]]
     )
     results = run(suite, lambda done, total: None)
     write_results(results, tmp_path / "elastic.json")
-    sweep, listed = build(read_results([tmp_path / "elastic.json"]), None)
+    sweep, listed = every_table(read_results([tmp_path / "elastic.json"]), None)
     assert len(listed.records) == 1
     assert len(results.text_sha256) == len(results.model.weights_sha256) == 64
     measured = [r["ours"] for r in sweep.records if r["ours"] is not None]

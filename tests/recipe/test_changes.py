@@ -301,7 +301,7 @@ callbacks.memory_monitor={}
 @pytest.fixture(scope="module")
 def begun(shards, tmp_path_factory):
     """A run that has saved its third batch: its folder, its recipe's file and settings."""
-    from itt_composer.models.building import build_model
+    from itt_composer.models.building import model_of_recipe
     from itt_composer.training.train import build_trainer
 
     folder = tmp_path_factory.mktemp("begun")
@@ -310,7 +310,7 @@ def begun(shards, tmp_path_factory):
     given = [*BEFORE.splitlines(), f"data.local={shards}", f"run_folder={folder / 'run'}"]
     recipe = load_recipe(file, [*given, f"train.max_duration={BATCHES}ba"])
     run = TrainingRun(recipe)
-    trainer = build_trainer(recipe, run, build_model(recipe), "cpu")
+    trainer = build_trainer(recipe, run, model_of_recipe(recipe), "cpu")
     trainer.fit()
     trainer.close()
     run.write_recipe()
@@ -320,7 +320,7 @@ def begun(shards, tmp_path_factory):
 @pytest.fixture(scope="module")
 def resumed(begun, shards, tmp_path_factory):
     """The trainer that goes on with another value of every key, that recipe, and the one before."""
-    from itt_composer.models.building import build_model
+    from itt_composer.models.building import model_of_recipe
     from itt_composer.training.train import build_trainer
 
     folder, file, given = begun
@@ -337,7 +337,7 @@ def resumed(begun, shards, tmp_path_factory):
         patch.setattr(
             "composer.trainer.trainer._validate_precision", lambda precision, device: None
         )
-        trainer = build_trainer(recipe, run, build_model(recipe), "cpu")
+        trainer = build_trainer(recipe, run, model_of_recipe(recipe), "cpu")
     assert trainer.state.timestamp.batch == BATCHES
     rows = next(iter(trainer.state.train_dataloader))
     yield trainer, recipe, load_recipe(file, given), rows

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from itt_composer.cli import recipes
 from itt_composer.models import IttForCausalLM
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.recipe.checks import tokens_in
 from itt_composer.recipe.layers import read_yaml
 from itt_composer.recipe.schema import Recipe, load_recipe
@@ -37,9 +37,9 @@ EVERY_LAYER_OR_ONE = ["loop_x3", "loop_x4", "itt_x2", "itt_x3", "itt_x4"]
 
 
 @cache
-def row(name: str) -> recipes.Row:
+def row(name: str) -> recipes.RecipeRow:
     assumptions = recipes.Assumptions(mfu_a100=0.4, mfu_h100=0.3, gpus_per_node=8)
-    return recipes.describe(name, RECIPES[name], assumptions)
+    return recipes.recipe_row(name, RECIPES[name], assumptions)
 
 
 def leaves(content: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -66,7 +66,7 @@ def different_keys(one: dict[str, object], other: dict[str, object]) -> set[str]
 def on_meta_device(recipe: Recipe) -> IttForCausalLM:
     """The recipe's model without memory for its weights."""
     with torch.device("meta"):
-        return build_model(recipe)
+        return model_of_recipe(recipe)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -284,7 +284,7 @@ def test_tokens_of_a_run_follow_from_its_duration():
 def test_names_and_figures_are_whole_on_a_terminal_of_80_columns():
     out = io.StringIO()
     names = ["itt_x4_162m_no_step_encoding", "llama_162m"]
-    recipes.table_of([row(name) for name in names]).print(Console(file=out, width=80))
+    recipes.recipe_table([row(name) for name in names]).print(Console(file=out, width=80))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     for name in names:

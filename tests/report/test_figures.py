@@ -232,7 +232,7 @@ def test_a_damaged_result_is_a_warning_that_names_file_and_key(tmp_path, file, c
 
 @pytest.mark.parametrize(
     "drawing",
-    ["thinking_figures.weights", "gradient_figure.gradients", "elastic.figure"],
+    ["thinking_figures.weights", "gradient_figure.gradient_figures", "elastic.figure"],
 )
 def test_an_error_of_our_own_while_drawing_is_not_blamed_on_the_results(
     tmp_path, monkeypatch, drawing

@@ -22,7 +22,7 @@ from itt_composer.basics.processes import StopSignals
 from itt_composer.cli.app import app
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models import folder as model_folder
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.models.flops import dense_parameters
 from itt_composer.models.upcycling import convert_llama
 from itt_composer.recipe.schema import load_recipe
@@ -480,7 +480,7 @@ def test_checkpoint_to_folder_to_checkpoint_is_exact(run, exported, overrides, t
     start = [f"init_from={exported}", f"run_folder={tmp_path / 'run'}", "seed=5"]
     recipe = load_recipe(RECIPE, [*overrides, *start])
     check_initial_weights(recipe)
-    model = build_model(recipe)
+    model = model_of_recipe(recipe)
     load_initial_weights(model, exported)
     trainer = build_trainer(recipe, TrainingRun(recipe), model, "cpu")
     trainer.save_checkpoint(str(tmp_path / "again.pt"))
@@ -521,7 +521,7 @@ def test_weights_in_several_files_are_read_by_their_index(exported, overrides, t
     expected = AutoModelForCausalLM.from_pretrained(exported)
     expected.save_pretrained(folder, max_shard_size="20KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
-    model = build_model(load_recipe(RECIPE, [*overrides, "seed=5"]))
+    model = model_of_recipe(load_recipe(RECIPE, [*overrides, "seed=5"]))
     load_initial_weights(model, folder)
     assert same_bits(model.state_dict(), expected.state_dict())
     index = folder / "model.safetensors.index.json"
@@ -572,7 +572,7 @@ def test_how_much_to_think_may_differ(exported, overrides):
     ]
     recipe = load_recipe(RECIPE, [*overrides, f"init_from={exported}", *elastic])
     check_initial_weights(recipe)
-    model = build_model(recipe)
+    model = model_of_recipe(recipe)
     load_initial_weights(model, exported)
     assert model.config.select_ratios == [0.9, 0.7, 0.1]
 
@@ -590,7 +590,7 @@ def test_a_recipe_can_go_on_from_any_llama_made_to_think(kind, overrides, tmp_pa
     same = [f"model.{name}={json.dumps(config[name])}" for name in fields]
     recipe = load_recipe(RECIPE, [*overrides, f"init_from={tmp_path / 'itt'}", *same])
     check_initial_weights(recipe)
-    model = build_model(recipe)
+    model = model_of_recipe(recipe)
     load_initial_weights(model, tmp_path / "itt")
     assert torch.equal(outputs(model.eval()).logits, outputs(llama).logits)
     assert dense_parameters(model.config) == sum(weight.numel() for weight in llama.parameters())
@@ -598,7 +598,7 @@ def test_a_recipe_can_go_on_from_any_llama_made_to_think(kind, overrides, tmp_pa
 
 def test_weights_that_do_not_fit_are_named(exported, overrides, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "model")
-    model = build_model(load_recipe(RECIPE, overrides))
+    model = model_of_recipe(load_recipe(RECIPE, overrides))
     file = folder / "model.safetensors"
     weights = load_file(file)
     for changed, sentence in (

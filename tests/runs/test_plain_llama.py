@@ -18,7 +18,7 @@ import itt_composer.cli.generate
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.processes import StopSignals
 from itt_composer.models import IttForCausalLM
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.models.loading import load_model
 from itt_composer.recipe.description import kind_label
 from itt_composer.recipe.schema import load_recipe
@@ -130,7 +130,7 @@ def test_training_goes_on_from_the_folder(run, small_recipe):
     start = f"init_from={run / 'model'}"
     recipe = small_recipe(*DENSE, start, "seed=5")
     check_initial_weights(recipe)
-    model = build_model(recipe)
+    model = model_of_recipe(recipe)
     load_initial_weights(model, run / "model")
     ids = torch.randint(3, 512, (2, 20))
     assert torch.equal(logits(model.eval(), ids), logits(load_model(run / "model"), ids))
@@ -164,5 +164,5 @@ def test_nan_is_said_by_every_command_that_meets_it(run, shards, tmp_path, small
     recipe = small_recipe(*DENSE, f"init_from={broken}")
     check_initial_weights(recipe)
     with pytest.raises(UserError, match=r"model\.norm\.weight holds NaN"):
-        load_initial_weights(build_model(recipe), broken)
+        load_initial_weights(model_of_recipe(recipe), broken)
     assert not (tmp_path / "out").exists()

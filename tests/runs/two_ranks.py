@@ -15,7 +15,7 @@ from composer.utils.parallelism import FSDP2Config
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from itt_composer.data.streams import build_dataloader
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.recipe.schema import Recipe, load_recipe
 from itt_composer.training.training_run import TrainingRun
@@ -46,4 +46,4 @@ def train(recipe: Recipe, model: ComposerItt) -> None:
 
 if __name__ == "__main__":
     recipe = load_recipe(Path(sys.argv[1]), sys.argv[2:])
-    train(recipe, ComposerItt(build_model(recipe)))
+    train(recipe, ComposerItt(model_of_recipe(recipe)))

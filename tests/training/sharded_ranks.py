@@ -19,7 +19,7 @@ from composer.distributed.fsdp2_utils import generate_composer_model_policy
 from composer.utils import dist, reproducibility
 from torch.distributed.device_mesh import init_device_mesh
 
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.models.composer_model import ComposerItt, unwrap
 from itt_composer.models.wrapping import checkpoint_activations
 from itt_composer.recipe.schema import Recipe, load_recipe
@@ -44,7 +44,7 @@ THRESHOLD = 0.05
 
 def build(recipe: Recipe) -> ComposerItt:
     reproducibility.seed_all(recipe.seed)
-    return ComposerItt(build_model(recipe))
+    return ComposerItt(model_of_recipe(recipe))
 
 
 def shard(recipe: Recipe, precision: Precision) -> ComposerItt:

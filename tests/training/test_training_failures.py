@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from small_recipe import RECIPE
 
-from data_prep.convert import convert
+from data_prep.convert import convert_corpus
 from data_prep.options import Options
 from itt_composer.data.streams import build_dataset
 from itt_composer.recipe.schema import load_recipe
@@ -108,7 +108,9 @@ def test_a_run_goes_on_with_moved_shards_and_with_others_only_where_that_is_allo
     text = shutil.copytree(small_text / "text", tmp_path / "text")
     with (text / "code" / "all.jsonl").open("a") as file:
         file.write(json.dumps({"text": "def more(): pass\n" * 500}) + "\n")
-    convert(Options(text, str(place), str(small_text / "tokenizer"), 32, validation_share=0.2))
+    convert_corpus(
+        Options(text, str(place), str(small_text / "tokenizer"), 32, validation_share=0.2)
+    )
     (run / "summary.json").unlink()
     cached = (f"data.local={tmp_path / 'cache'}", f"data.remote={place}")
     for places in ((f"data.local={place}",), cached):

@@ -16,7 +16,7 @@ from composer.loggers import InMemoryLogger
 from composer.utils import dist
 
 from itt_composer.data.streams import build_dataloader
-from itt_composer.models.building import build_model
+from itt_composer.models.building import model_of_recipe
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.recipe.schema import Recipe, load_recipe
 from itt_composer.training.sharding import gather_for_loss, name_units, parallelism
@@ -24,7 +24,7 @@ from itt_composer.training.sharding import gather_for_loss, name_units, parallel
 
 def watch(recipe: Recipe, is_sharded: bool) -> dict[str, list[float]]:
     torch.manual_seed(recipe.seed)
-    own = build_model(recipe)
+    own = model_of_recipe(recipe)
     name_units(own)
     model = ComposerItt(own)
     log = InMemoryLogger()

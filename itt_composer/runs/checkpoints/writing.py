@@ -43,7 +43,7 @@ def in_form(checkpoint: Path, is_sharded: bool) -> Path:
     return checkpoint.with_name(name if is_sharded else f"{name}{FILE_ENDING}")
 
 
-def convert(checkpoint: Path, is_sharded: bool) -> Path:
+def convert_checkpoint(checkpoint: Path, is_sharded: bool) -> Path:
     """Write the same checkpoint beside itself as a folder (`is_sharded`) or a file.
 
     This takes the memory of the whole state, and the disk for both. One that is there already is

@@ -15,7 +15,7 @@ KINDS = ("routers", "step_encoding")
 OTHERS = "rest"
 
 
-def kind_of(parameter_name: str) -> str:
+def parameter_kind(parameter_name: str) -> str:
     """Return which of `KINDS` a parameter belongs to, else `OTHERS`."""
     return next((kind for kind in KINDS if kind in parameter_name.split(".")), OTHERS)
 
@@ -31,7 +31,7 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     gradients = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            gradients[kind_of(name)].append(parameter.grad)
+            gradients[parameter_kind(name)].append(parameter.grad)
     norms = {}
     for kind in sorted(gradients):
         norm = get_total_norm(gradients[kind])
