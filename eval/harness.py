@@ -43,7 +43,7 @@ from itt_composer.basics.errors import UserError
 from itt_composer.basics.files import json_text, numbers_only, write_json, write_whole
 from itt_composer.basics.processes import is_first_rank
 from itt_composer.recipe.description import OF_ONE_RUN
-from itt_composer.runs.loading import EvaluatedModel, load_evaluated, think_causally
+from itt_composer.runs.loading import LoadedModel, load_named_model, think_causally
 
 FORMAT = 2
 # Of a description: what the user knows by another name.
@@ -80,7 +80,7 @@ def run(suite: TaskSuite, progress: TaskProgress) -> dict[str, Any]:
 
     Returns:
         `{"kind": "tasks", "suite", "models", "tasks"}`. Each model is described as by
-        `EvaluatedModel.description`, with its `sha256` and `weights_sha256`. Each task has
+        `LoadedModel.description`, with its `sha256` and `weights_sha256`. Each task has
         `shots`, `metric`, `documents`, `questions_sha256`, `value` (mean over the runs), `stderr`
         (the harness's, mean over the runs), `standard_error` (over the runs, None for one), `runs`,
         `notes` (sentences on what the figure is of) and `warnings` (the harness's); all fractions
@@ -95,7 +95,7 @@ def run(suite: TaskSuite, progress: TaskProgress) -> dict[str, Any]:
         tasks = dict(_reported(suite, source))
         _check(tasks, source)
         for path in suite.model.path:
-            evaluated = load_evaluated(suite.model, path, ranks.device())
+            evaluated = load_named_model(path, ranks.device(), suite.model, "model")
             if suite.model.router_selection is None:
                 think_causally(evaluated.model)
             sha256 = ranks.of_first(evaluated.sha256)
@@ -149,7 +149,7 @@ def _measure_all(
     suite: TaskSuite,
     tasks: dict[str, TaskSettings],
     source: OpenTasks,
-    evaluated: EvaluatedModel,
+    evaluated: LoadedModel,
     described: dict[str, Any],
     progress: TaskProgress,
 ) -> list[tuple[Measurement, dict[str, Any]]]:

@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-import yaml
-
 from itt_composer.basics.errors import UserError
-from itt_composer.recipe.layers import values_of
-
-RECIPE = "recipe.yaml"
+from itt_composer.runs.folder import RunFolder
 
 
 def result_file(model: str, name: str, output: Path | None) -> Path:
@@ -19,8 +15,8 @@ def result_file(model: str, name: str, output: Path | None) -> Path:
     if output is None:
         if model.startswith(("/", ".")) and not Path(model).exists():
             raise UserError(f"{model} is not there; name a run folder, or a model with --output")
-        if not (Path(model) / RECIPE).is_file():
-            why = f"it has no {RECIPE}" if Path(model).exists() else "it is not there"
+        if not RunFolder(model).is_run():
+            why = "it has no recipe.yaml" if Path(model).exists() else "it is not there"
             raise UserError(
                 f"{model} is no run folder ({why}); of another model, or one of the "
                 "hub, say where the result goes with --output FILE"
@@ -39,16 +35,13 @@ def shards_of(model: str, data: Path | None) -> Path:
     """
     if data is not None:
         return data
-    recipe = Path(model) / RECIPE
-    if not recipe.is_file():
-        raise UserError(f"{model} is no run folder (it has no {RECIPE}): give --data SHARDS")
-    try:
-        shards = Path(values_of(recipe.read_text(encoding="utf-8"))["data"]["local"])
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError(f"{recipe} names no data.local; is it damaged?") from None
+    run = RunFolder(model)
+    if not run.is_run():
+        raise UserError(f"{model} is no run folder (it has no recipe.yaml): give --data SHARDS")
+    shards = run.shards()
     if not shards.is_dir():
         raise UserError(
-            f"{recipe} names the shards in {shards}, which is not there: start from the folder "
-            "that the run was trained in, or give --data SHARDS"
+            f"{run.recipe_file} names the shards in {shards}, which is not there: start from "
+            "the folder that the run was trained in, or give --data SHARDS"
         )
     return shards

@@ -3,8 +3,8 @@
     itt analyse gradients runs/itt_x4_162m --problems aqua/dev.jsonl
     itt analyse tokens runs/itt_x4_162m --text story.txt
 
-`gradients` takes the gradients' nuclear norms for easy and hard problems, `tokens` tells which
-tokens think. Both print a table and write JSON into the run's folder.
+`gradients` measures the nuclear norms of the gradients of easy and hard problems, `tokens` finds
+out which tokens think. Both print a table and write JSON into the run's folder.
 """
 
 import json
@@ -24,7 +24,7 @@ from itt_composer.basics.text import readable
 from itt_composer.recipe.layers import comma_separated
 
 if TYPE_CHECKING:
-    from itt_composer.runs.loading import EvaluatedModel
+    from itt_composer.runs.loading import LoadedModel
 
 FORMAT = 1
 BATCH_SIZE = 16
@@ -39,7 +39,8 @@ app = typer.Typer(
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL", help="A run folder, a transformers folder or a model on the hub."
+        metavar="MODEL",
+        help="A run folder, a checkpoint, a transformers folder or a model on the hub.",
     ),
 ]
 Output = Annotated[
@@ -54,14 +55,14 @@ def gradients(
     fine_tune: Annotated[
         int, typer.Option(min=0, help="Fine-tune on the first so many problems of the file.")
     ] = 100,
-    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Of fine-tuning.")] = 5e-5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 5e-5,
     measure: Annotated[
         int | None, typer.Option(min=1, help="Problems to measure; by default all that are left.")
     ] = None,
     output: Output = None,
 ) -> None:
-    """Nuclear norms of the gradients of easy and hard problems, by layer and projection."""
+    """Measure the gradients' nuclear norms of easy and hard problems, by layer and projection."""
     with errors_as_sentences():
         if not 0 < learning_rate < float("inf"):
             raise UserError(f"--learning-rate must be a positive number, not {learning_rate}")
@@ -100,7 +101,7 @@ def tokens(
     ] = None,
     output: Output = None,
 ) -> None:
-    """Which tokens think: shares, router weights, overlap of steps, kinds of tokens, texts."""
+    """See which tokens think: shares, router weights, overlap of steps, kinds of tokens, texts."""
     with errors_as_sentences():
         files = _result_files(models, "thinking.json", output)
         shards = {name: shards_of(name, data) for name in files}
@@ -119,9 +120,9 @@ def tokens(
 
 
 def _thinking_of(
-    evaluated: "EvaluatedModel", shards: Path, rows: int, texts: dict[str, str], asked: dict
+    evaluated: "LoadedModel", shards: Path, rows: int, texts: dict[str, str], asked: dict
 ) -> dict[str, Any]:
-    """What `thinking.json` says behind its kind, format and model."""
+    """Return what `thinking.json` says after its kind, format and model."""
     from itt_composer.analysis.rows import (
         SPLIT,
         document_beginning,
@@ -174,8 +175,8 @@ def _thinking_of(
     }
 
 
-def _beginning(kind: str, evaluated: "EvaluatedModel") -> dict[str, Any]:
-    """What a result says of itself and of its model."""
+def _beginning(kind: str, evaluated: "LoadedModel") -> dict[str, Any]:
+    """Return what a result says of itself and of its model."""
     return {
         "kind": kind,
         "format": FORMAT,
@@ -185,7 +186,7 @@ def _beginning(kind: str, evaluated: "EvaluatedModel") -> dict[str, Any]:
 
 
 def _result_files(models: list[str], name: str, output: Path | None) -> dict[str, Path]:
-    """Of each model the file of its result."""
+    """Return the file of each model's result."""
     if output is not None and len(models) > 1:
         raise UserError(f"--output is for one model, and there are {len(models)}; leave it out")
     if output is not None:
@@ -193,16 +194,15 @@ def _result_files(models: list[str], name: str, output: Path | None) -> dict[str
     return {model: result_file(model, name, output) for model in models}
 
 
-def _load(name: str) -> "EvaluatedModel":
+def _load(name: str) -> "LoadedModel":
     import torch
     from transformers import logging
 
-    from itt_composer.runs.loading import load_evaluated
-    from itt_composer.runs.model_settings import ModelSettings
+    from itt_composer.runs.loading import load_named_model
 
     logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_evaluated(ModelSettings(path=[name]), name, device)
+    return load_named_model(name, device)
 
 
 def _read(file: Path) -> str:
@@ -217,7 +217,7 @@ def _read(file: Path) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, told what is done, how much of it, and how much of it there is."""
+    """Yield a function that shows what is done, how much, and of how much, as a bar on stderr."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)

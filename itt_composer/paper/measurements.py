@@ -116,7 +116,7 @@ def experiments_of(models: Sequence[Mapping[str, Any]]) -> list[str]:
     Where no run folder told what a model was trained by, it is no repeat of any other weights.
 
     Args:
-        models: as `EvaluatedModel.description` has them.
+        models: as `LoadedModel.description` has them.
     """
     known: dict[Any, tuple] = {}  # an export has the weights of a run, and no run folder
     for model in models:

@@ -184,7 +184,7 @@ def _is_of_another_model(content: dict[str, Any], run: Run) -> bool:
 
 def _of_the_way(file: Path, trained: int | None, run: Run, again: str) -> list[str]:
     """A sentence where a result is of weights from before the run's end, or from now."""
-    end = run.summary["batches"] if run.summary is not None else None
+    end = run.summary.batches if run.summary is not None else None
     if trained is None or trained == end:
         return []
     of = f"of {end:,}" if end is not None else "of a run in progress"
