@@ -125,13 +125,16 @@ class LoadedModel:
 
 
 def load_named_model(
-    named: str, device: torch.device, options: ModelOptions | None = None, key: str = ""
+    named: str,
+    device: torch.device | None = None,
+    options: ModelOptions | None = None,
+    key: str = "",
 ) -> LoadedModel:
     """Load the model of a MODEL and let it think as asked.
 
     Args:
         named: see `find_model`.
-        device: to put it on.
+        device: to put it on; None is the GPU if there is one, else the CPU.
         options: None loads it as it is.
         key: of a suite that names the model, for messages.
 
@@ -155,7 +158,7 @@ def load_named_model(
                 f"{key}.dtype={options.dtype} is too narrow for {named}: {broken[0]} becomes "
                 f"infinite; set {key}.dtype=float32"
             )
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     model.eval()
     think_as(model, {name: getattr(options, name) for name in ELASTIC_FIELDS})
     advice = f"; name the folder of one with {key}.tokenizer" if key else ""
