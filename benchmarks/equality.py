@@ -1,6 +1,6 @@
 """Whether one process, two ranks DDP and two ranks FSDP2 compute the same.
 
-    python benchmarks/equality.py yamls/pretrain/quickstart.yaml [key=value …]
+    python -m benchmarks.equality yamls/pretrain/quickstart.yaml [key=value …]
 
 Trains dense, Loop and ITT on the same global batches, with and without activation checkpointing,
 at two microbatch sizes, in each way of sharing the work. Prints a Markdown table: the largest
@@ -72,7 +72,7 @@ class Case(NamedTuple):
 
     @property
     def overrides(self) -> list[str]:
-        """What it changes in a recipe."""
+        """The keys that it changes in a recipe."""
         return [
             *KINDS[self.kind],
             f"train.activation_checkpointing={self.checkpointing}",
@@ -158,7 +158,7 @@ def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
 
 
 def compare(files: dict[str, Path], cases: list[Case]) -> dict[tuple[Case, str], Differences]:
-    """The largest differences by case and world."""
+    """Find the largest differences by case and world."""
     results = {world: torch.load(file, weights_only=False) for world, file in files.items()}
     differences = {}
     for case in cases:
@@ -182,12 +182,12 @@ def compare(files: dict[str, Path], cases: list[Case]) -> dict[tuple[Case, str],
 
 
 def largest(values: Iterable[float | torch.Tensor]) -> float:
-    """NaN if any of them is; Python's `max` passes over it."""
+    """Return the largest; NaN if any of them is NaN, which Python's `max` passes over."""
     return torch.tensor(list(values), dtype=torch.float64).max().item()
 
 
 def table(differences: dict[tuple[Case, str], Differences]) -> str:
-    """Markdown: a row per case, a column per world."""
+    """Write a Markdown table: a row per case, a column per world."""
     lines = [
         "| model | activation checkpointing | microbatch | " + " | ".join(WORLDS) + " |",
         "| --- " * (3 + len(WORLDS)) + "|",
@@ -216,7 +216,8 @@ def main(
         files = {name: Path(folder) / f"{place}.pt" for place, name in enumerate(WORLDS)}
         for name, (ranks, _) in WORLDS.items():
             own = ["--world", name, "--out", str(files[name]), *(["--few"] if few else [])]
-            command = [launcher, "-n", str(ranks), __file__, str(recipe), *(overrides or []), *own]
+            program = (launcher, "-n", str(ranks), "-m", "benchmarks.equality")
+            command = [*program, str(recipe), *(overrides or []), *own]
             subprocess.run(command, check=True, env=environment)
         print(table(compare(files, cases)))
 

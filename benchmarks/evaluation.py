@@ -1,7 +1,7 @@
 """Time and memory of tasks here and by lm-eval's own `--model hf`, on the same folder.
 
-    python benchmarks/evaluation.py TASK_DATA --tokenizer tokenizer.model   # about 15 minutes
-    python benchmarks/evaluation.py TASK_DATA --tokenizer tokenizer.model --tasks piqa,mmlu_anatomy
+    python -m benchmarks.evaluation TASK_DATA --tokenizer tokenizer.model   # about 15 minutes
+    python -m benchmarks.evaluation TASK_DATA --tokenizer tokenizer.model --tasks piqa,mmlu_anatomy
 
 TASK_DATA is what `itt eval fetch` wrote. The models have the paper's 162M geometry and random
 weights, in float32 on one thread. The two sides take turns, each in a process of its own that was
@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,22 +27,19 @@ import torch
 import typer
 from lm_eval.models.huggingface import HFLM
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder
-
-from benchmarks.loader import machine  # noqa: E402
-from data_prep.tokenizer import load_tokenizer  # noqa: E402
-from eval.harness import measure  # noqa: E402
-from eval.language_model import EvaluatedLM  # noqa: E402
-from eval.suite import TaskSettings, TaskSuite  # noqa: E402
-from eval.task_data import OpenTasks, open_tasks  # noqa: E402
-from itt_composer.basics.files import write_json  # noqa: E402
-from itt_composer.models.building import build_model  # noqa: E402
-from itt_composer.models.calibration import calibrate  # noqa: E402
-from itt_composer.models.folder import write_model_folder  # noqa: E402
-from itt_composer.recipe.schema import load_recipe  # noqa: E402
-from itt_composer.runs.loading import LoadedModel, load_named_model, think_causally  # noqa: E402
-from itt_composer.runs.model_settings import ModelSettings  # noqa: E402
+from benchmarks.machine import REPOSITORY, machine
+from data_prep.tokenizer import load_tokenizer
+from eval.harness import measure
+from eval.language_model import EvaluatedLM
+from eval.suite import TaskSettings, TaskSuite
+from eval.task_data import OpenTasks, open_tasks
+from itt_composer.basics.files import write_json
+from itt_composer.models.building import build_model
+from itt_composer.models.calibration import calibrate
+from itt_composer.models.folder import write_model_folder
+from itt_composer.recipe.schema import load_recipe
+from itt_composer.runs.loading import LoadedModel, load_named_model, think_causally
+from itt_composer.runs.model_settings import ModelSettings
 
 # lm-eval's documents for a task, so that a run takes a minute.
 TASKS = {
@@ -64,7 +60,7 @@ COLUMNS = (
 
 
 def write_models(folder: Path, tokenizer: str, names: list[str]) -> Iterator[Path]:
-    """The models of recipes, with random weights, as transformers folders."""
+    """Write the models of recipes, with random weights, as transformers folders."""
     load_tokenizer(tokenizer).save(folder / "tokenizer")
     for name in names:
         torch.manual_seed(0)
@@ -77,12 +73,12 @@ def write_models(folder: Path, tokenizer: str, names: list[str]) -> Iterator[Pat
 
 
 def in_a_process(side: Callable[[], Any]) -> dict[str, Any]:
-    """Seconds, peak memory in GB above the start, and what came out."""
+    """Return seconds, peak memory in GB above the start, and the result."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
 
     def work() -> None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
         before = status("VmRSS")
         started = time.process_time()
         answer = side()
@@ -97,19 +93,19 @@ def in_a_process(side: Callable[[], Any]) -> dict[str, Any]:
 
 
 def status(field: str) -> float:
-    """A memory field of this process, in GB."""
+    """Read a memory field of this process, in GB."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1e6
 
 
 def likelihoods(samples: list[dict[str, Any]]) -> list[Any]:
-    """Every answer of every question."""
+    """Collect every answer of every question."""
     return [response for sample in samples for response in sample["filtered_resps"]]
 
 
 def worst_difference(ours: list[Any], theirs: list[Any]) -> float:
-    """Largest difference of two likelihoods in nats; of texts, the share that differs."""
+    """Return the largest difference of likelihoods in nats; of texts, the share that differs."""
     if isinstance(theirs[0], str):
         return sum(a != b for a, b in zip(ours, theirs, strict=True)) / len(theirs)
     return max(abs(a[0] - b[0]) for a, b in zip(ours, theirs, strict=True))
@@ -122,7 +118,7 @@ def compare(
     settings: TaskSettings,
     rounds: int,
 ) -> dict[str, Any]:
-    """One task by both sides, in turns."""
+    """Measure one task by both sides, in turns."""
     suite = TaskSuite(
         model=ModelSettings(path=[evaluated.path]),
         tasks={task: settings},
@@ -165,7 +161,7 @@ def compare(
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """A row of the table, in markdown."""
+    """Write a row of the table in Markdown."""
     theirs, ours = row["theirs"], row["ours"]
     return (
         f"| {row['model']} | {row['task']} | {row['shots']} | {row['questions']} "

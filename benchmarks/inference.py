@@ -1,11 +1,11 @@
 """Generation speed and memory of dense, Loop and ITT models, all in one run.
 
-    python benchmarks/inference.py                                # both sizes; about 20 minutes
-    python benchmarks/inference.py --sizes tiny --output tiny.json
+    python -m benchmarks.inference                                # both sizes; about 20 minutes
+    python -m benchmarks.inference --sizes tiny --output tiny.json
 
 Random weights; thresholds such that steps are taken in the requested shares. Models take turns,
 round after round, and each is compared with the dense model of its round, so that a busy machine
-slows both. What the ratio should be is told by the FLOPs of the matrix products that torch counts
+slows both. The ratio to expect is that of the FLOPs of the matrix products that torch counts
 while the same tokens are decoded. Batch 1, float32 on a CPU, bfloat16 on a GPU. Peak memory is of
 a process that has this model alone, above what it had before.
 """
@@ -13,7 +13,6 @@ a process that has this model alone, above what it had before.
 import multiprocessing
 import random
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
@@ -26,14 +25,11 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder
-
-from benchmarks.loader import machine  # noqa: E402
-from itt_composer.basics.files import write_json  # noqa: E402
-from itt_composer.models import IttConfig, IttForCausalLM  # noqa: E402
-from itt_composer.models.layer import ThinkingStep  # noqa: E402
-from itt_composer.models.thresholds import quantiles_of  # noqa: E402
+from benchmarks.machine import REPOSITORY, command_line, machine
+from itt_composer.basics.files import write_json
+from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.layer import ThinkingStep
+from itt_composer.models.thresholds import quantiles_of
 
 STEPS = 4
 DENSE = "dense"
@@ -66,7 +62,7 @@ class Work(NamedTuple):
 
 
 def subject_names(ratios: list[float]) -> list[str]:
-    """Every subject in the order of the table."""
+    """Name every subject in the order of the table."""
     routed = ["/".join([f"{100 * ratio:.0f}"] * (STEPS - 1)) for ratio in ratios]
     return ["transformers", DENSE, f"Loop×{STEPS}", *(f"ITT×{STEPS} {name}" for name in routed)]
 
@@ -110,7 +106,7 @@ def make_subject(size: str, name: str, trunk: Subject | None = None) -> Subject:
 
 @torch.no_grad()
 def set_thresholds(subject: Subject, work: Work) -> None:
-    """Have the tokens that will be decoded take steps in the requested shares."""
+    """Make the tokens that will be decoded take steps in the requested shares."""
     model, hooks = subject.model, []
     for layer in model.thinking_layers:
         for step, router in enumerate(layer.routers):
@@ -139,21 +135,21 @@ def decode(subject: Subject, work: Work, **options: Any) -> tuple[float, float]:
 
 
 def random_row(model: Any, work: Work) -> torch.Tensor:
-    """The tokens of all the work, always the same, (1, S)."""
+    """Draw the tokens of all the work, always the same: (1, S)."""
     generator = torch.Generator().manual_seed(0)
     shape = (1, work.prompt_tokens + work.new_tokens)
     return torch.randint(3, model.config.vocab_size, shape, generator=generator).to(model.device)
 
 
 def now(model: Any) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Return seconds, once the device has done what it was given."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def count(subject: Subject, work: Work) -> tuple[float, list[float]]:
-    """FLOPs executed per new token, and the share of the steps taken, for each step."""
+    """Count FLOPs executed per new token, and the share of tokens that took each step."""
     options: dict[str, Any] = {}
     taken = [0] * len(subject.select_ratios)
     if taken:
@@ -194,19 +190,19 @@ def peak_memory(size: str, name: str, work: Work, thresholds: list[Any]) -> floa
 
 
 def in_own_process(subject: Subject, size: str, work: Work) -> float:
-    """`peak_memory` of a subject like this one."""
+    """Measure `peak_memory` of a subject like this one in a process of its own."""
     thresholds = [layer.score_quantiles.tolist() for layer in _thinking_layers(subject)]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(peak_memory, size, subject.name, work, thresholds).result()
 
 
 def _thinking_layers(subject: Subject) -> list[Any]:
-    """The layers with routers."""
+    """List the layers with routers."""
     return subject.model.thinking_layers if subject.select_ratios else []
 
 
 def _status(name: str) -> int:
-    """Bytes that the kernel tells of this process."""
+    """Read a number of bytes that the kernel reports of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
@@ -214,7 +210,7 @@ def _status(name: str) -> int:
 def measure(
     size: str, ratios: list[float], work: Work, repeats: int, memory: bool
 ) -> list[dict[str, Any]]:
-    """A row of results per subject."""
+    """Measure a row of results per subject."""
     subjects: list[Subject] = []
     for name in subject_names(ratios):
         trunk = subjects[-1] if subjects and subjects[-1].select_ratios else None
@@ -264,7 +260,7 @@ def _row(
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The results as a table."""
+    """Write the results as a Markdown table."""
     headers = (
         "size",
         "model",
@@ -309,14 +305,14 @@ def main(
     work = Work(prompt_tokens, new_tokens)
     shares = [float(ratio) for ratio in ratios.split(",")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else machine()
-    command = f"python {' '.join(sys.argv)}"
     rows = []
     for size in sizes.split(","):
         rows += measure(size, shares, work, repeats, memory)
-    print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s). Command: {command}\n")
+    print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s).", end=" ")
+    print(f"Command: {command_line()}\n")
     print(as_markdown(rows))
     if output is not None:
-        results = {"device": device, "command": command, "threads": threads, "rows": rows}
+        results = {"device": device, "command": command_line(), "threads": threads, "rows": rows}
         write_json(output, results)
 
 

@@ -1,12 +1,12 @@
 """Speed and memory of training steps: transformers' LLaMA, our dense, Loop and ITT models.
 
-    python benchmarks/train_step.py                           # CPU: about an hour
-    python benchmarks/train_step.py --seq-lens 1024 --rounds 3
-    python benchmarks/train_step.py --microbatch 8 --compile  # GPU
+    python -m benchmarks.train_step                           # CPU: about an hour
+    python -m benchmarks.train_step --seq-lens 1024 --rounds 3
+    python -m benchmarks.train_step --microbatch 8 --compile  # GPU
 
 A step is forward, backward, clipping and AdamW. Models take turns in random order, round after
 round, and each is compared with transformers' loop and our dense model of its round. All share the
-LLaMA weights and the optimizer. What a ratio should be is told by the FLOPs of the matrix products.
+LLaMA weights and the optimizer. The ratio to expect is that of the FLOPs of the matrix products.
 "Recomputed" are models with activation checkpointing. The trainer's share: Composer's trainer with
 a recipe's whole equipment takes turns with a bare loop over the same model, optimizer and batches.
 
@@ -39,15 +39,13 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig, LlamaForCausalLM
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder
-
-from benchmarks.loader import machine, make_shards  # noqa: E402
-from itt_composer.basics.files import write_json  # noqa: E402
-from itt_composer.models import IttConfig, IttForCausalLM, estimates  # noqa: E402
-from itt_composer.models import modeling as itt_modeling  # noqa: E402
-from itt_composer.models.flops import executed_flops  # noqa: E402
-from itt_composer.models.wrapping import checkpoint_activations, compile_layers  # noqa: E402
+from benchmarks.loader import make_shards
+from benchmarks.machine import REPOSITORY, command_line, machine
+from itt_composer.basics.files import write_json
+from itt_composer.models import IttConfig, IttForCausalLM, estimates
+from itt_composer.models import modeling as itt_modeling
+from itt_composer.models.flops import executed_flops
+from itt_composer.models.wrapping import checkpoint_activations, compile_layers
 
 RAW, DENSE = "transformers LLaMA", "dense"
 PEAK_FLOPS = {**estimates.PEAK_FLOPS, "H200": estimates.PEAK_FLOPS["H100"]}
@@ -63,7 +61,7 @@ class Kind(NamedTuple):
 
 
 def itt(ratio: float) -> dict[str, Any]:
-    """Settings of an ITT×4 of equal ratios."""
+    """Return the settings of an ITT×4 of equal ratios."""
     return {"thinking": "itt", "thinking_steps": 4, "select_ratios": [ratio] * 3}
 
 
@@ -93,13 +91,13 @@ class Work(NamedTuple):
 
 
 def geometry(size: str) -> dict[str, Any]:
-    """Settings of a file of `yamls/models`."""
+    """Read the settings of a file in `yamls/models`."""
     settings = yaml.safe_load((REPOSITORY / f"yamls/models/{size}.yaml").read_text())["model"]
     return {**settings, "attn_implementation": "sdpa"}
 
 
 def make_model(size: str, kind: Kind | None) -> Any:
-    """A model of ours, or transformers' own, in training mode."""
+    """Make a model of ours, or transformers' own, in training mode."""
     if kind is None:
         return LlamaForCausalLM(LlamaConfig(**geometry(size))).train()
     model = IttForCausalLM(IttConfig(**geometry(size), **kind.thinking)).train()
@@ -120,7 +118,7 @@ def share_weights(models: dict[str, Any]) -> list[torch.nn.Parameter]:
 
 
 def loss_of(model: Any, batch: dict[str, torch.Tensor], loss_chunk_tokens: int) -> torch.Tensor:
-    """Forward pass: transformers' loss for its model, ours for ours."""
+    """Run a forward pass: transformers' loss for its model, ours for ours."""
     ours = {"loss_chunk_tokens": loss_chunk_tokens} if isinstance(model, IttForCausalLM) else {}
     with torch.autocast(DEVICE, torch.bfloat16, enabled=IS_GPU):
         return model(**batch, use_cache=False, **ours).loss
@@ -129,7 +127,7 @@ def loss_of(model: Any, batch: dict[str, torch.Tensor], loss_chunk_tokens: int) 
 def step(
     model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], chunk: int
 ) -> None:
-    """One training step."""
+    """Do one training step."""
     loss_of(model, batch, chunk).backward()
     clip_grad_norm_([p for p in model.parameters() if p.grad is not None], 1.0)
     optimizer.step()
@@ -137,7 +135,7 @@ def step(
 
 
 def timed(call: Callable[[], None]) -> float:
-    """Seconds: wall time on a GPU, time of the process on a CPU."""
+    """Return seconds: wall time on a GPU, time of the process on a CPU."""
     if not IS_GPU:
         start = time.process_time()
         call()
@@ -150,7 +148,7 @@ def timed(call: Callable[[], None]) -> float:
 
 
 def make_batch(work: Work, vocab_size: int) -> dict[str, torch.Tensor]:
-    """Random tokens; the mask of ones lets attention use its causal kernel."""
+    """Draw random tokens; the mask of ones lets attention use its causal kernel."""
     ids = torch.randint(0, vocab_size, (work.rows, work.seq_len), device=DEVICE)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
@@ -158,7 +156,7 @@ def make_batch(work: Work, vocab_size: int) -> dict[str, torch.Tensor]:
 def measure(
     size: str, names: list[str], work: Work, rounds: int, is_compiled: bool
 ) -> list[dict[str, Any]]:
-    """Time per step of each model, and its ratio to dense and to transformers' loop."""
+    """Measure time per step of each model, and its ratio to dense and to transformers' loop."""
     kinds: dict[str, Kind | None] = {RAW: None, **{name: KINDS[name] for name in names}}
     models = {name: make_model(size, kind).to(DEVICE) for name, kind in kinds.items()}
     optimizer = torch.optim.AdamW(share_weights(models), lr=1e-5)
@@ -181,7 +179,7 @@ def measure(
 
 
 def peak_activations(size: str, model: Any, kind: Kind | None, work: Work) -> float:
-    """Bytes that a forward and backward pass needs at most above weights and gradients."""
+    """Measure the bytes that a forward and backward pass needs above weights and gradients."""
     if IS_GPU:
         model.zero_grad(set_to_none=False)  # gradients are there before and after
         batch = make_batch(work, model.config.vocab_size)
@@ -215,7 +213,7 @@ def row(
     peaks: dict[str, float],
     work: Work,
 ) -> dict[str, Any]:
-    """One line of the table."""
+    """Make one line of the table."""
 
     def flops(of: str) -> int:
         config = models[DENSE if of == RAW else of].config
@@ -241,13 +239,13 @@ def row(
 
 
 def peak_flops() -> float | None:
-    """bfloat16 FLOP/s of this GPU, if it is a known one."""
+    """Return the bfloat16 FLOP/s of this GPU, if it is a known one."""
     name = torch.cuda.get_device_name() if IS_GPU else ""
     return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
 
 
 def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bool) -> float:
-    """Time of a batch in Composer's trainer over that of a bare loop; they take turns."""
+    """Measure a batch in Composer's trainer over one of a bare loop; they take turns."""
     from composer.core import Callback
 
     from itt_composer.models.building import build_model
@@ -278,34 +276,10 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
             torch.cuda.synchronize()
         return time.perf_counter() if IS_GPU else time.process_time()
 
-    thinking = "dense" if name == DENSE else "itt_x4"
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        shards = Path(folder, "shards")
-        tokens = work.rows * work.seq_len * (rounds + 4)
-        vocab_size = geometry(size)["vocab_size"]
-        make_shards(shards, max(1, tokens * 4 // 10**6), work.seq_len, vocab_size)
-        recipe = load_recipe(
-            REPOSITORY / f"yamls/pretrain/{'llama' if thinking == 'dense' else thinking}_162m.yaml",
-            [
-                f"parts.model={REPOSITORY}/yamls/models/{size}.yaml",
-                f"run_folder={folder}/run",
-                f"data={{local: {shards}, seq_len: {work.seq_len}, domains: null, num_workers: 0}}",
-                "algorithms.capacity_annealing=null",
-                "loggers.tensorboard=null",
-                f"train.max_duration={rounds + 2}ba",
-                f"train.global_batch_size={work.rows}",
-                f"train.microbatch_size={work.rows}",
-                f"train.eval_batch_size={work.rows}",
-                "train.eval_batches=1",
-                f"train.eval_interval={rounds + 2}ba",
-                "train.save_interval=1000ba",
-                f"train.calibration_rows={work.rows}",
-                f"train.precision={'amp_bf16' if IS_GPU else 'fp32'}",
-                f"train.device={'gpu' if IS_GPU else 'cpu'}",
-                f"train.compile={str(is_compiled).lower()}",
-                f"train.loss_chunk_tokens={work.loss_chunk_tokens}",
-            ],
-        )
+        overrides = trainer_overrides(Path(folder), size, work, rounds, is_compiled)
+        kind = "llama" if name == DENSE else "itt_x4"
+        recipe = load_recipe(REPOSITORY / f"yamls/pretrain/{kind}_162m.yaml", overrides)
         model = build_model(recipe)
         trainer = build_trainer(recipe, TrainingRun(recipe), model, "gpu" if IS_GPU else "cpu")
         bare_steps = BareSteps()
@@ -316,8 +290,36 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
     return statistics.median(whole / bare for whole, bare in bare_steps.pairs)
 
 
+def trainer_overrides(
+    folder: Path, size: str, work: Work, rounds: int, is_compiled: bool
+) -> list[str]:
+    """Make shards in a folder and give the keys of a recipe that trains on them."""
+    shards = folder / "shards"
+    tokens = work.rows * work.seq_len * (rounds + 4)
+    make_shards(shards, max(1, tokens * 4 // 10**6), work.seq_len, geometry(size)["vocab_size"])
+    return [
+        f"parts.model={REPOSITORY}/yamls/models/{size}.yaml",
+        f"run_folder={folder}/run",
+        f"data={{local: {shards}, seq_len: {work.seq_len}, domains: null, num_workers: 0}}",
+        "algorithms.capacity_annealing=null",
+        "loggers.tensorboard=null",
+        f"train.max_duration={rounds + 2}ba",
+        f"train.global_batch_size={work.rows}",
+        f"train.microbatch_size={work.rows}",
+        f"train.eval_batch_size={work.rows}",
+        "train.eval_batches=1",
+        f"train.eval_interval={rounds + 2}ba",
+        "train.save_interval=1000ba",
+        f"train.calibration_rows={work.rows}",
+        f"train.precision={'amp_bf16' if IS_GPU else 'fp32'}",
+        f"train.device={'gpu' if IS_GPU else 'cpu'}",
+        f"train.compile={str(is_compiled).lower()}",
+        f"train.loss_chunk_tokens={work.loss_chunk_tokens}",
+    ]
+
+
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The results as a table."""
+    """Write the results as a Markdown table."""
     headers = (
         "seq",
         "model",
@@ -363,7 +365,6 @@ def main(
     """Measure training steps."""
     torch.set_num_threads(threads)
     device = torch.cuda.get_device_name() if IS_GPU else machine()
-    command = f"python {' '.join(sys.argv)}"
     rows: list[dict[str, Any]] = []
     shares: list[str] = []
     for seq_len in map(int, seq_lens.split(",")):
@@ -374,10 +375,11 @@ def main(
         for name in (DENSE, "ITT×4 50/50/50"):
             share = trainer_share(size, name, work, 2 * rounds, compiled)
             shares.append(f"Composer's trainer ÷ bare loop, {name}, {work.seq_len}: {share:.3f}")
-    print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s). Command: {command}\n")
+    print(f"Device: {device}; torch {torch.__version__}, {threads} thread(s).", end=" ")
+    print(f"Command: {command_line()}\n")
     print("\n".join([as_markdown(rows), "", *shares]))
     if output is not None:
-        results = {"device": device, "command": command, "rows": rows, "trainer": shares}
+        results = {"device": device, "command": command_line(), "rows": rows, "trainer": shares}
         write_json(output, results)
 
 

@@ -1,7 +1,7 @@
 """What it costs to watch a training: batches that are watched beside batches that are not.
 
-    python benchmarks/watching.py                              # about 15 minutes on a CPU
-    python benchmarks/watching.py --sizes tiny --cycles 40
+    python -m benchmarks.watching                              # about 15 minutes on a CPU
+    python -m benchmarks.watching --sizes tiny --cycles 40
 
 Trains on random rows. In every six batches of one training two are not watched, two log what
 thinking steps do, one the gradients' norms, one both; each is compared with the unwatched ones of
@@ -10,7 +10,6 @@ machine count little; on a GPU bfloat16 and the clock.
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,17 +22,15 @@ from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder
-
-from benchmarks.loader import machine, make_shards  # noqa: E402
-from itt_composer.basics.files import write_json  # noqa: E402
-from itt_composer.data.streams import build_dataloader  # noqa: E402
-from itt_composer.models.building import build_model  # noqa: E402
-from itt_composer.models.composer_model import ComposerItt  # noqa: E402
-from itt_composer.models.wrapping import compile_layers  # noqa: E402
-from itt_composer.recipe.components import CALLBACKS  # noqa: E402
-from itt_composer.recipe.schema import Recipe, load_recipe  # noqa: E402
+from benchmarks.loader import make_shards
+from benchmarks.machine import REPOSITORY, command_line, machine
+from itt_composer.basics.files import write_json
+from itt_composer.data.streams import build_dataloader
+from itt_composer.models.building import build_model
+from itt_composer.models.composer_model import ComposerItt
+from itt_composer.models.wrapping import compile_layers
+from itt_composer.recipe.components import CALLBACKS
+from itt_composer.recipe.schema import Recipe, load_recipe
 
 CYCLE = 6
 # Thinking every second batch, gradients every third: their places in the cycle.
@@ -58,7 +55,7 @@ class Stopwatch(Callback):
 
 
 def now() -> float:
-    """Seconds: of this process on a CPU; on a GPU once it has done what it was given."""
+    """Return seconds: of this process on a CPU; on a GPU once it has done what it was given."""
     if not torch.cuda.is_available():
         return time.process_time()
     torch.cuda.synchronize()
@@ -66,7 +63,7 @@ def now() -> float:
 
 
 def load(size: str, device: str, rows: int, seq_len: int, folder: Path) -> Recipe:
-    """An ITT×4 recipe whose batch is a single microbatch."""
+    """Load an ITT×4 recipe whose batch is a single microbatch."""
     recipe = {"tiny": "quickstart", "llama_162m": "itt_x4_162m"}[size]
     overrides = [
         f"data.local={folder / 'shards'}",
@@ -82,7 +79,7 @@ def load(size: str, device: str, rows: int, seq_len: int, folder: Path) -> Recip
 
 
 def train(recipe: Recipe, batches: int, compile_layer: bool) -> list[float]:
-    """Seconds of each batch."""
+    """Train, and return the seconds of each batch."""
     model = build_model(recipe)
     if compile_layer:
         compile_layers(model)
@@ -108,7 +105,7 @@ def train(recipe: Recipe, batches: int, compile_layer: bool) -> list[float]:
 
 
 def overheads(seconds: list[float], places: tuple[int, ...]) -> list[float]:
-    """Of each batch at these places of a cycle: its time over the unwatched ones', minus 1."""
+    """Return the time of batches at these places of a cycle over the unwatched ones', minus 1."""
     return [
         seconds[start + place] / statistics.mean(seconds[start + at] for at in UNWATCHED) - 1
         for start in range(0, len(seconds), CYCLE)
@@ -119,7 +116,7 @@ def overheads(seconds: list[float], places: tuple[int, ...]) -> list[float]:
 def measure(
     size: str, device: str, rows: int, seq_len: int, cycles: int, compile_layer: bool
 ) -> list[dict[str, Any]]:
-    """A row of results for each thing that is watched; the first cycle warms up."""
+    """Measure a row of results for each thing that is watched; the first cycle warms up."""
     with tempfile.TemporaryDirectory() as temporary:
         recipe = load(size, device, rows, seq_len, Path(temporary))
         megabytes = 1 + 2 * rows * seq_len * CYCLE * (cycles + 1) // 1_000_000
@@ -148,7 +145,7 @@ def measure(
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """The results as a table."""
+    """Write the results as a Markdown table."""
     headers = (
         "size",
         "batch",
@@ -187,16 +184,15 @@ def main(
     device = "gpu" if torch.cuda.is_available() else "cpu"
     dist.initialize_dist(device)
     name = torch.cuda.get_device_name() if device == "gpu" else machine()
-    command = f"python {' '.join(sys.argv)}"
     rows = []
     for size in sizes.split(",") if sizes else WORK[device]:
         of_batch, tokens = WORK[device][size]
         shape = (batch_rows or of_batch, seq_len or tokens)
         rows += measure(size, device, *shape, cycles, compile_layer)
-    print(f"Device: {name}; torch {torch.__version__}. Command: {command}\n")
+    print(f"Device: {name}; torch {torch.__version__}. Command: {command_line()}\n")
     print(as_markdown(rows))
     if output is not None:
-        results = {"device": name, "command": command, "rows": rows}
+        results = {"device": name, "command": command_line(), "rows": rows}
         write_json(output, results)
 
 

@@ -13,10 +13,11 @@ from rich.table import Table
 from itt_composer.basics.errors import errors_as_sentences
 
 if TYPE_CHECKING:
+    from data_prep.options import Options
     from data_prep.stats import Stats
 
 
-class Encoder(str, Enum):
+class EncoderName(str, Enum):
     """Who turns text into ids."""
 
     fast = "fast"
@@ -78,7 +79,7 @@ def sample_corpus(
     ] = 12,
 ) -> None:
     """Collect real text from this Python installation, in RedPajama's form."""
-    from data_prep.corpus import build_sample_corpus
+    from data_prep.sample_corpus import build_sample_corpus
 
     with errors_as_sentences():
         manifest = build_sample_corpus(out, megabytes)
@@ -99,7 +100,7 @@ def train_tokenizer(
 ) -> None:
     """Train a LLaMA-style SentencePiece tokenizer on the training documents of ROOT."""
     from data_prep.documents import Fields
-    from data_prep.tokenizer_training import train_tokenizer, warnings
+    from data_prep.tokenizer_training import train_tokenizer, training_warnings
 
     with errors_as_sentences():
         fields = Fields(text_field, domain_field)
@@ -112,11 +113,11 @@ def train_tokenizer(
                 f"tokenizer of {vocab_size:,} pieces in {out}, trained on "
                 f"{trained_on['documents']:,} documents, {trained_on['utf8_bytes'] / 1e6:.1f} MB"
             )
-            for warning in warnings(manifest, root):
+            for warning in training_warnings(manifest, root):
                 typer.echo(f"warning: {warning}", err=True)
 
 
-def _count(text: str) -> int:
+def _token_count(text: str) -> int:
     from data_prep.budgets import parse_count
 
     try:
@@ -125,8 +126,8 @@ def _count(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
-def _bytes(text: str) -> int:
-    from data_prep.rows import parse_bytes
+def _byte_count(text: str) -> int:
+    from data_prep.shard_writing import parse_bytes
 
     try:
         return parse_bytes(text)
@@ -134,141 +135,172 @@ def _bytes(text: str) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
+Target = Annotated[
+    str, typer.Option(help="Folder to make, or a URL: s3://, gs://, oci://, azure://.")
+]
+TokenizerSource = Annotated[
+    str, typer.Option(help="SentencePiece .model, tokenizer.json, their folder, or a hub name.")
+]
+SeqLen = Annotated[int, typer.Option(min=1, help="Token ids per row.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes.", show_default="one per core, fewer for little text"),
+]
+LargestShare = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Share of documents, by a hash of their text, to validate on; with "
+        "--validation-tokens the most that may be taken.",
+    ),
+]
+ValidationTokens = Annotated[
+    int | None,
+    typer.Option(parser=_token_count, metavar="TOKENS", help="Like 2M, over all domains."),
+]
+TrainTokens = Annotated[
+    int | None,
+    typer.Option(
+        parser=_token_count,
+        metavar="TOKENS",
+        help="Like 50B, over all domains.",
+        show_default="all",
+    ),
+]
+Shares = Annotated[
+    Path | None,
+    typer.Option(help="YAML of domain shares that divide both.", show_default="the paper's"),
+]
+EncoderOption = Annotated[
+    EncoderName,
+    typer.Option(
+        help="gigatoken where it is proven, held to the reference; or the reference alone."
+    ),
+]
+BadLines = Annotated[OnBadLine, typer.Option(help="Stop, or list it in rejects.jsonl and go on.")]
+RejectShare = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of bad lines at which to stop after all.")
+]
+BosToken = Annotated[
+    str | None,
+    typer.Option(help='Token before a document, or "none".', show_default="the tokenizer's"),
+]
+EosToken = Annotated[
+    str | None, typer.Option(help="Token after a document.", show_default="the tokenizer's")
+]
+NamesInText = Annotated[
+    SpecialTokens,
+    typer.Option(help="What the name of a special token, such as </s>, in a document is."),
+]
+PartSize = Annotated[
+    int,
+    typer.Option(parser=_byte_count, metavar="SIZE", help="Text that a worker takes at a time."),
+]
+ShardSize = Annotated[
+    int, typer.Option(parser=_byte_count, metavar="SIZE", help="Most bytes of a shard.")
+]
+Compression = Annotated[
+    str | None, typer.Option(help="Of shards, like zstd or zstd:9.", show_default="none")
+]
+Hashes = Annotated[
+    str, typer.Option(help="Of shards besides sha256, separated by commas.", show_default="none")
+]
+WorkDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="For a URL: where the unfinished conversion is kept.",
+        show_default="a hidden folder here",
+    ),
+]
+EngineOption = Annotated[
+    Engine, typer.Option(help="This machine, or a Spark cluster (extra `spark`).")
+]
+Master = Annotated[
+    str | None,
+    typer.Option(help="Spark's master, like local[2].", show_default="Spark's configuration"),
+]
+
+
 @app.command()
 def convert(
     root: Root,
-    out: Annotated[
-        str, typer.Option(help="Folder to make, or a URL: s3://, gs://, oci://, azure://.")
-    ],
-    tokenizer: Annotated[
-        str, typer.Option(help="SentencePiece .model, tokenizer.json, their folder, or a hub name.")
-    ],
-    seq_len: Annotated[int, typer.Option(min=1, help="Token ids per row.")],
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes.", show_default="one per core, fewer for little text"),
-    ] = None,
+    out: Target,
+    tokenizer: TokenizerSource,
+    seq_len: SeqLen,
+    workers: Processes = None,
     text_field: TextField = "text",
     domain_field: DomainField = None,
-    validation_share: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Share of documents, by a hash of their text, to validate on; with "
-            "--validation-tokens the most that may be taken.",
-        ),
-    ] = 0.05,
-    validation_tokens: Annotated[
-        int | None, typer.Option(parser=_count, metavar="TOKENS", help="Like 2M, over all domains.")
-    ] = None,
-    train_tokens: Annotated[
-        int | None,
-        typer.Option(
-            parser=_count, metavar="TOKENS", help="Like 50B, over all domains.", show_default="all"
-        ),
-    ] = None,
-    shares: Annotated[
-        Path | None,
-        typer.Option(help="YAML of domain shares that divide both.", show_default="the paper's"),
-    ] = None,
-    encoder: Annotated[
-        Encoder,
-        typer.Option(
-            help="gigatoken where it is proven, held to the reference; or the reference alone."
-        ),
-    ] = Encoder.fast,
-    on_bad_line: Annotated[
-        OnBadLine, typer.Option(help="Stop, or list it in rejects.jsonl and go on.")
-    ] = OnBadLine.stop,
-    max_reject_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of bad lines at which to stop after all.")
-    ] = 0.01,
-    bos_token: Annotated[
-        str | None,
-        typer.Option(help='Token before a document, or "none".', show_default="the tokenizer's"),
-    ] = None,
-    eos_token: Annotated[
-        str | None, typer.Option(help="Token after a document.", show_default="the tokenizer's")
-    ] = None,
-    special_tokens: Annotated[
-        SpecialTokens,
-        typer.Option(help="What the name of a special token, such as </s>, in a document is."),
-    ] = SpecialTokens.text,
-    part_size: Annotated[
-        int, typer.Option(parser=_bytes, metavar="SIZE", help="Text that a worker takes at a time.")
-    ] = "64mb",  # type: ignore[assignment]
-    shard_size: Annotated[
-        int, typer.Option(parser=_bytes, metavar="SIZE", help="Most bytes of a shard.")
-    ] = "64mb",  # type: ignore[assignment]
-    compression: Annotated[
-        str | None, typer.Option(help="Of shards, like zstd or zstd:9.", show_default="none")
-    ] = None,
-    hashes: Annotated[
-        str,
-        typer.Option(help="Of shards besides sha256, separated by commas.", show_default="none"),
-    ] = "",
-    work_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="For a URL: where the unfinished conversion is kept.",
-            show_default="a hidden folder here",
-        ),
-    ] = None,
-    engine: Annotated[
-        Engine, typer.Option(help="This machine, or a Spark cluster (extra `spark`).")
-    ] = Engine.local,
-    master: Annotated[
-        str | None,
-        typer.Option(help="Spark's master, like local[2].", show_default="Spark's configuration"),
-    ] = None,
+    validation_share: LargestShare = 0.05,
+    validation_tokens: ValidationTokens = None,
+    train_tokens: TrainTokens = None,
+    shares: Shares = None,
+    encoder: EncoderOption = EncoderName.fast,
+    on_bad_line: BadLines = OnBadLine.stop,
+    max_reject_share: RejectShare = 0.01,
+    bos_token: BosToken = None,
+    eos_token: EosToken = None,
+    special_tokens: NamesInText = SpecialTokens.text,
+    part_size: PartSize = "64mb",  # type: ignore[assignment]
+    shard_size: ShardSize = "64mb",  # type: ignore[assignment]
+    compression: Compression = None,
+    hashes: Hashes = "",
+    work_dir: WorkDir = None,
+    engine: EngineOption = Engine.local,
+    master: Master = None,
 ) -> None:
     """Convert ROOT into MDS shards of fixed-length token rows, split into train and validation."""
-    from data_prep import convert as conversion
-    from data_prep.convert_manifest import ConvertManifest
-    from data_prep.stats import stats_of
+    from data_prep.options import Options
 
     _log_to_stderr()
+    options = Options(
+        root=root,
+        out=out,
+        tokenizer=tokenizer,
+        seq_len=seq_len,
+        text_field=text_field,
+        domain_field=domain_field,
+        validation_share=validation_share,
+        validation_tokens=validation_tokens,
+        train_tokens=train_tokens,
+        shares=shares,
+        workers=workers,
+        encoder=encoder.value,
+        skip_bad_lines=on_bad_line is OnBadLine.skip,
+        max_reject_share=max_reject_share,
+        bos_token=bos_token,
+        eos_token=eos_token,
+        special_tokens=special_tokens.value,
+        part_size=part_size,
+        shard_size=shard_size,
+        compression=compression,
+        hashes=tuple(sorted({"sha256", *filter(None, hashes.split(","))})),
+        work_dir=work_dir,
+        engine=engine.value,
+        master=master,
+    )
     with errors_as_sentences():
-        options = conversion.Options(
-            root=root,
-            out=out,
-            tokenizer=tokenizer,
-            seq_len=seq_len,
-            text_field=text_field,
-            domain_field=domain_field,
-            validation_share=validation_share,
-            validation_tokens=validation_tokens,
-            train_tokens=train_tokens,
-            shares=shares,
-            workers=workers,
-            encoder=encoder.value,
-            skip_bad_lines=on_bad_line is OnBadLine.skip,
-            max_reject_share=max_reject_share,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            special_tokens=special_tokens.value,
-            part_size=part_size,
-            shard_size=shard_size,
-            compression=compression,
-            hashes=tuple(sorted({"sha256", *filter(None, hashes.split(","))})),
-            work_dir=work_dir,
-            engine=engine.value,
-            master=master,
-        )
-        try:
-            manifest = conversion.convert(options)
-        except KeyboardInterrupt:
-            kept = "what is done is kept, the same command goes on from there"
-            again = "Spark keeps nothing of it, the same command starts again"
-            typer.echo(f"stopped: {again if engine is Engine.spark else kept}", err=True)
-            raise typer.Exit(130) from None
-        if manifest is None:
-            _say_complete(out)
-            return
-        _print_stats(stats_of(ConvertManifest.model_validate(manifest)))
-        for warning in conversion.warnings(manifest, root):
-            typer.echo(f"warning: {warning}", err=True)
+        _convert(options)
+
+
+def _convert(options: "Options") -> None:
+    from data_prep import convert as conversion
+    from data_prep.conversion_result import warnings
+    from data_prep.stats import stats_of
+
+    try:
+        manifest = conversion.convert(options)
+    except KeyboardInterrupt:
+        kept = "what is done is kept, the same command goes on from there"
+        again = "Spark keeps nothing of it, the same command starts again"
+        typer.echo(f"stopped: {again if options.engine == 'spark' else kept}", err=True)
+        raise typer.Exit(130) from None
+    if manifest is None:
+        _say_complete(options.out)
+        return
+    _print_stats(stats_of(manifest))
+    for warning in warnings(manifest, options.root):
+        typer.echo(f"warning: {warning}", err=True)
 
 
 @app.command()

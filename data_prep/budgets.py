@@ -6,36 +6,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
-from data_prep.conversion import PartRecord
+from data_prep.document_split import SPLITS
 from data_prep.domains import MIXED, PAPER_SHARES, domain_name
-from data_prep.split import SPLITS
+from data_prep.part_record import Kept, PartRecord
 from itt_composer.basics.errors import UserError
 from itt_composer.recipe.layers import read_yaml
 
-Kept: TypeAlias = dict[str, dict[str, int]]  # rows by domain and split
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 COUNT = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
 
 
 def parse_count(text: str) -> int:
-    """A number of tokens: "2M", "50B", "1.5b", "300000".
+    """Read a number of tokens: "2M", "50B", "1.5b", "300000".
 
     Raises:
-        ValueError: it is none, or not a whole positive number.
+        ValueError: the text is not a number, or not a whole positive one.
     """
     match = COUNT.fullmatch(text.replace("_", "").replace(",", ""))
     count = float(match[1]) * UNITS[match[2].lower()] if match else 0
     if count < 1 or count != int(count):
-        raise ValueError(f"{text!r} is no number of tokens; give one like 300000, 2M or 50B")
+        raise ValueError(f"{text!r} is not a number of tokens; give one like 300000, 2M or 50B")
     return int(count)
 
 
 def read_shares(file: Path | None, domains: list[str]) -> dict[str, float]:
-    """Share of each domain in a budget, in sum 1.
+    """Read the share of each domain in a budget; they add up to 1.
 
     Args:
         file: a YAML mapping of domains to shares, or a data recipe with `data.domains`; None for
@@ -43,7 +41,7 @@ def read_shares(file: Path | None, domains: list[str]) -> dict[str, float]:
         domains: the domains there are.
 
     Raises:
-        UserError: the file is no such mapping, or a domain has no share.
+        UserError: the file is not such a mapping, or a domain has no share.
     """
     source = str(file) if file else "the paper's domains"
     shares = PAPER_SHARES if file is None else _shares_of(file)
@@ -95,11 +93,11 @@ class Budgets:
         )
 
     def known_domains(self) -> frozenset[str] | None:
-        """Domains that have a share, or None where nothing is limited."""
+        """Return the domains that have a share, or None where nothing is limited."""
         return frozenset().union(*self.rows.values()) if self.rows else None
 
     def limit(self, split: str, domain: str) -> int | None:
-        """Rows wanted, or None for all there are."""
+        """Return how many rows are wanted, or None for all there are."""
         return self.rows.get(split, {}).get(domain)
 
     def is_filled(self, split: str, domain: str, rows: int) -> bool:
@@ -108,13 +106,13 @@ class Budgets:
         return limit is not None and rows >= limit
 
     def train_rows(self, source: str) -> dict[str, int] | None:
-        """Training rows that are wanted of a source, by domain; None for all there are."""
+        """Return the training rows wanted of a source, by domain; None for all there are."""
         rows = self.rows.get("train", {})
         wanted = rows if source == MIXED else {d: n for d, n in rows.items() if d == source}
         return wanted or None
 
     def parts_needed(self, source: str, records: Iterable[PartRecord]) -> int:
-        """How many of the parts of a source, from the first on, its training budgets take."""
+        """Count the parts of a source, from the first on, that its training budgets take."""
         wanted = self.train_rows(source)
         rows: Counter[str] = Counter()
         count = 0
@@ -132,7 +130,7 @@ class Budgets:
         return any(self.limit(split, source) is not None for split in SPLITS)
 
     def shared_out(self, records: list[PartRecord]) -> list[Kept]:
-        """Rows to keep of each part of one source, records in the order of the parts.
+        """Share out the budgets: rows to keep of each part of a source, in the order of the parts.
 
         A domain takes nothing, and is not in what is kept, of the parts after the one that fills
         its training budget.
@@ -155,7 +153,7 @@ class Budgets:
 
 
 def validation_share_needed(wanted: int, available: float, lengths: np.ndarray) -> float:
-    """Share of a domain's documents that very likely holds the validation tokens wanted.
+    """Choose a share of a domain's documents that very likely holds the validation tokens wanted.
 
     Documents are taken by a hash, so the tokens of a share scatter, the more the longer the
     documents: by sqrt(wanted · L) for documents of L tokens as a token sees them. Three times

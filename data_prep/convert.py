@@ -5,42 +5,43 @@ inputs → parts → rows and shards, part by part, on every worker
 """
 
 import errno
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.assembly import Stream, finish_streams, totals
 from data_prep.budgets import Budgets, read_shares
-from data_prep.conversion import Progress, Settings
+from data_prep.complete_folder import fingerprints, is_inside
+from data_prep.conversion_result import REJECTS, manifest_of
 from data_prep.documents import Fields
-from data_prep.domains import MIXED, Corpus, find_corpus, not_read_sentence
-from data_prep.estimate import Estimate, estimate, validation_threshold
+from data_prep.domains import MIXED, Corpus, find_corpus
+from data_prep.durable_files import sync, write_synced
+from data_prep.encoder_choice import encoder_for
+from data_prep.finished_streams import Stream, finish_streams
 from data_prep.local_engine import LocalEngine
-from data_prep.manifest import MANIFEST, as_stored, fingerprint_files, is_inside
 from data_prep.options import Options
-from data_prep.output import LocalOutput, RemoteOutput, open_output
-from data_prep.part_store import DonePart, write_synced
-from data_prep.parts import Part, pieces_of, plan_parts
+from data_prep.output import Output, open_output
+from data_prep.part_plan import Part, pieces_of, plan_parts
+from data_prep.part_record import DonePart
+from data_prep.part_rows import Progress, Settings
 from data_prep.progress import conversion_progress
-from data_prep.proven import encoder_for
 from data_prep.rejects import RejectLimit, rejects_as_jsonl
-from data_prep.rows import ShardOptions, check_storage, row_dtype, sync
-from data_prep.split import SPLITS
-from data_prep.state import State, check_unchanged, piece_sha256
+from data_prep.shard_writing import ShardOptions, check_storage, row_dtype
+from data_prep.token_estimate import Estimate, estimate, validation_threshold
 from data_prep.tokenizer import Tokenizer, load_tokenizer
 from data_prep.transformers_files import how_transformers_differs
+from data_prep.unfinished_conversion import UnfinishedConversion, check_unchanged, piece_sha256
 from data_prep.workers import usable_cores, workers
 from itt_composer.basics.errors import UserError
+from itt_composer.data.manifest import MANIFEST, Manifest, ShardSettings, TokenizerOrigin
 
-REJECTS = "rejects.jsonl"
 TOKENIZER = "tokenizer"
+HOW_TO_INSTALL_SPARK = "pip install -e '.[spark]'"
 logger = logging.getLogger(__name__)
 
 
-def convert(options: Options) -> dict[str, Any] | None:
+def convert(options: Options) -> Manifest | None:
     """Convert the documents below `root` into `out/{train,validation}/<domain>` MDS streams.
 
     Returns:
@@ -60,26 +61,26 @@ def convert(options: Options) -> dict[str, Any] | None:
     )
     check_storage(_shard_options(options, tokenizer))
     corpus = find_corpus(options.root, mixed=options.domain_field is not None)
-    budgets, recipe = _recipe(options, tokenizer, corpus)
-    finished = output.finished(recipe)
+    budgets = _budgets(options, corpus)
+    made_by = _shard_settings(options, tokenizer, corpus)
+    finished = output.finished(made_by)
     if finished is not None:
         _check_inputs(finished, options, corpus, output.written())
         return None
-    state = State(output.folder, output.name)
-    state.open(recipe)
+    state = UnfinishedConversion(output.folder, output.name)
+    state.open(made_by)
     with _closing(state, output):
-        if output.finished(recipe) is not None:
+        if output.finished(made_by) is not None:
             return None  # another process has just finished it
-        output.begin(recipe, state)
+        output.begin(made_by, state)
         fields = Fields(options.text_field, options.domain_field, budgets.known_domains())
         threshold = _threshold(state, options, budgets, corpus, fields, tokenizer)
-        settings = _settings(options, fields, tokenizer, threshold)
+        settings = _worker_settings(options, fields, tokenizer, threshold)
         spread = options.train_tokens is not None
         plan = plan_parts(options.root, corpus.sources, options.part_size, spread)
         parts, streams = _convert_parts(options, settings, plan, budgets, state, output)
-        manifest = as_stored(recipe) | _report(plan, parts, streams, threshold)
-        manifest["not_read"] = corpus.not_read
-        if manifest["totals"]["train"]["rows"] == 0:
+        manifest = manifest_of(made_by, plan, parts, streams, threshold, corpus.not_read)
+        if manifest.totals["train"].rows == 0:
             state.discard()
             raise UserError(
                 f"{options.root} fills no training row of {options.seq_len} tokens: "
@@ -87,19 +88,22 @@ def convert(options: Options) -> dict[str, Any] | None:
             )
         for part in (part for done in parts.values() for part in done):
             check_unchanged(options.root, part, output.folder)  # since it was read
-        _write_rest(manifest, settings, parts, state.folder)
+        manifest = _write_rest(manifest, settings, parts, state.folder)
         output.publish(manifest)
         return manifest
 
 
-def _recipe(
-    options: Options, tokenizer: Tokenizer, corpus: Corpus
-) -> tuple[Budgets, dict[str, Any]]:
-    """The budgets, and what the output follows from besides the input: changed, it is another."""
-    shares = None
-    if options.train_tokens is not None or options.validation_tokens is not None:
-        shares = read_shares(options.shares, [d for d in corpus.sources if d != MIXED])
-    elif options.shares is not None:
+def _shares(options: Options, corpus: Corpus) -> dict[str, float] | None:
+    """Read the shares that divide the budgets; None without budgets."""
+    if options.train_tokens is None and options.validation_tokens is None:
+        return None
+    return read_shares(options.shares, [d for d in corpus.sources if d != MIXED])
+
+
+def _budgets(options: Options, corpus: Corpus) -> Budgets:
+    """Work out how many rows are wanted; refuse options that do not go together."""
+    shares = _shares(options, corpus)
+    if shares is None and options.shares is not None:
         raise UserError("--shares divides --train-tokens or --validation-tokens: give one of them")
     if options.master is not None and options.engine != "spark":
         raise UserError("--master is for --engine spark: give that, or leave it out")
@@ -111,45 +115,49 @@ def _recipe(
             f"--train-tokens {options.train_tokens} is less than one row of {options.seq_len} "
             "tokens for any domain: raise it or lower --seq-len"
         )
+    return budgets
+
+
+def _shard_settings(options: Options, tokenizer: Tokenizer, corpus: Corpus) -> ShardSettings:
+    """Collect what the output depends on besides the input."""
     encoder, reason = encoder_for(tokenizer, options.encoder)
-    return budgets, {
-        "command": "convert",
-        "seq_len": options.seq_len,
-        "dtype": row_dtype(tokenizer.vocab_size),
-        "vocab_size": tokenizer.vocab_size,
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id,
-        "tokenizer": {
-            "file": f"{TOKENIZER}/{tokenizer.file}",
-            "sha256": tokenizer.sha256,
-            "source_sha256": tokenizer.source_sha256,
-        },
-        "special_tokens": options.special_tokens,
-        "text_field": options.text_field,
-        "domain_field": options.domain_field,
-        "validation_share": options.validation_share,
-        "validation_tokens": options.validation_tokens,
-        "train_tokens": options.train_tokens,
-        "shares": shares,
-        "encoder": encoder,
-        "why_reference": reason,
-        "part_size": options.part_size,
-        "shard_size": options.shard_size,
-        "compression": options.compression,
-        "hashes": list(options.hashes),
-        "engine": options.engine,
-    }
+    return ShardSettings(
+        seq_len=options.seq_len,
+        dtype=row_dtype(tokenizer.vocab_size),
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        tokenizer=TokenizerOrigin(
+            file=f"{TOKENIZER}/{tokenizer.file}",
+            sha256=tokenizer.sha256,
+            source_sha256=tokenizer.source_sha256,
+        ),
+        special_tokens=options.special_tokens,  # type: ignore[arg-type]
+        text_field=options.text_field,
+        domain_field=options.domain_field,
+        validation_share=options.validation_share,
+        validation_tokens=options.validation_tokens,
+        train_tokens=options.train_tokens,
+        shares=_shares(options, corpus),
+        encoder=encoder,
+        why_reference=reason,
+        part_size=options.part_size,
+        shard_size=options.shard_size,
+        compression=options.compression,
+        hashes=list(options.hashes),
+        engine=options.engine,
+    )
 
 
 def _threshold(
-    state: State,
+    state: UnfinishedConversion,
     options: Options,
     budgets: Budgets,
     corpus: Corpus,
     fields: Fields,
     tokenizer: Tokenizer,
 ) -> float:
-    """Share of documents that is for validation: as asked, or as the validation budget needs."""
+    """Return the share of documents for validation: as asked, or as the validation budget needs."""
     if options.validation_tokens is None:
         return options.validation_share
 
@@ -162,7 +170,9 @@ def _threshold(
     return state.threshold(compute)
 
 
-def _settings(options: Options, fields: Fields, tokenizer: Tokenizer, threshold: float) -> Settings:
+def _worker_settings(
+    options: Options, fields: Fields, tokenizer: Tokenizer, threshold: float
+) -> Settings:
     encoder, reason = encoder_for(tokenizer, options.encoder)
     if reason is not None:
         logger.info("gigatoken is not proven for %s: the reference encodes, more slowly", reason)
@@ -200,13 +210,12 @@ def _convert_parts(
     settings: Settings,
     plan: dict[str, list[Part]],
     budgets: Budgets,
-    state: State,
-    output: LocalOutput | RemoteOutput,
+    state: UnfinishedConversion,
+    output: Output,
 ) -> tuple[dict[str, list[DonePart]], dict[str, dict[str, Stream]]]:
     limit = RejectLimit(options.max_reject_share if options.skip_bad_lines else None)
     if options.engine == "spark":
-        from data_prep.spark_engine import run_spark
-
+        run_spark = _spark_engine()
         size = sum(part.input_bytes for parts in plan.values() for part in parts)
         place = output.name if output.is_remote else output.folder
         with conversion_progress(lambda: size, Progress(0, 0, 0)) as on_progress:
@@ -222,74 +231,25 @@ def _convert_parts(
         return parts, finish_streams(parts, settings.shards, budgets, state, running)
 
 
+def _spark_engine() -> Callable[..., Any]:
+    """Import the function that converts parts on Spark, which is an optional dependency."""
+    try:
+        from data_prep.spark_engine import run_spark
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("pyspark", "py4j"):
+            raise
+        raise UserError(f"PySpark is not installed: run `{HOW_TO_INSTALL_SPARK}`") from error
+    return run_spark
+
+
 def _as_text(plan: dict[str, list[Part]], size: int) -> int:
-    """Bytes of text in so many bytes of the input, about."""
+    """Estimate the bytes of text in this many bytes of the input."""
     parts = [part for planned in plan.values() for part in planned]
     text = sum(part.text_bytes for part in parts)
     return size * text // max(1, sum(part.input_bytes for part in parts))
 
 
-def _report(
-    plan: dict[str, list[Part]],
-    parts: dict[str, list[DonePart]],
-    streams: dict[str, dict[str, Stream]],
-    threshold: float,
-) -> dict[str, Any]:
-    """What a manifest says about the result."""
-    used = [part for done in parts.values() for part in done]
-    files: dict[str, Any] = {}
-    for part in used:
-        files |= part.files
-    for split in SPLITS:
-        for stream in streams[split].values():
-            files |= stream.files
-    return {
-        "validation_threshold": threshold,
-        "inputs": _inputs(plan, used),
-        "splits": {
-            split: {domain: stream.counts.model_dump() for domain, stream in domains.items()}
-            for split, domains in streams.items()
-        },
-        "totals": {
-            split: totals([stream.counts for stream in domains.values()])
-            for split, domains in streams.items()
-        },
-        "rejects": {
-            _name(source): sum(len(part.record.rejects) for part in done)
-            for source, done in parts.items()
-        },
-        "special_token_names": {
-            _name(source): sum(part.record.special_tokens for part in done)
-            for source, done in parts.items()
-        },
-        "cut_files": sorted(name for part in used for name in part.record.cut_files),
-        "files": files,
-    }
-
-
-def _name(source: str) -> str:
-    return "mixed" if source == MIXED else source
-
-
-def _inputs(plan: dict[str, list[Part]], used: list[DonePart]) -> dict[str, dict[str, Any]]:
-    """Size of every input file, and the SHA-256 of each of its pieces that was read."""
-    inputs: dict[str, dict[str, Any]] = {}
-    read = {
-        (piece["file"], piece["start"]): piece["sha256"]
-        for part in used
-        for piece in part.record.inputs
-    }
-    pieces = [piece for parts in plan.values() for part in parts for piece in part.pieces]
-    for piece in sorted(pieces, key=lambda piece: (piece.file, piece.start)):
-        entry = inputs.setdefault(piece.file, {"bytes": piece.end, "sha256": []})
-        entry["bytes"] = piece.end
-        entry["sha256"].append(read.get((piece.file, piece.start)))
-    return inputs
-
-
-def _check_inputs(
-    manifest: dict[str, Any], options: Options, corpus: Corpus, written: float
-) -> None:
+def _check_inputs(manifest: Manifest, options: Options, corpus: Corpus, written: float) -> None:
     """Refuse an output that was made of other files than those that are there now.
 
     As `make` does, a file is taken for unchanged that has its size and is older than the output;
@@ -297,18 +257,18 @@ def _check_inputs(
     """
     root = options.root
     there = {p.relative_to(root).as_posix(): p for files in corpus.sources.values() for p in files}
-    stored = manifest["inputs"]
+    stored = manifest.inputs
 
     def is_changed(name: str) -> bool:
         if name not in there or name not in stored:
             return True
         stat = there[name].stat()
-        if stat.st_size != stored[name]["bytes"]:
+        if stat.st_size != stored[name].bytes:
             return True
         pieces = pieces_of(name, stat.st_size, options.part_size)
         return stat.st_mtime >= written and any(
             known is not None and piece_sha256(root, piece) != known
-            for piece, known in zip(pieces, stored[name]["sha256"], strict=True)
+            for piece, known in zip(pieces, stored[name].sha256, strict=True)
         )
 
     changed = next(filter(is_changed, sorted(there.keys() | stored.keys())), None)
@@ -320,8 +280,8 @@ def _check_inputs(
 
 
 def _write_rest(
-    manifest: dict[str, Any], settings: Settings, parts: dict[str, list[DonePart]], folder: Path
-) -> None:
+    manifest: Manifest, settings: Settings, parts: dict[str, list[DonePart]], folder: Path
+) -> Manifest:
     """Write the tokenizer, the rejects and, last, the manifest that lists every file."""
     settings.tokenizer.save(folder / TOKENIZER)
     written = sorted((folder / TOKENIZER).iterdir())
@@ -331,48 +291,15 @@ def _write_rest(
     if any(record.rejects for record in records):
         write_synced(folder / REJECTS, rejects_as_jsonl(records))
         written.append(folder / REJECTS)
-    manifest["files"] |= fingerprint_files(folder, written)
-    manifest["files"] = dict(sorted(manifest["files"].items()))
-    write_synced(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-
-
-def warnings(manifest: dict[str, Any], root: Path) -> list[str]:
-    """What the user should know of the result of `root`: too little text, files that are lost."""
-    cut = [
-        f"{name} could not be read to its end: what follows the line that {REJECTS} names is lost, "
-        "however much it is"
-        for name in manifest["cut_files"]
-    ]
-    not_read = not_read_sentence(root, manifest["not_read"])
-    return [*_shortfalls(manifest), *cut, *([not_read] if not_read else [])]
-
-
-def _shortfalls(manifest: dict[str, Any]) -> list[str]:
-    """Say of each stream that has less than was asked for, or no rows, how much it has."""
-    told = dict.fromkeys(_empty_streams(manifest), "has no rows")
-    for split in SPLITS:
-        tokens = manifest[f"{split}_tokens"]
-        for domain, share in manifest["shares"].items() if tokens else ():
-            asked = round(tokens * share / manifest["seq_len"]) * manifest["seq_len"]
-            counts = manifest["splits"][split].get(domain, {"tokens": 0})
-            if counts["tokens"] < asked:
-                told[f"{split}/{domain}"] = f"has {counts['tokens']:,} of {asked:,} tokens"
-    return [f"{stream} {what}" for stream, what in told.items()]
-
-
-def _empty_streams(manifest: dict[str, Any]) -> list[str]:
-    asked = SPLITS if manifest["validation_share"] > 0 else ("train",)
-    return [
-        f"{split}/{domain}"
-        for split in asked
-        for domain, counts in manifest["splits"][split].items()
-        if counts["rows"] == 0
-    ]
+    files = manifest.files | fingerprints(folder, written)
+    complete = manifest.model_copy(update={"files": dict(sorted(files.items()))})
+    write_synced(folder / MANIFEST, complete.to_json())
+    return complete
 
 
 @contextmanager
-def _closing(state: State, output: LocalOutput | RemoteOutput) -> Iterator[None]:
-    """Let go of the state at the end; tell a full disk in a sentence."""
+def _closing(state: UnfinishedConversion, output: Output) -> Iterator[None]:
+    """Release the unfinished conversion at the end; report a full disk in one sentence."""
     try:
         yield
     except OSError as error:

@@ -13,6 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import pyarrow
+
 from data_prep.domains import compression_of, domain_name, is_text
 from itt_composer.basics.errors import UserError
 
@@ -93,7 +95,7 @@ class PieceReader:
         self.sha256 = sha256()
         self.compression = compression_of(self.path)
         self.lines_read = 0
-        self.raw_bytes = 0  # of the file, so that progress can be told for compressed ones too
+        self.raw_bytes = 0  # of the file, so that progress is known for compressed ones too
         self._lines_before: int | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -124,13 +126,13 @@ class PieceReader:
             raise BadInputError(0, problem)
 
     def file_line(self, number: int) -> int:
-        """Number in the file of a line of the piece, both from 1."""
+        """Return the number in the file of a line of the piece; both count from 1."""
         if self._lines_before is None:
             self._lines_before = _lines_before(self.path, self.piece.start)
         return self._lines_before + number
 
     def hash_all(self) -> str:
-        """SHA-256 of the piece's bytes of the file, its lines not looked at."""
+        """Hash the bytes of the piece without looking at its lines; returns the SHA-256."""
         self.sha256, self.raw_bytes = sha256(), 0
         with self.path.open("rb") as file:
             if self.compression:
@@ -142,7 +144,7 @@ class PieceReader:
         return self.sha256.hexdigest()
 
     def _head(self) -> bytes:
-        """How the text begins; nothing of a compressed file that is damaged there."""
+        """Return how the text begins; nothing if a compressed file is damaged there."""
         with self.path.open("rb") as file:
             if not self.compression:
                 return file.read(HEAD)
@@ -190,11 +192,9 @@ class PieceReader:
 
 
 def _decompressed(file: io.IOBase, compression: str | None) -> Any:
-    """The text of a compressed file."""
+    """Open the text of a compressed file."""
     if compression == "gzip":  # not by pyarrow, which takes zeros after the last member for damage
         return _Gzip(file)
-    import pyarrow
-
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), compression)
 
 
@@ -203,7 +203,7 @@ def _is_blank(line: bytes) -> bool:
 
 
 def _problem(head: bytes) -> str | None:
-    """Why a file that begins like this does not hold an object per line; None if it may.
+    """Say why a file that begins like this does not hold an object per line; None if it may.
 
     Where the lines after an odd first one are objects, that line alone is broken.
     """
@@ -226,7 +226,7 @@ def _problem(head: bytes) -> str | None:
 
 
 def _is_odd(first: bytes) -> bool:
-    """Whether a first line may begin a file that does not hold an object per line."""
+    """Return whether a file with this first line may not hold an object per line."""
     line = first.removeprefix(BOM).lstrip()
     has_comma = line.endswith(b"\n") and line.rstrip().endswith(b",")
     return first.startswith(UTF_16) or line.startswith(b"[") or line.rstrip() == b"{" or has_comma
@@ -269,7 +269,7 @@ class _Gzip(io.RawIOBase):
 
 
 class _Watched(io.RawIOBase):
-    """Tells a reader what is read from its file."""
+    """A file that counts and hashes for a reader what is read from it."""
 
     def __init__(self, file: BinaryIO, reader: PieceReader) -> None:
         self.file = file
@@ -286,7 +286,7 @@ class _Watched(io.RawIOBase):
 
 
 def _lines_before(path: Path, start: int) -> int:
-    """Lines of a file that start before a byte, which is in the first line of the next piece."""
+    """Count the lines of a file that start before a byte in the first line of the next piece."""
     count = 0
     remaining = start - 1  # a line break in the very last byte ends a line that starts before it
     with path.open("rb") as file:
@@ -319,12 +319,12 @@ def read_documents(path: Path, fields: Fields) -> Iterator[Document]:
 
 
 def where(path: Path | str, line: int) -> str:
-    """Start of a sentence about a line, or about a file (line 0)."""
+    """Begin a sentence about a line, or about a file (line 0)."""
     return f"{path}, line {line}: " if line else f"{path}: "
 
 
 def document_of(line: bytes, fields: Fields) -> Document:
-    """The document of a line.
+    """Read the document of a line.
 
     Raises:
         ValueError: there is none; says why.
@@ -347,12 +347,12 @@ def document_of(line: bytes, fields: Fields) -> Document:
     try:
         return Document(text, text.encode(), domain)
     except UnicodeEncodeError:
-        reason = f'field "{fields.text}" holds half of a surrogate pair, which is no text'
+        reason = f'field "{fields.text}" holds half of a surrogate pair, which is not text'
         raise ValueError(reason) from None
 
 
 def _string(values: dict[str, Any], name: str, what: str) -> str:
-    """The string in a field; a name with dots may be a path."""
+    """Return the string in a field; a name with dots may be a path."""
     found: Any = values
     for key in (name,) if name in values else name.split("."):
         if not isinstance(found, dict) or key not in found:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from itt_composer.basics.errors import UserError
+from itt_composer.data.manifest import MANIFEST
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 SUFFIXES = tuple(f"{kind}{end}" for kind in (".jsonl", ".json") for end in ("", *COMPRESSIONS))
@@ -21,7 +22,6 @@ UNREADABLE = {
     *(*COMPRESSIONS, ".xz", ".bz2", ".lz4", ".br", ".lzma", ".snappy", ".zip", ".tar", ".tgz"),
     *(".7z", ".part", ".partial", ".incomplete", ".crdownload", ".tmp"),
 }
-MANIFEST = "manifest.json"  # of `sample-corpus`, in the root
 # The source of lines that name their domain. No domain has this name, for hidden folders are
 # ignored and lines may not name one.
 MIXED = ".mixed"
@@ -70,17 +70,17 @@ class Corpus:
 
 
 def domain_name(name: str) -> str:
-    """The paper's name of a domain as RedPajama or SlimPajama call it; another is its own."""
+    """Return the paper's name for a domain of RedPajama or SlimPajama; others stay as they are."""
     return REDPAJAMA_NAMES.get(name, name)
 
 
 def compression_of(path: Path) -> str | None:
-    """The compression that a file's name says: "gzip", "zstd" or None."""
+    """Return the compression that a file's name stands for: "gzip", "zstd" or None."""
     return COMPRESSIONS.get(path.suffix.lower())
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be written as UTF-8: it holds no half of a surrogate pair."""
+    """Return whether a name can be written as UTF-8, without half of a surrogate pair."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -144,11 +144,11 @@ def not_read_sentence(root: Path, names: list[str]) -> str | None:
 
 
 def _sorted_out(root: Path) -> tuple[list[Path], list[str]]:
-    """Files with documents, and other files; those that may hold documents are refused."""
+    """Separate files with documents from other files; refuse others that may hold documents."""
     files, others = [], []
     for path in sorted(_walk(root, set())):
         name = path.name.lower()
-        if path == root / MANIFEST:
+        if path == root / MANIFEST:  # of `sample-corpus`
             continue
         if not is_text(below := path.relative_to(root).as_posix()):
             raise UserError(f"{below!a} below {root} has a name that is not UTF-8: rename it")
@@ -169,7 +169,7 @@ def _sorted_out(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def _walk(folder: Path, above: set[Path]) -> Iterator[Path]:
-    """What lies below a folder, links followed, but not one that leads back to one above it."""
+    """Yield the files below a folder; follow links, except those that lead back up."""
     real = folder.resolve()
     if real in above:
         return

@@ -13,12 +13,12 @@ from zlib import crc32
 import numpy as np
 
 from data_prep.documents import Document
-from data_prep.proven import NEWER_COMPOSED, is_composed_anew
+from data_prep.encoder_choice import NEWER_COMPOSED, is_composed_anew
 from data_prep.tokenizer import Tokenizer
 
 # So many documents are encoded twice; the reference is 25 times slower than gigatoken.
 CHECKED_ONE_IN = 512
-# And of every part the first that is no larger, so that small corpora are not left unchecked.
+# And the first of every part that is no larger than this, so that small corpora are checked too.
 SMALL_BYTES = 16_000
 
 
@@ -52,7 +52,7 @@ class Tokens(NamedTuple):
         return cls(ids, np.array([len(document) for document in documents], np.int64))
 
     def documents(self) -> list[np.ndarray]:
-        """The ids of each document."""
+        """Return the ids of each document."""
         return np.split(self.ids, np.cumsum(self.lengths)[:-1])
 
 
@@ -103,7 +103,7 @@ class Encoder:
         return Tokens(lists.content.data[ends[0] : ends[-1]], np.diff(ends))
 
     def _with_special_tokens(self, tokens: Tokens) -> list[int]:
-        """Numbers of the documents in which gigatoken found special tokens."""
+        """Return the numbers of the documents in which gigatoken found special tokens."""
         places = np.flatnonzero(np.isin(tokens.ids, self._special_ids))
         return np.unique(np.searchsorted(np.cumsum(tokens.lengths), places, side="right")).tolist()
 
@@ -126,7 +126,7 @@ class Encoder:
 
     @cached_property
     def _names(self) -> re.Pattern[str]:
-        """Finds the names of special tokens, the longest first."""
+        """A pattern that finds the names of special tokens, the longest first."""
         names = sorted(self.tokenizer.special, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
@@ -158,7 +158,7 @@ class Encoder:
     def _lines_with_new_characters(
         self, documents: list[Document]
     ) -> tuple[list[int], list[Document]]:
-        """Numbers of documents, and of each the line where a kind of character is met first."""
+        """Find the lines where kinds of characters appear first, and their documents' numbers."""
         data = [document.data for document in documents]
         ends = np.cumsum([len(one) for one in data])
         places = _first_places(np.frombuffer(b"".join(data), np.uint8), self._is_met)
@@ -171,7 +171,7 @@ class Encoder:
 
 
 def _first_places(text: np.ndarray, is_met: np.ndarray) -> list[int]:
-    """Where kinds of characters begin that were not met so far; they are from here on.
+    """Find where kinds of characters appear for the first time, and mark them as met.
 
     Args:
         text: (bytes,), UTF-8.
@@ -193,7 +193,7 @@ def _first_places(text: np.ndarray, is_met: np.ndarray) -> list[int]:
 
 
 def _line_around(text: bytes, place: int) -> bytes:
-    """The line around a byte of a text, about 100 bytes to each side at most."""
+    """Return the line around a byte of a text, cut to about 100 bytes on each side."""
     start = max(text.rfind(b"\n", 0, place) + 1, place - 100)
     end = text.find(b"\n", place + 1)
     line = text[start : min(len(text) if end < 0 else end + 1, place + 100)]
@@ -201,7 +201,7 @@ def _line_around(text: bytes, place: int) -> bytes:
 
 
 def is_checked(data: bytes) -> bool:
-    """Whether a document is in the sample: decided by how it begins, so always the same ones."""
+    """Return whether a document is in the sample; its beginning decides, so always the same."""
     return crc32(data[:256]) % CHECKED_ONE_IN == 0
 
 

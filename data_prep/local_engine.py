@@ -6,13 +6,14 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from data_prep.budgets import Budgets, Kept
-from data_prep.conversion import Progress, Settings
-from data_prep.output import LocalOutput, RemoteOutput
-from data_prep.part_store import DonePart, store_part
-from data_prep.parts import Part
+from data_prep.budgets import Budgets
+from data_prep.output import Output
+from data_prep.part_plan import Part
+from data_prep.part_record import DonePart, Kept
+from data_prep.part_rows import Progress, Settings
+from data_prep.part_shards import store_part
 from data_prep.rejects import RejectLimit
-from data_prep.state import State
+from data_prep.unfinished_conversion import UnfinishedConversion
 from data_prep.workers import Workers
 
 TOKENS_PER_BYTE = 0.25  # a guess, until a domain has its first rows
@@ -36,8 +37,8 @@ class LocalEngine:
         plan: dict[str, list[Part]],
         settings: Settings,
         budgets: Budgets,
-        state: State,
-        output: LocalOutput | RemoteOutput,
+        state: UnfinishedConversion,
+        output: Output,
         reject_limit: RejectLimit,
     ) -> None:
         self.plan = plan
@@ -53,7 +54,7 @@ class LocalEngine:
         self.total_bytes = self.input_bytes()
 
     def done_before(self) -> Progress:
-        """What earlier runs have done."""
+        """Count what earlier runs have done."""
         parts = [
             (self.plan[s][i], p.record) for s, done in self.done.items() for i, p in done.items()
         ]
@@ -65,7 +66,7 @@ class LocalEngine:
         )
 
     def input_bytes(self) -> int:
-        """Bytes of the input that will have been read at the end, as far as that is known.
+        """Estimate how many bytes of the input will have been read at the end.
 
         A part is read as a whole, however few of its rows a budget takes.
         """
@@ -76,7 +77,7 @@ class LocalEngine:
         )
 
     def run(self, workers: Workers) -> dict[str, list[DonePart]]:
-        """Convert; give the parts that are used, in order, by source.
+        """Convert, and return the parts that are used, in order, by source.
 
         Raises:
             UserError: bad input, or too many bad lines.
@@ -125,7 +126,7 @@ class LocalEngine:
         self.reject_limit.check(records, finished / max(1, self.total_bytes))
 
     def _next(self) -> Part | None:
-        """The largest part that may be begun; in a source with a train budget, the next."""
+        """Choose the largest part that may start; in a source with a train budget, the next."""
         candidates = []
         for source in self.plan:
             wanted = self._wanted(source)
@@ -136,14 +137,14 @@ class LocalEngine:
         return max(candidates, key=lambda part: part.input_bytes, default=None)
 
     def _wanted(self, source: str) -> list[Part]:
-        """Parts that are to be begun: all, or as many as very likely fill the train budgets."""
+        """List the parts to start: all, or as many as very likely fill the train budgets."""
         parts = [part for part in self.plan[source] if part.index not in self.taken[source]]
         missing = self._text_missing(source)
         text = accumulate((part.text_bytes for part in parts), initial=0)
         return [part for part, before in zip(parts, text, strict=False) if before < missing]
 
     def _text_missing(self, source: str) -> float:
-        """Bytes of text that fill the train budgets, beside the parts done and in hand; about."""
+        """Estimate the bytes of text that the train budgets still need."""
         wanted = self.budgets.train_rows(source)
         if wanted is None:
             return inf
@@ -160,7 +161,7 @@ class LocalEngine:
         return max(missing)
 
     def _used(self, source: str) -> list[DonePart]:
-        """Parts from the first on without a gap, up to the one that fills the train budgets."""
+        """List the finished parts without a gap, up to the one that fills the train budgets."""
         done = self.done[source]
         without_gap = [done[i] for i in takewhile(done.__contains__, range(len(self.plan[source])))]
         needed = self.budgets.parts_needed(source, (part.record for part in without_gap))
@@ -191,7 +192,7 @@ class LocalEngine:
         return futures
 
     def _used_only(self, source: str) -> list[DonePart]:
-        """The used parts; what was converted beyond the budget is removed."""
+        """List the parts that are used; remove what was converted beyond the budget."""
         used = self._used(source)
         for index in self.done[source].keys() - {part.record.index for part in used}:
             part = self.plan[source][index]
@@ -200,7 +201,7 @@ class LocalEngine:
 
 
 def _keeps_all_or_nothing(there: Kept, kept: Kept) -> bool:
-    """Whether no stream of a part ends in the middle of the rows that are there."""
+    """Return whether each stream of a part keeps all of its rows or none."""
     return all(
         kept.get(domain, {}).get(split, 0) in (0, rows)
         for domain, splits in there.items()

@@ -1,28 +1,20 @@
-"""Where a conversion goes: a folder of this machine, or an object store.
-
-Locally everything grows in `.OUT.partial` beside OUT, which is renamed at the end. An object
-store gets each part as it is done; its `manifest.json` lists the streams only when all is there,
-and before that says what is being written, so that nobody else writes there.
-"""
+"""Where a conversion goes: a folder of this machine, or an object store."""
 
 import re
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-from data_prep.manifest import MANIFEST, check_same, read_manifest
-from data_prep.part_store import DonePart
-from data_prep.remote import RemoteOutput
-from data_prep.rows import sync
-from data_prep.state import STATE, State, is_state
+from data_prep.local_output import LocalOutput
+from data_prep.remote_output import RemoteOutput
 from itt_composer.basics.errors import UserError
 
+Output: TypeAlias = LocalOutput | RemoteOutput
 URL = re.compile(r"([a-z][a-z0-9-]*)://.+")
 SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
 
 
-def open_output(out: str, work_dir: Path | None) -> "LocalOutput | RemoteOutput":
-    """The output that a path or URL names.
+def open_output(out: str, work_dir: Path | None) -> Output:
+    """Choose the output that a path or URL names.
 
     Raises:
         UserError: the URL's kind is not known, or `work_dir` is given for a path.
@@ -35,59 +27,3 @@ def open_output(out: str, work_dir: Path | None) -> "LocalOutput | RemoteOutput"
     if match[1] not in SCHEMES:
         raise UserError(f"--out {out}: give a folder, or a URL of {', '.join(SCHEMES)}")
     return RemoteOutput(out.rstrip("/"), work_dir)
-
-
-class LocalOutput:
-    """A folder that appears when it is complete."""
-
-    is_remote = False
-
-    def __init__(self, out: Path) -> None:
-        self.name = str(out)
-        self.out = out.resolve()
-        self.folder = self.out.with_name(f".{self.out.name}.partial")
-        self.finished_state = self.out.with_name(f".{self.out.name}.state")
-
-    def finished(self, recipe: dict[str, Any]) -> dict[str, Any] | None:
-        """The manifest of OUT if it holds what `recipe` makes; None when it is not there yet.
-
-        Raises:
-            UserError: OUT holds something else.
-        """
-        if is_state(self.finished_state):  # a run was killed in its last step
-            shutil.rmtree(self.finished_state)
-        is_free = not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir()))
-        if is_free and (self.folder / MANIFEST).is_file() and not (self.folder / STATE).exists():
-            self._rename()  # a run was killed between the last two steps of `publish`
-        elif is_free:
-            return None
-        manifest = read_manifest(self.out)
-        check_same(manifest, recipe, self.name)
-        for name, stored in manifest["files"].items():
-            path = self.out / name
-            if not path.is_file() or path.stat().st_size != stored["bytes"]:
-                raise UserError(
-                    f"{path} is missing or has another size than when it was written: "
-                    f"delete {self.name} and run the command again"
-                )
-        return manifest
-
-    def written(self) -> float:
-        """When OUT was completed, in seconds since 1970."""
-        return (self.out / MANIFEST).stat().st_mtime
-
-    def begin(self, recipe: dict[str, Any], state: State) -> None:
-        """Nothing to announce."""
-
-    def upload(self, done: DonePart, record_file: Path) -> None:
-        """Nothing to upload."""
-
-    def publish(self, manifest: dict[str, Any]) -> None:
-        """Make the complete folder OUT."""
-        (self.folder / STATE).replace(self.finished_state)
-        self._rename()
-        shutil.rmtree(self.finished_state)
-
-    def _rename(self) -> None:
-        self.folder.replace(self.out)
-        sync(self.out.parent)

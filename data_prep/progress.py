@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, lines at log level elsewhere."""
+"""Shows the progress of a long command: a bar on a terminal, log lines elsewhere."""
 
 import logging
 import time
@@ -10,18 +10,18 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from data_prep.conversion import Progress
+from data_prep.part_rows import Progress
 
 logger = logging.getLogger("data_prep")
 LOG_SECONDS = 10.0
-MEASURED_SECONDS = 1.0  # of work, before it is told how fast it is
+MEASURED_SECONDS = 1.0  # of work, before its speed is shown
 
 
 @contextmanager
 def conversion_progress(
     total_bytes: Callable[[], int], done_before: Progress
 ) -> Iterator[Callable[[Progress], None]]:
-    """Give a function to call with what this run has done so far; writes to stderr.
+    """Yield a function to call with what this run has done so far; it writes to stderr.
 
     Args:
         total_bytes: gives those of the input, as it lies on disk, that will be read; what a budget
@@ -74,11 +74,11 @@ class _Meter:
             logger.info(self.text())
 
     def text(self) -> str:
-        """Documents, MB, speeds and time left, as one line."""
+        """Write documents, MB, speeds and time left in one line."""
         return f"{self.before.documents + self.done.documents:,} documents, {self.short()}"
 
     def short(self) -> str:
-        """The same without documents, which has room beside a bar in 80 columns."""
+        """Write the same without documents, which fits beside a bar in 80 columns."""
         completed, total = self._bytes()
         line = f"{completed / 1e6:,.1f} of {total / 1e6:,.1f} MB"
         rate, tokens = self._speeds()
@@ -88,11 +88,11 @@ class _Meter:
         return f"{line}, {rate / 1e6:.1f} MB/s, {tokens / 1e6:.2f} M tokens/s, {left} left"
 
     def _bytes(self) -> tuple[int, int]:
-        """Of the input: those done, and all."""
+        """Return the bytes of the input that are done, and all of them."""
         return self.before.input_bytes + self.done.input_bytes, self.total_bytes()
 
     def _speeds(self) -> tuple[float, float]:
-        """Bytes and tokens per second; 0 until enough was done to tell."""
+        """Return bytes and tokens per second; 0 until enough was done to know."""
         seconds = time.monotonic() - self.started
         if not self.first.input_bytes or seconds < MEASURED_SECONDS:
             return 0.0, 0.0

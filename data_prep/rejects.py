@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from data_prep.conversion import PartRecord
 from data_prep.documents import where
+from data_prep.part_record import PartRecord
 from itt_composer.basics.errors import UserError
 
 
@@ -35,20 +35,20 @@ class RejectLimit:
         if not rejects:
             return
         first = next(reject for record in records for reject in record.rejects)
-        told = f"{where(first.file, first.line)}{first.reason}"
+        sentence = f"{where(first.file, first.line)}{first.reason}"
         if self.share is None:
             raise UserError(
-                f"{told}; an earlier run left it out under --on-bad-line skip: give that again, or "
-                "mend the file"
+                f"{sentence}; an earlier run left it out under --on-bad-line skip: give that "
+                "again, or mend the file"
             )
         if rejects > self.share * lines / min(1.0, max(done, 1e-9)):
             raise UserError(
                 f"{rejects:,} of {lines:,} lines so far are bad, more than --max-reject-share "
-                f"{self.share} admits; the first: {told}"
+                f"{self.share} admits; the first: {sentence}"
             )
 
 
 def rejects_as_jsonl(records: Iterable[PartRecord]) -> str:
-    """One JSON object per rejected line: file, line, reason."""
+    """Write one JSON object per rejected line: file, line, reason."""
     rejects = [reject._asdict() for record in records for reject in record.rejects]
     return "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)

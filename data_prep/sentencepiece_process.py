@@ -10,6 +10,8 @@ import json
 import signal
 import sys
 
+import sentencepiece
+
 from itt_composer.basics.startup import end_with_parent
 
 REFUSED = 2
@@ -17,8 +19,6 @@ REFUSED = 2
 
 def main() -> int:
     """Train on the lines of stdin, UTF-8, by the settings in the first argument."""
-    import sentencepiece
-
     end_with_parent(signal.SIGKILL)
     model = io.BytesIO()
     try:

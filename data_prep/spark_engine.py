@@ -16,16 +16,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
 
-from data_prep.assembly import Stream, parts_by_domain
 from data_prep.budgets import Budgets
-from data_prep.conversion import PartRecord, Progress, RowBlock, Settings, convert_part
-from data_prep.part_store import DonePart, stat_of
-from data_prep.parts import Part
+from data_prep.document_split import SPLITS
+from data_prep.finished_streams import Stream, parts_by_domain
+from data_prep.part_plan import Part
+from data_prep.part_record import DonePart, PartRecord, stat_of
+from data_prep.part_rows import Progress, RowBlock, Settings, convert_part
 from data_prep.rejects import RejectLimit
 from data_prep.spark_session import (
     failures_as_sentences,
@@ -34,13 +36,9 @@ from data_prep.spark_session import (
     unlogged_warnings,
 )
 from data_prep.spark_shards import SCHEMA, SparkStream, frame_of_record, frame_of_rows
-from data_prep.split import SPLITS
 from itt_composer.basics.errors import UserError
 
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
-
-BATCH_BYTES = 1 << 24  # of ids that go from Spark to Python at a time
+ARROW_BYTES = 1 << 24  # of ids that go from Spark to Python at a time
 
 
 def run_spark(
@@ -70,7 +68,7 @@ def run_spark(
         list all files.
 
     Raises:
-        UserError: bad input, too many bad lines, Spark is not there, or anything fails in it.
+        UserError: bad input, too many bad lines, Spark is missing, or anything fails in it.
     """
     # Executors have another working directory than this process.
     settings = replace(settings, root=settings.root.absolute())
@@ -82,7 +80,7 @@ def run_spark(
     records: list[PartRecord] = []
     with spark_session(master) as spark, failures_as_sentences(), unlogged_warnings():
         row_bytes = settings.shards.seq_len * np.dtype(settings.shards.dtype).itemsize
-        batch = str(max(1, BATCH_BYTES // row_bytes))
+        batch = str(max(1, ARROW_BYTES // row_bytes))
         spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", batch)
         count = progress_counter(spark, on_progress)
         for source, planned in plan.items():
@@ -102,10 +100,9 @@ def run_spark(
 
 
 def _converted(
-    spark: "SparkSession", parts: list[Part], settings: Settings, count: Callable[[Progress], None]
-) -> "DataFrame":
-    """Rows and records of parts, a partition each, kept on disk once they are computed."""
-    from pyspark import StorageLevel
+    spark: SparkSession, parts: list[Part], settings: Settings, count: Callable[[Progress], None]
+) -> DataFrame:
+    """Convert parts, a partition each, into rows and records that stay on disk once computed."""
 
     def convert(batches: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
@@ -139,16 +136,14 @@ def _frames(
         ) from error
 
 
-def _done_parts(converted: "DataFrame") -> list[DonePart]:
-    """Have the parts converted; give what was in each, in order."""
+def _done_parts(converted: DataFrame) -> list[DonePart]:
+    """Have the parts converted, and return what was in each, in order."""
     done = [json.loads(row.done) for row in converted.filter("done is not null").collect()]
-    return [
-        DonePart(**values | {"record": PartRecord.from_json(values["record"])}) for values in done
-    ]
+    return [DonePart.from_json(values) for values in done]
 
 
 def _used(done: list[DonePart], source: str, budgets: Budgets) -> list[DonePart]:
-    """Parts up to the one that fills the train budgets, each with the rows to keep."""
+    """List the parts up to the one that fills the train budgets, each with the rows to keep."""
     used = done[: budgets.parts_needed(source, (part.record for part in done))]
     for part, kept in zip(used, budgets.shared_out([p.record for p in used]), strict=True):
         part.kept = kept

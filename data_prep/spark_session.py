@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from data_prep.conversion import Progress
+from py4j.protocol import Py4JError
+from pyspark.accumulators import AccumulatorParam
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from data_prep.part_rows import Progress
 from itt_composer.basics.errors import UserError
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 # Of Spark 3; 18 and later lack what it, or Arrow in it, asks of Java.
 OLDEST_JAVA, NEWEST_JAVA = 8, 17
@@ -25,7 +27,6 @@ HOW_TO_GET_JAVA = (
     "JAVA_HOME to it"
 )
 TOO_NEW_JAVA = ("getSubject is not supported", "java.nio.DirectByteBuffer.<init>(long, int) not")
-HOW_TO_INSTALL = "pip install -e '.[spark]'"
 # Spark takes a configuration without an appender for none, and has a shell log its start if the
 # level of the shell's own logger is not set.
 SILENT_LOG = """\
@@ -40,20 +41,16 @@ PYTHON_ERROR = re.compile(r"^([A-Za-z_][\w.]*): (.+)$", re.MULTILINE)
 
 
 @contextmanager
-def spark_session(master: str | None) -> Iterator["SparkSession"]:
-    """Give the session that is there, as in a notebook or its cluster, else one for the block.
+def spark_session(master: str | None) -> Iterator[SparkSession]:
+    """Yield the session that exists, as in a notebook or on a cluster, else one for the block.
 
     Args:
         master: address of the cluster, "local[N]" for N cores of this machine, or None for what
             spark-submit or spark-defaults.conf says.
 
     Raises:
-        UserError: there is no PySpark, no Java or no master, or Spark does not start.
+        UserError: there is no Java or no master, or Spark does not start.
     """
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise UserError(f"PySpark is not installed: run `{HOW_TO_INSTALL}`") from error
     present = SparkSession.getActiveSession()
     if present is not None:
         yield present
@@ -105,7 +102,7 @@ def _check_java() -> None:
 
 
 def java_version(said: str) -> int | None:
-    """The version, like 8 or 17, in what `java -version` says; None if it says none."""
+    """Return the version, like 8 or 17, in what `java -version` prints; None if there is none."""
     match = re.search(r'version "(?:1\.)?(\d+)', said)
     return int(match[1]) if match else None
 
@@ -113,9 +110,6 @@ def java_version(said: str) -> int | None:
 @contextmanager
 def failures_as_sentences() -> Iterator[None]:
     """Raise what fails on an executor or in Spark itself as a `UserError` of one line."""
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
-
     try:
         yield
     except (Py4JError, PySparkException) as error:
@@ -123,7 +117,7 @@ def failures_as_sentences() -> Iterator[None]:
 
 
 def sentence_of(failure: str) -> str:
-    """The sentence in the text of a failure: a `UserError` of an executor as it was raised there.
+    """Find the sentence in the text of a failure: a `UserError` of an executor as it was raised.
 
     Args:
         failure: text of Spark's exception, with the stack traces of Python and Java.
@@ -143,25 +137,24 @@ def sentence_of(failure: str) -> str:
 
 
 def progress_counter(
-    session: "SparkSession", on_progress: Callable[[Progress], None]
+    session: SparkSession, on_progress: Callable[[Progress], None]
 ) -> Callable[[Progress], None]:
-    """A function for tasks to tell their progress; `on_progress` is called with the sums here."""
-    from pyspark.accumulators import AccumulatorParam
+    """Return a function for tasks to report progress; `on_progress` gets the sums here."""
 
     class Sums(AccumulatorParam):
-        def __init__(self, tell: Callable[[Progress], None] | None = None) -> None:
-            self.tell = tell
+        def __init__(self, report: Callable[[Progress], None] | None = None) -> None:
+            self.report = report
 
         def __reduce__(self) -> tuple[Any, ...]:
-            return Sums, ()  # a task has nobody to tell
+            return Sums, ()  # a task has nobody to report to
 
         def zero(self, value: Progress) -> Progress:
             return Progress(0, 0, 0)
 
         def addInPlace(self, value1: Progress, value2: Progress) -> Progress:  # noqa: N802
             total = Progress(*(a + b for a, b in zip(value1, value2, strict=True)))
-            if self.tell is not None:
-                self.tell(total)
+            if self.report is not None:
+                self.report(total)
             return total
 
     return session.sparkContext.accumulator(Progress(0, 0, 0), Sums(on_progress)).add

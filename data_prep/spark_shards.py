@@ -1,35 +1,32 @@
 """Rows in Spark → the shards of one stream, through the streaming library's own converter."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
 
-from data_prep.assembly import Stream, rows_of_tails, stream_counts
-from data_prep.conversion import RowBlock
-from data_prep.manifest import fingerprint
-from data_prep.part_store import INDEX, DonePart
-from data_prep.rows import COLUMN, ShardOptions
+from data_prep.finished_streams import Stream, rows_of_tails, stream_counts
+from data_prep.part_record import DonePart
+from data_prep.part_rows import RowBlock
+from data_prep.shard_writing import ShardOptions
 from data_prep.spark_session import failures_as_sentences
 from itt_composer.basics.errors import UserError
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+from itt_composer.data.fingerprints import Fingerprint
+from itt_composer.data.index import COLUMN, INDEX, ShardIndex
 
 # A row of ids, little-endian; or, with `done`, the JSON of what was in a part and no ids.
 SCHEMA = "domain string, split string, part int, row int, ids binary, done string"
-TAILS = -1  # the part of rows that are made of tails
+TAILS_PART = -1  # the part of rows that are made of tails
 
 
 def frame_of_rows(block: RowBlock, part: int, first: int) -> pd.DataFrame:
-    """Rows of a part, numbered from `first`, by `SCHEMA`."""
+    """Put rows of a part, numbered from `first`, into a frame of `SCHEMA`."""
     rows = block.rows
     ids = [row.tobytes() for row in rows.astype(rows.dtype.newbyteorder("<"))]
     numbers = range(first, first + len(rows))
@@ -38,7 +35,7 @@ def frame_of_rows(block: RowBlock, part: int, first: int) -> pd.DataFrame:
 
 
 def frame_of_record(part: int, done: str) -> pd.DataFrame:
-    """What was in a part, as JSON, by `SCHEMA`."""
+    """Put what was in a part, as JSON, into a frame of `SCHEMA`."""
     stream = {"domain": "", "split": ""}
     return pd.DataFrame(stream | {"part": part, "row": 0, "ids": None, "done": [done]})
 
@@ -54,7 +51,7 @@ class SparkStream:
     """
 
     def __init__(
-        self, spark: "SparkSession", options: ShardOptions, out: Path | str, place: Path
+        self, spark: SparkSession, options: ShardOptions, out: Path | str, place: Path
     ) -> None:
         self.spark = spark
         # Every file's SHA-256 goes into the manifest, and from an index it costs no reading.
@@ -64,14 +61,14 @@ class SparkStream:
         self.place = place
         self.target = f"{out}/{place.as_posix()}"
 
-    def write(self, converted: "DataFrame", parts: list[DonePart], limit: int | None) -> Stream:
+    def write(self, converted: DataFrame, parts: list[DonePart], limit: int | None) -> Stream:
         """Write the kept rows of parts, then those that are made of their tails."""
         split, domain = self.place.parts
         kept = {part.record.index: part.kept[domain][split] for part in parts}
         tails = rows_of_tails(parts, split, domain, self.options)
         if limit is not None:
             tails = tails[: max(0, limit - sum(kept.values()))]
-        kept[TAILS] = len(tails)
+        kept[TAILS_PART] = len(tails)
         rows = sum(kept.values())
         stream = Stream(stream_counts(parts, split, domain, rows, self.options.seq_len), {})
         if not self.is_remote:
@@ -82,7 +79,7 @@ class SparkStream:
             )
             if len(tails):
                 block = RowBlock(domain, split, tails)
-                frame = frame.union(self._frame_of(frame_of_rows(block, TAILS, 0)))
+                frame = frame.union(self._frame_of(frame_of_rows(block, TAILS_PART, 0)))
             stream.files = self._convert(frame, kept)
         return stream
 
@@ -95,12 +92,13 @@ class SparkStream:
             "store"
         )
 
-    def _frame_of(self, frame: pd.DataFrame) -> "DataFrame":
-        """The same in Spark, in one partition."""
+    def _frame_of(self, frame: pd.DataFrame) -> DataFrame:
+        """Move a frame to Spark, into one partition."""
         rows = list(frame.itertuples(index=False, name=None))
         return self.spark.createDataFrame(rows, SCHEMA).coalesce(1)
 
-    def _convert(self, frame: "DataFrame", kept: dict[int, int]) -> dict[str, dict[str, Any]]:
+    def _convert(self, frame: DataFrame, kept: dict[int, int]) -> dict[str, Fingerprint]:
+        # Imports torch, which executors that convert parts do without.
         from streaming.base.converters import dataframe_to_mds
 
         options = self.options
@@ -130,18 +128,17 @@ class SparkStream:
             self._remove_from_executors(copies)
         return files
 
-    def _files(self, work: Path) -> dict[str, dict[str, Any]]:
-        """The files of the written stream by path below `out`; others are removed, if here."""
+    def _files(self, work: Path) -> dict[str, Fingerprint]:
+        """List the files of the written stream by path below `out`; remove others from a folder."""
         from streaming.base.storage.download import CloudDownloader
 
         index = work / INDEX if self.is_remote else Path(self.target, INDEX)
         if self.is_remote:
             CloudDownloader.direct_download(f"{self.target}/{INDEX}", str(index))
-        files = {INDEX: fingerprint(index)}
-        for shard in json.loads(index.read_bytes())["shards"]:
-            stored = shard.get("zip_data") or shard["raw_data"]
-            entry = {"bytes": stored["bytes"], "sha256": stored["hashes"]["sha256"]}
-            files[stored["basename"]] = entry
+        files = {INDEX: Fingerprint.of(index)}
+        for shard in ShardIndex.read(index).shards:
+            stored = shard.stored
+            files[stored.basename] = Fingerprint(bytes=stored.bytes, sha256=stored.hashes["sha256"])
         if not self.is_remote:
             # Indexes of single folders, and folders of tasks without rows or that Spark repeated.
             for path in (path for path in Path(self.target).rglob("*") if path.is_file()):
@@ -153,19 +150,19 @@ class SparkStream:
         return {(self.place / name).as_posix(): entry for name, entry in files.items()}
 
     def _remove_from_executors(self, folder: Path) -> None:
-        """Have executors remove what they have uploaded; one that gets no task keeps it."""
+        """Have executors remove what they have uploaded, except those that get no task."""
         context = self.spark.sparkContext
         if self.is_remote and not str(context.master).startswith("local["):
             name = str(folder)
             tasks = context.parallelize(range(context.defaultParallelism))
-            with suppress(Exception):  # it is only about space, and Spark may be gone
+            with suppress(Exception):  # this only frees space, and Spark may be gone
                 tasks.foreach(lambda _: shutil.rmtree(name, ignore_errors=True))
 
 
 def _samples(
     rows: pd.DataFrame, dtype: str, kept: dict[int, int]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The kept rows as samples of a shard."""
+    """Yield the kept rows as samples of a shard."""
     little_endian = np.dtype(dtype).newbyteorder("<")
     for part, row, ids in zip(rows["part"], rows["row"], rows["ids"], strict=True):
         if row < kept.get(part, 0):

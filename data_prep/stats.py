@@ -1,20 +1,15 @@
-"""`stats`: what a converted folder holds, told from its manifest alone."""
+"""`stats`: what a converted folder holds, read from its manifest alone."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.convert_manifest import (
-    ConvertManifest,
-    ManifestPart,
-    StreamCounts,
-    read_convert_manifest,
-)
+from itt_composer.data.fingerprints import StoredPart
+from itt_composer.data.manifest import Manifest, StreamCounts
 
 
-class StreamStats(ManifestPart):
+class StreamStats(StoredPart):
     """One domain of a split, or the whole split.
 
     `characters_per_token` is None without tokens; `share` is the fraction (0..1) of the split's
@@ -28,7 +23,7 @@ class StreamStats(ManifestPart):
     share: float
 
 
-class Stats(ManifestPart):
+class Stats(StoredPart):
     """What a converted folder holds.
 
     `rejects` counts by domain the lines that were skipped, `special_token_names` the names of
@@ -45,17 +40,19 @@ class Stats(ManifestPart):
 
 
 def stats(out: str | Path) -> Stats:
-    """Documents, rows and tokens per split and domain.
+    """Count documents, rows and tokens per split and domain.
 
     Raises:
-        UserError: as `read_convert_manifest`.
+        UserError: as `Manifest.read`.
     """
-    return stats_of(read_convert_manifest(out))
+    return stats_of(Manifest.read(out))
 
 
-def stats_of(manifest: ConvertManifest) -> Stats:
-    """The same of a manifest."""
-    totals = {split: _sum(list(domains.values())) for split, domains in manifest.splits.items()}
+def stats_of(manifest: Manifest) -> Stats:
+    """Count them from a manifest that was read."""
+    totals = {
+        split: StreamCounts.sum(domains.values()) for split, domains in manifest.splits.items()
+    }
     return Stats(
         seq_len=manifest.seq_len,
         vocab_size=manifest.vocab_size,
@@ -71,12 +68,12 @@ def stats_of(manifest: ConvertManifest) -> Stats:
 
 
 def tables(stats: Stats) -> list[Table]:
-    """A table per split: a row per domain and one for all of them."""
+    """Make a table per split: a row per domain and one for all of them."""
     return [_table(stats, split) for split in stats.splits]
 
 
 def notes(stats: Stats) -> list[str]:
-    """Lines on rejected lines and on names of special tokens, where there are any."""
+    """Write a line on rejected lines and one on names of special tokens, where there are any."""
     became = {
         "text": "kept as text, as in prompts (--special-tokens token makes them tokens)",
         "token": "taken as tokens, as in prompts",
@@ -90,13 +87,6 @@ def notes(stats: Stats) -> list[str]:
         for what, counts, end in lines
         if any(counts.values())
     ]
-
-
-def _sum(counts: list[StreamCounts]) -> StreamCounts:
-    fields: dict[str, Any] = {
-        name: sum(getattr(count, name) for count in counts) for name in StreamCounts.model_fields
-    }
-    return StreamCounts(**fields)
 
 
 def _stats(counts: StreamCounts, total: StreamCounts) -> StreamStats:

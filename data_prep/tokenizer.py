@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import mkdtemp
+from typing import Any
+
+import gigatoken
+import sentencepiece
+import tokenizers
 
 from data_prep.transformers_files import (
     complete_json,
@@ -22,9 +27,6 @@ from data_prep.transformers_files import (
     with_document_ends,
 )
 from itt_composer.basics.errors import UserError
-
-if TYPE_CHECKING:
-    import gigatoken
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -83,8 +85,8 @@ class Tokenizer:
         return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
     @cached_property
-    def fast(self) -> "gigatoken.Tokenizer":
-        """The same by gigatoken, which takes the name of a special token for the token."""
+    def fast(self) -> gigatoken.Tokenizer:
+        """gigatoken's encoder, which takes the name of a special token for the token."""
         return _gigatoken(self.kind, self.content)
 
     @cached_property
@@ -98,7 +100,7 @@ class Tokenizer:
         return {token["content"]: token["id"] for token in added if token["special"]}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Fields only: the objects that encode are made anew in each process."""
+        """Pickle the fields only: each process makes the objects that encode for itself."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def save(self, folder: Path) -> None:
@@ -128,7 +130,7 @@ def load_tokenizer(
 
     Raises:
         UserError: nothing there, not a tokenizer, one whose ids are random or that transformers
-            has no equal of, or no such BOS or EOS token.
+            cannot represent, or no such BOS or EOS token.
     """
     path = Path(source)
     if (
@@ -159,7 +161,7 @@ def _model_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     if path.is_dir() and (path / CONFIG_FILE).is_file():
-        return _converted(path)
+        return _fast_file_of(path)
     raise UserError(
         f"no tokenizer at {path}: give a SentencePiece .model, a tokenizer.json, a folder with "
         "either, or a hub name"
@@ -168,6 +170,7 @@ def _model_file(path: Path) -> Path:
 
 def _download(name: str) -> Path:
     """Fetch a tokenizer's files from the hub, or find them in the local cache."""
+    # Imported here because it takes most of a second, and few tokenizers come from the hub.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -180,11 +183,9 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _converted(folder: Path) -> Path:
+def _fast_file_of(folder: Path) -> Path:
     """Write the `tokenizer.json` of a folder that has only the files of a slow tokenizer."""
-    import tempfile
-
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # takes seconds
 
     try:
         loaded = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
@@ -194,7 +195,7 @@ def _converted(folder: Path) -> Path:
             f"transformers cannot load a fast tokenizer from {folder} ({_first_line(error)}): "
             f"give a folder with {MODEL_FILE} or {JSON_FILE}"
         ) from error
-    made = Path(tempfile.mkdtemp()) / JSON_FILE
+    made = Path(mkdtemp()) / JSON_FILE
     made.write_text(content, encoding="utf-8")
     return made
 
@@ -217,7 +218,7 @@ def _from_sentencepiece(
 
     def piece_id(token: str, option: str) -> int:
         if token == "none":
-            raise UserError(f"documents cannot be told apart without an end: give {option} a token")
+            raise UserError(f"documents cannot be separated without an end: give {option} a token")
         found = processor.piece_to_id(token)
         if found == processor.unk_id():
             raise UserError(f"{file} has no piece {token!r}, which {option} names")
@@ -229,8 +230,8 @@ def _from_sentencepiece(
     eos = processor.eos_id() if eos_token is None else piece_id(eos_token, "--eos-token")
     if eos < 0 or (bos is not None and bos < 0):
         raise UserError(
-            f"{file} has no {'EOS' if eos < 0 else 'BOS'} piece, so documents cannot be told "
-            f"apart: name one with {'--eos-token' if eos < 0 else '--bos-token (or none)'}"
+            f"{file} has no {'EOS' if eos < 0 else 'BOS'} piece, so documents cannot be "
+            f"separated: name one with {'--eos-token' if eos < 0 else '--bos-token (or none)'}"
         )
     pieces = [processor.id_to_piece(number) for number in range(processor.vocab_size())]
     begin = None if bos is None else pieces[bos]
@@ -293,7 +294,7 @@ def _from_json(
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """A `tokenizer_config.json`, empty where there is none."""
+    """Read a `tokenizer_config.json`; empty where there is none."""
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -305,12 +306,12 @@ def _read_config(file: Path) -> dict[str, Any]:
     for name in ("bos_token", "eos_token"):
         token = token_of(config.get(name))
         if not isinstance(token, str) and (token is not None or config.get(name) is not None):
-            raise UserError(f"{file}: {name} is no token: name one with --{name[:3]}-token")
+            raise UserError(f"{file}: {name} is not a token: name one with --{name[:3]}-token")
     return config
 
 
 def _chat_templates(folder: Path) -> dict[str, Any]:
-    """What files of chat templates set, which transformers takes before `tokenizer_config.json`."""
+    """Read the files of chat templates, which transformers prefers to `tokenizer_config.json`."""
     files = {"default": folder / "chat_template.jinja"}
     files |= {file.stem: file for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}
     try:
@@ -324,12 +325,10 @@ def _chat_templates(folder: Path) -> dict[str, Any]:
     return {"chat_template": [{"name": key, "template": found[key]} for key in found]}
 
 
-# Made once in a process: a worker gets the tokenizer anew with every part, and gigatoken takes a
+# Made once in a process: a worker gets the tokenizer again with every part, and gigatoken takes a
 # quarter of a second to read one.
 @lru_cache(maxsize=1)
-def _gigatoken(kind: str, content: bytes) -> "gigatoken.Tokenizer":
-    import gigatoken
-
+def _gigatoken(kind: str, content: bytes) -> gigatoken.Tokenizer:
     if kind == "sentencepiece":
         return gigatoken.Tokenizer.from_sentencepiece(content)
     return gigatoken.Tokenizer.from_json(content)
@@ -337,15 +336,11 @@ def _gigatoken(kind: str, content: bytes) -> "gigatoken.Tokenizer":
 
 @lru_cache(maxsize=1)
 def _sentencepiece(content: bytes) -> Any:
-    import sentencepiece
-
     return sentencepiece.SentencePieceProcessor(model_proto=content)
 
 
 @lru_cache(maxsize=2)
 def _tokenizers(content: bytes, text_stays_text: bool) -> Any:
-    import tokenizers
-
     tokenizer = tokenizers.Tokenizer.from_str(content.decode())
     tokenizer.encode_special_tokens = text_stays_text
     tokenizer.no_truncation()

@@ -13,16 +13,16 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from data_prep import sentencepiece_process
-from data_prep.documents import Fields, read_documents
-from data_prep.domains import find_corpus, not_read_sentence
-from data_prep.manifest import (
+from data_prep.complete_folder import (
     already_complete,
     complete_folder,
-    fingerprint_files,
+    fingerprints,
     is_inside,
     write_manifest,
 )
-from data_prep.split import split_of
+from data_prep.document_split import split_of
+from data_prep.documents import Fields, read_documents
+from data_prep.domains import find_corpus, not_read_sentence
 from data_prep.tokenizer import MODEL_FILE, load_tokenizer
 from itt_composer.basics.errors import UserError
 
@@ -90,7 +90,7 @@ def train_tokenizer(
         "validation_share": validation_share,
         "text_field": fields.text,
         "domain_field": fields.domain,
-        "inputs": fingerprint_files(root, files),
+        "inputs": {name: file.model_dump() for name, file in fingerprints(root, files).items()},
     }
     if already_complete(out, recipe):
         return None
@@ -115,8 +115,8 @@ def train_tokenizer(
         return write_manifest(folder, recipe, {"trained_on": trained_on, "not_read": others})
 
 
-def warnings(manifest: dict[str, Any], root: Path) -> list[str]:
-    """What the user should know of a tokenizer's training: what it was not trained on."""
+def training_warnings(manifest: dict[str, Any], root: Path) -> list[str]:
+    """Say what the tokenizer was not trained on."""
     trained_on = manifest["trained_on"]
     runs, reserved = trained_on["cut_runs"], trained_on["reserved_characters"]
     found = [
@@ -179,7 +179,7 @@ def _is_deadly(lines: Iterable[str], vocab_size: int) -> bool:
 
 
 def _train(lines: Iterable[str], vocab_size: int) -> bytes:
-    """The model of lines, trained in a process of its own.
+    """Train the model of lines in a process of its own.
 
     Raises:
         UserError: the lines cannot be read, the vocabulary does not fit the text, or the process
@@ -209,24 +209,24 @@ def _train(lines: Iterable[str], vocab_size: int) -> bytes:
     if code == sentencepiece_process.REFUSED:
         raise UserError(
             f"SentencePiece cannot make {vocab_size} pieces from this corpus "
-            f"({_reason(content.decode())}): change --vocab-size or give it more text"
+            f"({_without_position(content.decode())}): change --vocab-size or give it more text"
         )
     if code < 0:
         raise UserError(
-            f"the process that trains the tokenizer was killed by signal {-code}, perhaps for want "
+            f"the process that trains the tokenizer was killed by signal {-code}, perhaps for lack "
             "of memory: run the command again, with less text if it happens again"
         )
     raise _TrainerDiedError(f"exit code {code}; {_last_check(messages)}")
 
 
-def _reason(message: str) -> str:
-    """SentencePiece's message without its source position, failed condition and option names."""
+def _without_position(message: str) -> str:
+    """Strip source position, failed condition and option names from SentencePiece's message."""
     message = message.replace("\n", " ").rpartition("] ")[2].partition(" Increase")[0]
     return message.strip(" .")
 
 
 def _last_check(messages: str) -> str:
-    """What SentencePiece last printed: the check that failed, if it was one."""
+    """Return what SentencePiece printed last: the check that failed, if it was one."""
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
     checks = [line for line in lines if ".h(" in line or ".cc(" in line]
     return (checks or lines or ["no message"])[-1]

@@ -13,6 +13,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Tokenizer
+
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a blank
 # What is taken over from the tokenizer_config.json of the tokenizer's own folder.
 NAMED_TOKENS = ("unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -29,7 +32,7 @@ def tokenizer_config(
     unk: str | None,
     text_stays_text: bool,
 ) -> dict[str, Any]:
-    """The `tokenizer_config.json` of a folder.
+    """Write the `tokenizer_config.json` of a folder.
 
     Args:
         own: that of the tokenizer's own folder.
@@ -53,12 +56,12 @@ def tokenizer_config(
 
 
 def token_of(value: Any) -> Any:
-    """The token of an entry of `tokenizer_config.json`, a string or an object with its settings."""
+    """Return the token of an entry of `tokenizer_config.json`: a string, or one with settings."""
     return value.get("content") if isinstance(value, dict) else value
 
 
 def complete_json(content: bytes, loaded: Any) -> bytes:
-    """A `tokenizer.json` with the keys that may be missing in it, as `tokenizers` has read it.
+    """Add the keys that may be missing in a `tokenizer.json`, as `tokenizers` has read it.
 
     Args:
         content: of the file; returned as it is where nothing is to change.
@@ -82,7 +85,7 @@ def complete_json(content: bytes, loaded: Any) -> bytes:
 
 
 def with_document_ends(content: bytes, bos: str | None, special: Iterable[str]) -> bytes:
-    """A `tokenizer.json` that puts BOS before a text and nothing else around it.
+    """Change a `tokenizer.json` so that it puts BOS before a text and nothing else around it.
 
     Args:
         content: of the file; returned as it is where nothing is to change.
@@ -118,7 +121,7 @@ def _ids(model: dict[str, Any]) -> dict[str, int]:
 
 
 def _post_processor(found: dict[str, Any], bos: str | None, bos_id: int | None) -> Any:
-    """A template with BOS; what corrects the offsets of byte-level tokens is kept."""
+    """Make a template with BOS; keep what corrects the offsets of byte-level tokens."""
     own = found.get("post_processor") or {}
     parts = own.get("processors", [own])
     kept = [part for part in parts if part.get("type") == "ByteLevel"]
@@ -141,13 +144,13 @@ def _post_processor(found: dict[str, Any], bos: str | None, bos_id: int | None) 
 
 
 def _out_of_reach(vocab: list[Any], names: set[str]) -> list[Any]:
-    """Have a Unigram model find no special token in a text, which SentencePiece does not either."""
+    """Make a Unigram model find no special token in a text, as SentencePiece does."""
     lowest = min(score for piece, score in vocab if piece not in names)
     return [[piece, lowest - UNREACHABLE if piece in names else score] for piece, score in vocab]
 
 
 def why_transformers_cannot(content: bytes) -> str | None:
-    """What transformers has no equal of in a SentencePiece model, or None."""
+    """Name what transformers cannot represent of a SentencePiece model; None if it can."""
     spec = parsed_model(content).trainer_spec
     if spec.model_type not in (UNIGRAM, BPE, CHARACTERS):
         return "of words"
@@ -155,7 +158,7 @@ def why_transformers_cannot(content: bytes) -> str | None:
 
 
 def how_transformers_differs(content: bytes) -> str | None:
-    """Where transformers gives a few texts other ids than a SentencePiece model, or None."""
+    """Say where transformers gives a few texts other ids than the model; None if nowhere."""
     model = parsed_model(content)
     if model.trainer_spec.model_type == UNIGRAM:
         return "it breaks ties of a Unigram model in another way"
@@ -166,9 +169,9 @@ def how_transformers_differs(content: bytes) -> str | None:
 
 
 def json_of_sentencepiece(content: bytes) -> bytes:
-    """The `tokenizer.json` of a SentencePiece model, of which `why_transformers_cannot` is None.
+    """Make the `tokenizer.json` of a SentencePiece model that transformers can represent.
 
-    As transformers converts them, but for pieces that are no text: no merge makes one, so that
+    As transformers converts them, except for pieces that are not text: no merge makes one, so that
     a name such as `</s>` in a text stays text; and the model's own normalizer is kept.
     """
     model = parsed_model(content)
@@ -204,9 +207,7 @@ def json_of_sentencepiece(content: bytes) -> bytes:
 
 
 def parsed_model(content: bytes) -> Any:
-    """A SentencePiece model's file as a protocol buffer."""
-    from sentencepiece import sentencepiece_model_pb2
-
+    """Parse a SentencePiece model's file as a protocol buffer."""
     return sentencepiece_model_pb2.ModelProto.FromString(content)
 
 
@@ -229,7 +230,7 @@ def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
 
 
 def _isolated(symbols: list[str], cuts: list[str]) -> dict[str, Any] | None:
-    """Have user-defined symbols stand alone, the longest first, and cut what `_cuts` finds.
+    """Make user-defined symbols stand alone, the longest first, and cut what `_cuts` finds.
 
     As added tokens they would cut the text, and every part would get a blank in front.
     """
@@ -244,13 +245,11 @@ def _isolated(symbols: list[str], cuts: list[str]) -> dict[str, Any] | None:
 
 
 def _cuts(model: dict[str, Any], symbols: list[str]) -> list[str]:
-    """Where to cut what stands between user-defined symbols and is the name of a piece.
+    """Find where to cut text between user-defined symbols that is the name of a piece.
 
     With `ignore_merges` a text such as `</s>` or `<0x41>` would be that piece, which SentencePiece
     makes of no text. It is cut after its first token, over whose end no merge goes.
     """
-    from tokenizers import Tokenizer
-
     if not model.get("ignore_merges"):
         return []
     merged = Tokenizer.from_str(json.dumps({"model": model | {"ignore_merges": False}}))

@@ -10,29 +10,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_prep.convert_manifest import (
-    ConvertManifest,
-    FileFingerprint,
-    StreamCounts,
-    read_convert_manifest,
-)
-from data_prep.manifest import MANIFEST
-from data_prep.shard_files import (
-    DamageError,
-    Entries,
-    IndexEntry,
-    check_info,
-    check_other,
-    check_rows,
-    compression_suffix,
-    decompress_shard,
-    is_below,
-    read_index,
-    read_whole,
-)
-from itt_composer.basics.errors import UserError
+from data_prep.shard_checks import check_info, check_rows, decompress_shard
+from itt_composer.data.fingerprints import DamageError, Fingerprint, reading
+from itt_composer.data.index import INDEX, Shard, ShardIndex
+from itt_composer.data.manifest import MANIFEST, Manifest, StreamCounts
 
-INDEX = "index.json"
 SHARD_SUFFIX = ".mds"
 
 
@@ -68,7 +50,7 @@ class Report:
         return not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        """The report as one JSON object."""
+        """Return the report as one JSON object."""
         return {
             "ok": self.ok,
             "shards": self.shards,
@@ -79,13 +61,13 @@ class Report:
         }
 
     def as_line(self) -> str:
-        """The report without its problems, as one line."""
+        """Sum the report up in one line, without its problems."""
         count = len(self.problems)
         outcome = "ok" if self.ok else f"{count} problem{'s' * (count > 1)}"
         return f"{self.shards:,} shards, {self.rows:,} rows, {self.tokens:,} tokens: {outcome}"
 
 
-Kind: TypeAlias = Literal["shard", "decompressed", "other", "stray"]
+FileKind: TypeAlias = Literal["shard", "decompressed", "other", "stray"]
 
 
 @dataclass(frozen=True)
@@ -97,9 +79,12 @@ class _Task:
     """
 
     file: str
-    kind: Kind
-    listed: FileFingerprint | None
-    entry: IndexEntry | None
+    kind: FileKind
+    listed: Fingerprint | None
+    entry: Shard | None
+
+
+Entries: TypeAlias = dict[str, Shard]
 
 
 class _Outcome(NamedTuple):
@@ -127,11 +112,10 @@ def verify(out: str | Path, workers: int, on_progress: Callable[[int, int], None
         manifest.
 
     Raises:
-        UserError: as `read_convert_manifest`, or the manifest names a path outside `out`.
+        UserError: as `Manifest.read`.
     """
-    manifest = read_convert_manifest(out)
+    manifest = Manifest.read(out)
     out = Path(out)
-    _check_names(out, manifest)
     indexes, problems = read_indexes(out, manifest)
     entries = {file: entry for index in indexes.values() for file, entry in index.items()}
     tasks = list(_tasks(out, manifest, entries))
@@ -151,7 +135,7 @@ def verify(out: str | Path, workers: int, on_progress: Callable[[int, int], None
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Give an `on_progress` that draws a bar on stderr, or nothing where that is no terminal."""
+    """Yield an `on_progress` that draws a bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
     columns = TextColumn("verifying"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(
@@ -161,17 +145,8 @@ def progress_bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _check_names(out: Path, manifest: ConvertManifest) -> None:
-    streams = [f"{split}/{name}" for split, names in manifest.splits.items() for name in names]
-    for name in (*manifest.files, *streams):
-        if not is_below(name):
-            raise UserError(f"{out / MANIFEST} names {name!r}, which lies outside {out}")
-
-
-def _problems_of_counts(
-    manifest: ConvertManifest, indexes: dict[str, Entries]
-) -> Iterator[Problem]:
-    """Counts of the manifest that contradict one another or the indexes."""
+def _problems_of_counts(manifest: Manifest, indexes: dict[str, Entries]) -> Iterator[Problem]:
+    """Find counts of the manifest that contradict one another or the indexes."""
     for stream, rows in _streams(manifest).items():
         if stream in indexes:
             indexed = sum(entry.samples for entry in indexes[stream].values())
@@ -196,7 +171,7 @@ def _problems_of_counts(
                 )
 
 
-def read_indexes(out: Path, manifest: ConvertManifest) -> tuple[dict[str, Entries], list[Problem]]:
+def read_indexes(out: Path, manifest: Manifest) -> tuple[dict[str, Entries], list[Problem]]:
     """Read the index of every stream that has rows; those of its parts must agree with it.
 
     Returns:
@@ -207,7 +182,7 @@ def read_indexes(out: Path, manifest: ConvertManifest) -> tuple[dict[str, Entrie
     problems = []
     for stream in _streams(manifest):
         try:
-            indexes[stream] = read_index(out, manifest, f"{stream}/{INDEX}")
+            indexes[stream] = read_entries(out, manifest, f"{stream}/{INDEX}")
         except DamageError as damage:
             problems.append(Problem(f"{stream}/{INDEX}", str(damage)))
     for name in manifest.files:
@@ -217,7 +192,7 @@ def read_indexes(out: Path, manifest: ConvertManifest) -> tuple[dict[str, Entrie
             continue
         folder = f"{path.parent}/"
         try:
-            part = read_index(out, manifest, name)
+            part = read_entries(out, manifest, name)
             whole = {f: e for f, e in indexes[stream].items() if f.startswith(folder)}
             if part != whole:
                 raise DamageError(f"describes other shards than {stream}/{INDEX} does")
@@ -226,8 +201,23 @@ def read_indexes(out: Path, manifest: ConvertManifest) -> tuple[dict[str, Entrie
     return indexes, problems
 
 
-def _streams(manifest: ConvertManifest) -> dict[str, int]:
-    """Rows by stream; a stream without rows has no folder."""
+def read_entries(out: Path, manifest: Manifest, name: str) -> Entries:
+    """Read an index file into its shards by path below `out`.
+
+    Raises:
+        DamageError: it is not the file that the manifest lists, or does not fit the manifest.
+    """
+    listed = manifest.files.get(name)
+    if listed is None:
+        raise DamageError("is not in the manifest's files")
+    index = ShardIndex.parse(listed.content(out / name))
+    index.check(manifest)
+    folder = PurePosixPath(name).parent.as_posix()
+    return {f"{folder}/{shard.stored.basename}": shard.below(folder) for shard in index.shards}
+
+
+def _streams(manifest: Manifest) -> dict[str, int]:
+    """Count rows by stream, without those that have none and so no folder."""
     return {
         f"{split}/{domain}": counts.rows
         for split, domains in manifest.splits.items()
@@ -236,17 +226,17 @@ def _streams(manifest: ConvertManifest) -> dict[str, int]:
     }
 
 
-def _tasks(out: Path, manifest: ConvertManifest, entries: Entries) -> Iterator[_Task]:
+def _tasks(out: Path, manifest: Manifest, entries: Entries) -> Iterator[_Task]:
     """Yield every file that the manifest or an index names, or that lies there as if it were."""
     for file in sorted(manifest.files.keys() | entries.keys()):
-        kind: Kind = "shard" if _is_shard(file) else "other"
+        kind: FileKind = "shard" if _is_shard(file) else "other"
         yield _Task(file, kind, manifest.files.get(file), entries.get(file))
     for path in out.rglob("*"):
         file = path.relative_to(out).as_posix()
         named = file in manifest.files or file in entries
         if named or not (_is_shard(file) or path.name == INDEX) or not path.is_file():
             continue
-        compressed = file + compression_suffix(manifest)
+        compressed = file + manifest.compression_suffix
         if compressed in manifest.files:
             yield _Task(file, "decompressed", None, entries.get(compressed))
         elif not (manifest.engine == "spark" and path.parent.name.isdigit()):
@@ -259,9 +249,9 @@ def _is_shard(file: str) -> bool:
 
 
 def _problems_of_listing(
-    manifest: ConvertManifest, indexes: dict[str, Entries], tasks: list[_Task]
+    manifest: Manifest, indexes: dict[str, Entries], tasks: list[_Task]
 ) -> Iterator[Problem]:
-    """Files that one of the manifest and the indexes names and another one lacks."""
+    """Find files that one of the manifest and the indexes names and another lacks."""
     streams = _streams(manifest)
     for task in tasks:
         stream = "/".join(task.file.split("/")[:2])
@@ -278,7 +268,7 @@ def _problems_of_listing(
 
 def _run(
     out: Path,
-    manifest: ConvertManifest,
+    manifest: Manifest,
     tasks: list[_Task],
     workers: int,
     on_progress: Callable[[int, int], None],
@@ -301,13 +291,13 @@ def _run(
             pool.shutdown(cancel_futures=True)
 
 
-def _check(out: Path, manifest: ConvertManifest, task: _Task) -> _Outcome:
+def _check(out: Path, manifest: Manifest, task: _Task) -> _Outcome:
     path = out / task.file
     try:
         if task.kind == "other" and task.listed:
-            check_other(path, task.listed)
+            task.listed.check(path)
             return _Outcome(0, task.listed.bytes, None)
-        data = read_whole(path, task.listed)
+        data = _content(path, task.listed)
         size = len(data)
         known = {"sha256": task.listed.sha256} if task.listed else {}
         if task.kind == "shard":
@@ -320,3 +310,11 @@ def _check(out: Path, manifest: ConvertManifest, task: _Task) -> _Outcome:
         return _Outcome(check_rows(data, manifest, task.entry), size, None)
     except DamageError as damage:
         return _Outcome(0, 0, str(damage))
+
+
+def _content(path: Path, listed: Fingerprint | None) -> bytes:
+    """Read a shard, and check it against the manifest if that lists it."""
+    if listed:
+        return listed.content(path)
+    with reading():
+        return path.read_bytes()

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for_sentinel
 from typing import Any
 
-from data_prep.conversion import Progress
+from data_prep.part_rows import Progress
 from itt_composer.basics.errors import UserError
 
 POLL_SECONDS = 0.5
-PRELOADED = ["data_prep.part_store", "streaming", "gigatoken", "awkward"]
+PRELOADED = ["data_prep.part_shards", "streaming", "gigatoken", "awkward"]
 
 _counters: Any = None  # of a worker process: shared with the process that started it
 
@@ -46,7 +47,7 @@ class Workers:
             self.pool = ProcessPoolExecutor(count, context, _start, (self.counters,))
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        """Have `function(*arguments, on_progress)` run; at once if there is one worker."""
+        """Run `function(*arguments, on_progress)` on a worker; at once if there is only one."""
         if self.pool is not None:
             return self.pool.submit(_call, function, *arguments)
         future: Future[Any] = Future()
@@ -57,7 +58,7 @@ class Workers:
         return future
 
     def wait(self, futures: "set[Future[Any]]") -> "set[Future[Any]]":
-        """Wait until one of them is done, telling the progress meanwhile; give those done.
+        """Wait until one of them is done, reporting progress meanwhile; return those done.
 
         Raises:
             UserError: a worker was killed.
@@ -69,14 +70,14 @@ class Workers:
             for future in done:
                 if isinstance(future.exception(), BrokenProcessPool):
                     raise UserError(
-                        "a worker process was killed, perhaps for want of memory: run the same "
+                        "a worker process was killed, perhaps for lack of memory: run the same "
                         "command again to go on, with fewer --workers if it happens again"
                     )
             if done:
                 return done
 
     def stop(self) -> None:
-        """End the processes, at once and whatever they do."""
+        """End the processes at once, whatever they are doing."""
         if self.pool is not None:
             processes = list((self.pool._processes or {}).values())
             manager: Any = self.pool._executor_manager_thread
@@ -93,7 +94,7 @@ class Workers:
 
 @contextmanager
 def workers(count: int, on_progress: Callable[[Progress], None]) -> Iterator[Workers]:
-    """Workers that are ended with the block."""
+    """Yield workers that end with the block."""
     running = Workers(count, on_progress)
     try:
         yield running
@@ -102,16 +103,14 @@ def workers(count: int, on_progress: Callable[[Progress], None]) -> Iterator[Wor
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Count the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _start_server() -> None:
-    """Start the server of workers so that Ctrl-C, which is for this process, does not reach it."""
-    from multiprocessing import forkserver
-
+    """Start the server of workers so that Ctrl-C, meant for this process, does not reach it."""
     if threading.current_thread() is not threading.main_thread():
         return forkserver.ensure_running()  # signals are the main thread's
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)

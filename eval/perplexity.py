@@ -24,13 +24,9 @@ from eval import ranks
 from eval.suite import PerplexitySuite
 from eval.token_bytes import TokenBytes, read_token_bytes
 from itt_composer.basics.errors import UserError
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.prepare import check_files
-from itt_composer.data.shards import (
-    check_vocabulary,
-    domains_with_rows,
-    read_manifest,
-    split_sha256,
-)
+from itt_composer.data.shards import check_vocabulary
 from itt_composer.data.stored_rows import StoredRows, batches_of
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.calibration import RealisedShares
@@ -88,8 +84,8 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
         UserError: shards that are missing or damaged; the model cannot be loaded, cannot think
             that way, or computes NaN.
     """
-    data, manifest = Path(suite.data), read_manifest(suite.data)
-    domains = domains_with_rows(manifest, suite.split)
+    data, manifest = Path(suite.data), Manifest.read(suite.data)
+    domains = manifest.rows(suite.split)
     check_files(data, [(suite.split, domain) for domain in domains], suite.validate_hash)
     evaluated = load_named_model(suite.model.path[0], ranks.device(), suite.model, "model")
     model = evaluated.model
@@ -120,14 +116,14 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> dict
     for setting in asked:
         put_in_force(setting)
         settings.append(
-            measure.setting(manifest["seq_len"], lambda: on_progress(next(done), sum(sizes)))
+            measure.setting(manifest.seq_len, lambda: on_progress(next(done), sum(sizes)))
         )
     return {
         "kind": "perplexity",
         "format": FORMAT,
         "suite": suite.model_dump(),
-        "seq_len": manifest["seq_len"],
-        "text_sha256": split_sha256(manifest, suite.split),
+        "seq_len": manifest.seq_len,
+        "text_sha256": manifest.split_sha256(suite.split),
         "model": description,
         "settings": settings,
     }

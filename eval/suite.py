@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from itt_composer.basics.errors import FieldError, UserError
-from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.data.manifest import Manifest
 from itt_composer.recipe.layers import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
 from itt_composer.recipe.thinking import RouterSelection
 from itt_composer.runs.model_place import model_name
@@ -182,7 +182,7 @@ def _check_perplexity(suite: PerplexitySuite, output: str) -> None:
         raise UserError(f"output={output} is no JSON file; name one, like elastic.json")
     if Path(output).is_dir():
         raise UserError(f"output={output} is a folder; name a file for the results")
-    if not domains_with_rows(read_manifest(suite.data), suite.split):
+    if not Manifest.read(suite.data).rows(suite.split):
         raise UserError(f"data={suite.data} has no rows in its split {suite.split!r}")
 
 

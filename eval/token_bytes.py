@@ -9,13 +9,13 @@ Shapes: V vocabulary, B batch, S sequence.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from itt_composer.data.manifest import ShardSettings
 
 UNKNOWN = -1  # of a token that stands for text which the tokenizer has no piece for
 SENTENCEPIECE_SPACE, BYTE_LEVEL_SPACE = "▁", "Ġ"
@@ -46,7 +46,7 @@ class TokenBytes:
         return int(bytes_BS.sum() - added_BS.sum())
 
 
-def read_token_bytes(data: Path, manifest: Mapping[str, Any]) -> TokenBytes | None:
+def read_token_bytes(data: Path, manifest: ShardSettings) -> TokenBytes | None:
     """The table of the tokenizer that lies beside shards.
 
     Args:
@@ -56,13 +56,13 @@ def read_token_bytes(data: Path, manifest: Mapping[str, Any]) -> TokenBytes | No
     Returns:
         None for a tokenizer whose tokens do not tell their bytes, such as WordPiece.
     """
-    path = data / manifest["tokenizer"]["file"]
+    path = data / manifest.tokenizer.file
     of_file = _of_sentencepiece if path.suffix == ".model" else _of_byte_level
     table = of_file(path.read_bytes())
     if table is None:
         return None
     sizes, is_prefix = table
-    bos, eos = manifest["bos_id"], manifest["eos_id"]
+    bos, eos = manifest.bos_id, manifest.eos_id
     for token in (bos, eos):
         if token is not None:
             sizes[token], is_prefix[token] = 0, False

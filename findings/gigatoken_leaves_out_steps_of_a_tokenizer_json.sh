@@ -6,7 +6,7 @@
 # text is encoded). Each is valid and read by `tokenizers`, whose ids are the reference. Random or short samples need
 # not meet the second one.
 # Seen with gigatoken 0.10.0 and tokenizers 0.22.2. We take gigatoken only for the kinds that are proven
-# (data_prep/proven.py).
+# (data_prep/encoder_choice.py).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -50,8 +50,16 @@ class Documented:
 
     @property
     def module(self) -> str | None:
-        """The module that `-m` names; that of `itt`."""
+        """The module that `-m` names, unless it is a benchmark; that of `itt`."""
+        if self.benchmark is not None:
+            return None
         return self.words[2] if self.words[:2] == ("python", "-m") else None
+
+    @property
+    def benchmark(self) -> str | None:
+        """The benchmark that `-m` names."""
+        package, _, name = self.words[2].partition(".") if len(self.words) > 2 else ("", "", "")
+        return name if package == "benchmarks" else None
 
     @property
     def command(self) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """Every command of README.md, CONTRIBUTING.md and docs/: read by what it names, and run small."""
 
-import importlib
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ from pydoc_data.topics import topics
 import pytest
 from documented_commands import REPOSITORY, Documented, documented, parse
 
+from benchmarks import convert as benchmark
 from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
 from data_prep.tokenizer_training import train_tokenizer
@@ -114,7 +114,7 @@ BENCHMARKS = {
         *("--repeats", "1", "--no-memory"),
     ),
     "evaluation": ("--models", "quickstart", "--tasks", "piqa", "--rounds", "1", "--scale", "0.02"),
-    "data_prep": ("--seq-len", "32", "--reference-megabytes", "1", "--workers", "1"),
+    "convert": ("--seq-len", "32", "--reference-megabytes", "1", "--workers", "1"),
 }
 RUN_BY_OTHER_TESTS = {"equality": "tests/training/test_sharding.py, on two real ranks"}
 
@@ -175,8 +175,8 @@ def test_a_documented_command_is_read_by_what_it_names(command, monkeypatch):
         assert done.returncode == 0, done.stderr
         for variable in (word.partition("=")[0] for word in words[2:]):
             assert f"$({variable})" in (REPOSITORY / "Makefile").read_text()
-    elif command.words[1:] and command.words[1].startswith("benchmarks/"):
-        assert Path(command.words[1]).stem in {*BENCHMARKS, *RUN_BY_OTHER_TESTS}
+    elif command.benchmark:
+        assert command.benchmark in {*BENCHMARKS, *RUN_BY_OTHER_TESTS}
     else:
         assert any(re.search(pattern, command.text) for pattern in ELSEWHERE), (
             f"{command.text} is neither tested in this file nor in ELSEWHERE"
@@ -264,20 +264,17 @@ def _expanded(word: str, folder: Path) -> list[str]:
 
 def test_every_benchmark_runs(fork_server, workspace):
     benchmarks = {file.stem for file in REPOSITORY.glob("benchmarks/*.py")}
-    assert benchmarks == {*BENCHMARKS, *RUN_BY_OTHER_TESTS}
+    assert benchmarks == {*BENCHMARKS, *RUN_BY_OTHER_TESTS, "machine"}
     places = {"evaluation": ("data/tasks", "--tokenizer", "tokenizer.model")}
     for name, small in BENCHMARKS.items():
-        if name == "data_prep":
+        if name == "convert":
             continue
-        script = REPOSITORY / "benchmarks" / f"{name}.py"
-        result = fork_server.run(script, *places.get(name, ()), *small, cwd=workspace)
+        result = fork_server.run(f"benchmarks.{name}", *places.get(name, ()), *small, cwd=workspace)
         assert result.returncode == 0, f"{name}\n{result.stdout}{result.stderr}"
         assert "| --- |" in result.stdout
 
 
 def test_the_benchmark_of_convert_runs(fork_server, workspace, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", ["", *sys.path])  # the script has the repository in its place
-    benchmark = importlib.import_module("benchmarks.data_prep")
 
     def in_a_fork(program, *command):
         """Runs what `measure` starts without the seconds of its imports."""
@@ -290,7 +287,7 @@ def test_the_benchmark_of_convert_runs(fork_server, workspace, monkeypatch, caps
 
     monkeypatch.setattr(benchmark, "measure", in_a_fork)
     words = (workspace / "redpajama", "--tokenizer", workspace / "tokenizer.model")
-    small = BENCHMARKS["data_prep"]
-    monkeypatch.setattr(sys, "argv", ["data_prep.py", *map(str, words), *small])
+    small = BENCHMARKS["convert"]
+    monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, words), *small])
     benchmark.main()
     assert "| plain loop / ours, CPU per MB |" in capsys.readouterr().out

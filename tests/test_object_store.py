@@ -8,7 +8,7 @@ from object_store import Bucket
 
 from data_prep.convert import convert
 from data_prep.options import Options
-from data_prep.remote import RemoteOutput
+from data_prep.remote_output import RemoteOutput
 from itt_composer.basics.errors import UserError
 
 

@@ -6,20 +6,20 @@ from typing import Any
 from torch import Tensor
 
 from itt_composer.basics.errors import UserError
-from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.stored_rows import StoredRows, batches_of, sample_of_split
 
 SPLIT = "validation"
 
 
-def open_shards(folder: Path) -> dict[str, Any]:
+def open_shards(folder: Path) -> Manifest:
     """The manifest of shards with validation rows.
 
     Raises:
         UserError: no shards, or none with validation rows.
     """
-    manifest = read_manifest(folder)
-    if not domains_with_rows(manifest, SPLIT):
+    manifest = Manifest.read(folder)
+    if not manifest.rows(SPLIT):
         raise UserError(f"the shards in {folder} have no rows in their split {SPLIT!r}")
     return manifest
 
@@ -36,9 +36,7 @@ def validation_batches(folder: Path, rows: int, batch_size: int) -> list[dict[st
     return list(batches_of(every, sample, batch_size))
 
 
-def document_beginning(
-    folder: Path, manifest: dict[str, Any], longest: int
-) -> tuple[str, list[int]]:
+def document_beginning(folder: Path, manifest: Manifest, longest: int) -> tuple[str, list[int]]:
     """The first validation document of the domain with most rows, to its end or that of its row.
 
     Args:
@@ -49,10 +47,10 @@ def document_beginning(
     Returns:
         a name that says which it is, and its tokens.
     """
-    domains = domains_with_rows(manifest, SPLIT)
+    domains = manifest.rows(SPLIT)
     domain = max(domains, key=lambda name: domains[name])
     ids = StoredRows(folder / SPLIT / domain)[0]["input_ids"].tolist()
-    document = first_document(ids, manifest["bos_id"], manifest["eos_id"])
+    document = first_document(ids, manifest.bos_id, manifest.eos_id)
     return f"first validation document of {domain}", document[:longest]
 
 

@@ -13,7 +13,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from itt_composer.basics.errors import UserError, errors_as_sentences
-from itt_composer.data.shards import check_vocabulary, domains_with_rows, read_manifest
+from itt_composer.data.manifest import Manifest
+from itt_composer.data.shards import check_vocabulary
 from itt_composer.runs.model_place import find_model
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def main(
     """Measure the thresholds by which a model's routers pick tokens, and save them with it."""
     with errors_as_sentences():
         model_folder = find_model(model_named).writable_folder("calibrate")
-        manifest = read_manifest(data)
-        if not domains_with_rows(manifest, split):
+        manifest = Manifest.read(data)
+        if not manifest.rows(split):
             raise UserError(f"--data {data} has no rows in its split {split!r}")
         from itt_composer.models.calibration import calibrate
         from itt_composer.models.folder import replace_model
@@ -73,7 +74,7 @@ def main(
         print(f"saved the thresholds in {model_folder}, which now routes by them")
 
 
-def _load(folder: Path, shards: Path, manifest: dict[str, Any]) -> "IttForCausalLM":
+def _load(folder: Path, shards: Path, manifest: Manifest) -> "IttForCausalLM":
     import torch
 
     from itt_composer.models import IttForCausalLM

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from itt_composer.basics.errors import errors_as_sentences
 from itt_composer.basics.importing import imported
-from itt_composer.data.shards import read_manifest
+from itt_composer.data.manifest import Manifest
 from itt_composer.recipe.schema import load_recipe
 from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.summary import RunSummary
@@ -205,12 +205,12 @@ def by_both_rules(settings: list[dict[str, Any]]) -> Iterator[tuple[dict, dict]]
 
 def print_comparison(summaries: list[RunSummary], results: list[dict[str, Any]]) -> None:
     """Print a row per model, then the ITT's elastic settings; fits 80 columns."""
-    manifest = read_manifest(SHARDS)
-    documents = manifest["totals"]["validation"]["documents"]
+    manifest = Manifest.read(SHARDS)
+    documents = manifest.totals["validation"].documents
     table = Table(
         title=f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
         f"(trained on {summaries[0].tokens / 1e6:.2f} M tokens, vocabulary "
-        f"{manifest['vocab_size']:,}; MFLOPs per token of a\nforward pass; causal: by thresholds)",
+        f"{manifest.vocab_size:,}; MFLOPs per token of a\nforward pass; causal: by thresholds)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,

@@ -26,7 +26,7 @@ class Columns(BaseModel):
 
     @classmethod
     def expected(cls) -> str:
-        """`question (string), answer (list of strings)`."""
+        """List the columns, like `question (string), answer (list of strings)`."""
         columns = cls.model_fields.items()
         return ", ".join(f"{name} ({field.description})" for name, field in columns)
 
@@ -60,7 +60,7 @@ def check_file(file: Path, columns: type[Columns] | None) -> int:
 
 
 def read_rows(file: Path) -> dict[str, list[Any]] | pa.Table:
-    """A checked file: the table of Parquet, or the columns of JSON lines."""
+    """Read a checked file: the table of Parquet, or the columns of JSON lines."""
     if file.suffix == ".parquet":
         return pq.read_table(file)
     with file.open(encoding="utf-8") as lines:
@@ -72,7 +72,7 @@ def read_rows(file: Path) -> dict[str, list[Any]] | pa.Table:
 def _checked_lines(
     file: Path, columns: type[Columns] | None
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Numbered lines of JSON, each with its check."""
+    """Yield numbered lines of JSON, each with its check."""
     check = columns.model_validate_json if columns else _json_object
     try:
         with file.open(encoding="utf-8") as lines:
@@ -85,13 +85,13 @@ def _checked_lines(
 
 def _json_object(line: str) -> None:
     if not isinstance(json.loads(line), dict):
-        raise ValueError("no object {…} of columns")
+        raise ValueError("this is not an object {…} of columns")
 
 
 def _checked_rows(
     file: Path, columns: type[Columns] | None
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Numbered rows of Parquet, each with its check."""
+    """Yield numbered rows of Parquet, each with its check."""
     names = list(columns.model_fields) if columns else None
     try:
         present = set(pq.read_schema(file).names)
@@ -108,7 +108,7 @@ def _checked_rows(
 
 
 def _reason(error: ValidationError, columns: type[Columns] | None) -> str:
-    """The first mistake of a row, and what is expected."""
+    """Describe the first mistake of a row, and what is expected."""
     assert columns is not None
     details = error.errors()[0]
     column = ".".join(map(str, details["loc"]))
@@ -116,7 +116,7 @@ def _reason(error: ValidationError, columns: type[Columns] | None) -> str:
     if details["type"] == "json_invalid":
         return f"is not JSON: {details['ctx']['error']}; {expected}, one JSON object a line"
     if not column and details["type"] == "model_type":
-        return f"is no JSON object; {expected}"
+        return f"is not a JSON object; {expected}"
     if details["type"] == "missing":
         return _missing(column, columns)
     if details["type"] == "value_error":

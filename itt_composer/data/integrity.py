@@ -1,11 +1,9 @@
-"""Are the shards still the bytes that were written? Sizes and SHA-256 against the manifest.
+"""Are the shards of a run still the bytes that were written? Looked at before training starts.
 
-The library itself looks at hashes only when it downloads or decompresses, never at a shard that
-already lies there.
+What was read and found whole is recorded, and is not read again while size and time are the same.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -14,56 +12,53 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from itt_composer.basics.errors import UserError
-from itt_composer.data.shards import HOW_TO_MAKE, read_index
+from itt_composer.data.fingerprints import DamageError, Fingerprint, reading
+from itt_composer.data.index import INDEX, ShardIndex
+from itt_composer.data.manifest import HOW_TO_MAKE, MANIFEST, Manifest
 
 RECORD_FILE = ".verified.json"
-CHUNK = 1 << 20
 
 # By path below the folder: [bytes, mtime in ns, SHA-256] of a file that was read and found whole.
 Record: TypeAlias = dict[str, list[Any]]
 
 
 class Expected(NamedTuple):
-    """What a file must be; `sha256` is None where none was stored."""
+    """What a file must be, and whether it must be there."""
 
-    bytes: int
-    sha256: str | None
+    fingerprint: Fingerprint
     required: bool = True
 
 
 def expected_files(
-    folder: Path, manifest: Mapping[str, Any], streams: Iterable[tuple[str, str]]
+    folder: Path, manifest: Manifest, streams: Iterable[tuple[str, str]]
 ) -> dict[str, Expected]:
-    """Every file that the streams and the tokenizer are made of, by path below `folder`.
+    """List every file that the streams and the tokenizer are made of, by path below `folder`.
 
-    A compressed shard that has been decompressed beside its origin is no file of the manifest;
-    its index tells what it must be.
+    The manifest does not list a compressed shard that has been decompressed beside its origin: its
+    index says what it must be.
 
     Raises:
-        UserError: an index names a shard that the manifest does not know.
+        UserError: an index is damaged, or names a shard that the manifest does not list.
     """
-    stored = {
-        name: Expected(entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()
-    }
-    expected = {name: file for name, file in stored.items() if name.startswith("tokenizer/")}
+    names = [name for name in manifest.files if name.startswith("tokenizer/")]
+    decompressed = {}
     for split, domain in streams:
         stream = f"{split}/{domain}"
-        index = f"{stream}/index.json"
-        names = [index]
-        for shard in read_index(folder / index):
-            raw, compressed = shard["raw_data"], shard.get("zip_data")
-            names.append(f"{stream}/{(compressed or raw)['basename']}")
-            if compressed:
-                sha256 = raw.get("hashes", {}).get("sha256")
-                expected[f"{stream}/{raw['basename']}"] = Expected(raw["bytes"], sha256, False)
-        for name in names:
-            if name not in stored:
-                raise UserError(
-                    f"{folder / 'manifest.json'} does not know {name}, which {folder / index} "
-                    f"names; {HOW_TO_MAKE} again"
-                )
-            expected[name] = stored[name]
-    return expected
+        index = f"{stream}/{INDEX}"
+        own = [index]
+        for shard in ShardIndex.read(folder / index).shards:
+            own.append(f"{stream}/{shard.stored.basename}")
+            raw = shard.raw_data
+            if shard.zip_data and "sha256" in raw.hashes:
+                whole = Fingerprint(bytes=raw.bytes, sha256=raw.hashes["sha256"])
+                decompressed[f"{stream}/{raw.basename}"] = Expected(whole, required=False)
+        if unlisted := [name for name in own if name not in manifest.files]:
+            raise UserError(
+                f"{folder / MANIFEST} does not list {unlisted[0]}, which {folder / index} "
+                f"names; {HOW_TO_MAKE} again"
+            )
+        names += own
+    return decompressed | {name: Expected(manifest.files[name]) for name in names}
 
 
 def find_damage(
@@ -77,7 +72,7 @@ def find_damage(
 
     Args:
         folder: what the paths are relative to.
-        expected: what each file must be; one that is not required may be missing.
+        expected: what each file must be.
         hashes: whether to read the files.
         record: files found whole earlier; not read again while size and time are the same.
         threads: files read at once (hashing leaves the interpreter's lock).
@@ -89,52 +84,44 @@ def find_damage(
     whole: Record = {}
 
     def look(item: tuple[str, Expected]) -> None:
-        name, file = item
+        name, (fingerprint, required) = item
+        path = folder / name
+        if not required and not path.exists():
+            return
         try:
-            stat = (folder / name).stat()
-            if stat.st_size != file.bytes:
-                damage[name] = f"has {stat.st_size} bytes instead of {file.bytes}"
-                return
-            if not hashes or file.sha256 is None:
-                return
-            entry = [stat.st_size, stat.st_mtime_ns, file.sha256]
-            if record.get(name) != entry and sha256_of(folder / name) != file.sha256:
-                damage[name] = "does not match its SHA-256"
-            else:
+            fingerprint.check_size(path)
+            if hashes:
+                entry = _entry(path, fingerprint)
+                if record.get(name) != entry:
+                    fingerprint.check(path)
                 whole[name] = entry
-        except FileNotFoundError:
-            if file.required:
-                damage[name] = "is missing"
-        except OSError as error:
-            damage[name] = f"cannot be read ({error.strerror})"
+        except DamageError as error:
+            damage[name] = str(error)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(look, expected.items()))
     return damage, whole
 
 
+def _entry(path: Path, fingerprint: Fingerprint) -> list[Any]:
+    """Return what the record says of a file that is whole."""
+    with reading():
+        stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, fingerprint.sha256]
+
+
 def unread_bytes(folder: Path, expected: Mapping[str, Expected], record: Record) -> int:
-    """Bytes that `find_damage` is going to read."""
+    """Count the bytes that `find_damage` is going to read."""
     total = 0
     for name, file in expected.items():
-        with contextlib.suppress(OSError):
-            stat = (folder / name).stat()
-            if record.get(name) != [stat.st_size, stat.st_mtime_ns, file.sha256]:
-                total += stat.st_size
+        with contextlib.suppress(OSError, DamageError):
+            if record.get(name) != _entry(folder / name, file.fingerprint):
+                total += (folder / name).stat().st_size
     return total
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def read_record(folder: Path) -> Record:
-    """The files found whole by an earlier run; none where there is no readable record."""
+    """Read which files an earlier run found whole: none where there is no readable record."""
     try:
         record = json.loads((folder / RECORD_FILE).read_bytes())
     except (OSError, ValueError):
@@ -143,7 +130,7 @@ def read_record(folder: Path) -> Record:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Save the record; silently not, where the folder cannot be written to."""
+    """Save the record, unless the folder cannot be written to."""
     partial = folder / f"{RECORD_FILE}.{os.getpid()}"
     with contextlib.suppress(OSError):
         partial.write_text(json.dumps(record), encoding="utf-8")

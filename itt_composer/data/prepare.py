@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from composer.utils import dist
 
@@ -16,13 +15,9 @@ from itt_composer.data.integrity import (
     unread_bytes,
     write_record,
 )
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.remote import fetch_descriptions
-from itt_composer.data.shards import (
-    check_shards_of,
-    domains_with_rows,
-    read_manifest,
-    streams_in_use,
-)
+from itt_composer.data.shards import check_shards_of
 from itt_composer.data.shared_memory import SHARED_MEMORY, free_bytes
 from itt_composer.recipe.schema import DataRecipe
 
@@ -52,14 +47,12 @@ def prepare_shards(data: DataRecipe, vocab_size: int, batch_size: int) -> None:
 
     _together(fetch)
     _together(lambda: check_shards_of(data, vocab_size, batch_size))
-    _together(lambda: check_shared_memory(read_manifest(local), data.domains))
-    check_files(
-        local, streams_in_use(read_manifest(local), data.domains), data.validate_hash, remote
-    )
+    _together(lambda: check_shared_memory(Manifest.read(local), data.domains))
+    check_files(local, Manifest.read(local).streams(data.domains), data.validate_hash, remote)
 
 
-def check_shared_memory(manifest: dict[str, Any], domains: dict[str, float] | None) -> None:
-    """Refuse a shared memory in which the order of an epoch has no room: writing there would kill.
+def check_shared_memory(manifest: Manifest, domains: dict[str, float] | None) -> None:
+    """Refuse shared memory too small for the order of an epoch: writing there would kill the run.
 
     Args:
         manifest: of the shards.
@@ -68,7 +61,7 @@ def check_shared_memory(manifest: dict[str, Any], domains: dict[str, float] | No
     Raises:
         UserError: says how much there is and how much it takes.
     """
-    present = domains_with_rows(manifest, "train")
+    present = manifest.rows("train")
     needed = BYTES_PER_ROW * sum(present[domain] for domain in domains or present)
     free = free_bytes()
     if needed > free:
@@ -85,7 +78,7 @@ def check_files(
     validate_hash: bool,
     remote: str | None = None,
 ) -> None:
-    """Sizes and SHA-256, the files shared out over the ranks of a node; all ranks call it.
+    """Check sizes and SHA-256, the files shared out over the ranks of a node; all ranks call it.
 
     Args:
         local: the folder of shards.
@@ -96,7 +89,7 @@ def check_files(
     Raises:
         UserError: on every rank alike: the first file that is missing or damaged.
     """
-    manifest, record = read_manifest(local), read_record(local)
+    manifest, record = Manifest.read(local), read_record(local)
     expected = expected_files(local, manifest, streams)
     if remote is not None:
         expected = {name: file._replace(required=False) for name, file in expected.items()}
@@ -125,7 +118,7 @@ def check_files(
         name, what = min(damaged.items())
         more = f" ({len(damaged)} files are damaged)" if len(damaged) > 1 else ""
         raise UserError(
-            f"{local / name} {what}{more}; convert again, or copy it anew from where it was made"
+            f"{local / name} {what}{more}; convert again, or copy it again from where it was made"
         )
 
 

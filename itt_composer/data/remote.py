@@ -1,13 +1,12 @@
 """What a run needs from an object store before it streams: manifest, indexes, tokenizer."""
 
+import contextlib
 from pathlib import Path
-from typing import Any
 
 from itt_composer.basics.errors import UserError
-from itt_composer.data.integrity import sha256_of
-from itt_composer.data.shards import parse_manifest, streams_in_use
-
-MANIFEST = "manifest.json"
+from itt_composer.data.fingerprints import DamageError, Fingerprint
+from itt_composer.data.index import INDEX
+from itt_composer.data.manifest import MANIFEST, Manifest
 
 
 def fetch_descriptions(
@@ -31,7 +30,7 @@ def fetch_descriptions(
     fresh = local / f"{MANIFEST}.new"
     download(remote, MANIFEST, fresh, timeout)
     content = fresh.read_bytes()
-    manifest = parse_manifest(content, f"{remote}/{MANIFEST}")
+    manifest = Manifest.parse(content, f"{remote}/{MANIFEST}")
     cached = local / MANIFEST
     if cached.is_file() and cached.read_bytes() != content:
         fresh.unlink()
@@ -41,14 +40,15 @@ def fetch_descriptions(
         )
     for name, file in _small_files(manifest, domains).items():
         path = local / name
-        if path.is_file() and sha256_of(path) == file["sha256"]:
+        with contextlib.suppress(DamageError):
+            file.check(path)
             continue
         download(remote, name, path, timeout)
-        if sha256_of(path) != file["sha256"]:
-            path.unlink()
-            raise UserError(
-                f"{remote}/{name} does not match its SHA-256 in {MANIFEST}; upload it again"
-            )
+        try:
+            file.check(path)
+        except DamageError as damage:
+            path.unlink(missing_ok=True)
+            raise UserError(f"{remote}/{name} {damage} in {MANIFEST}; upload it again") from None
     fresh.replace(cached)  # last: with it the cache is usable
 
 
@@ -71,19 +71,15 @@ def download(remote: str, name: str, path: Path, timeout: float) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """An exception of a library in a few words on one line."""
+    """Describe an exception of a library in a few words on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
 
 
-def _small_files(
-    manifest: dict[str, Any], domains: dict[str, float] | None
-) -> dict[str, dict[str, Any]]:
-    """Entries of the manifest's `files`: indexes of the streams in use and the tokenizer's."""
-    indexes = {
-        f"{split}/{domain}/index.json" for split, domain in streams_in_use(manifest, domains)
-    }
+def _small_files(manifest: Manifest, domains: dict[str, float] | None) -> dict[str, Fingerprint]:
+    """Select what the manifest lists of the tokenizer, and the indexes of the streams in use."""
+    indexes = {f"{split}/{domain}/{INDEX}" for split, domain in manifest.streams(domains)}
     return {
         name: file
-        for name, file in manifest["files"].items()
+        for name, file in manifest.files.items()
         if name in indexes or name.startswith("tokenizer/")
     }

@@ -1,116 +1,19 @@
-"""What a folder of shards holds, read from its manifest; checked before training starts."""
+"""Do shards fit a recipe or a model? Checked from their manifest and indexes before work starts."""
 
-import hashlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from itt_composer.basics.errors import Mistakes, UserError
+from itt_composer.data.fingerprints import DamageError
+from itt_composer.data.index import INDEX, ShardIndex
+from itt_composer.data.manifest import HOW_TO_MAKE, Manifest
 
 if TYPE_CHECKING:
     from itt_composer.recipe.schema import DataRecipe
 
-FORMAT_VERSION = 2  # of manifests, the newest; written by `data_prep`
-NEEDED_KEYS = {"seq_len", "dtype", "vocab_size", "tokenizer", "splits", "totals", "files"}
-HOW_TO_MAKE = "make shards with `itt convert`"
-COLUMN = "input_ids"
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The `manifest.json` that `data_prep convert` wrote into `folder`.
-
-    Raises:
-        UserError: the folder is missing or holds no readable manifest.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"data folder {folder} is not there; {HOW_TO_MAKE}")
-    path = folder / "manifest.json"
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"data folder {folder} has no manifest.json; {HOW_TO_MAKE}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); {HOW_TO_MAKE} again") from None
-    return parse_manifest(content, str(path))
-
-
-def parse_manifest(content: bytes, place: str) -> dict[str, Any]:
-    """The manifest in the bytes of a file.
-
-    Args:
-        content: the bytes.
-        place: path or address of the file, for the messages.
-
-    Raises:
-        UserError: broken JSON, another command's manifest, that of an unfinished conversion, or
-            one in a newer format.
-    """
-    try:
-        manifest = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{place} cannot be read ({error}); {HOW_TO_MAKE} again") from None
-    if not isinstance(manifest, dict) or manifest.get("command") != "convert":
-        raise UserError(f"{place} does not describe shards; {HOW_TO_MAKE}")
-    version = manifest.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise UserError(
-            f"{place} has format {version}, newer than the {FORMAT_VERSION} read here; "
-            "update itt_composer"
-        )
-    if "splits" not in manifest:
-        raise UserError(f"{place} is of shards that are not finished; let `convert` end first")
-    if not manifest.keys() >= NEEDED_KEYS:
-        raise UserError(f"{place} does not describe shards; {HOW_TO_MAKE}")
-    return manifest
-
-
-def domains_with_rows(manifest: dict[str, Any], split: str) -> dict[str, int]:
-    """Rows of each domain of a split, domains without rows left out."""
-    domains = manifest["splits"].get(split, {})
-    return {name: counts["rows"] for name, counts in domains.items() if counts["rows"]}
-
-
-def streams_in_use(
-    manifest: dict[str, Any], domains: dict[str, float] | None
-) -> list[tuple[str, str]]:
-    """(split, domain) of every stream that a run reads: what it trains on, all of validation."""
-    training = domains or domains_with_rows(manifest, "train")
-    validation = domains_with_rows(manifest, "validation")
-    return [("train", name) for name in training] + [("validation", name) for name in validation]
-
-
-def content_digests(manifest: dict[str, Any], domains: dict[str, float] | None) -> dict[str, str]:
-    """What a run's rows are made of: SHA-256 of each stream in use ("train/c4") and "tokenizer".
-
-    A copy has the same ones, another conversion of the same text in the same way, too.
-    """
-    return _digests(manifest, streams_in_use(manifest, domains))
-
-
-def split_sha256(manifest: dict[str, Any], split: str) -> str:
-    """Of the rows of a split and the tokenizer that made them: equal for copies of the shards."""
-    streams = [(split, domain) for domain in domains_with_rows(manifest, split)]
-    digests = json.dumps(_digests(manifest, streams), sort_keys=True)
-    return hashlib.sha256(digests.encode()).hexdigest()
-
-
-def _digests(manifest: dict[str, Any], streams: list[tuple[str, str]]) -> dict[str, str]:
-    files = manifest["files"]
-    digests = {"tokenizer": manifest["tokenizer"]["sha256"]}
-    for split, domain in streams:
-        stream = f"{split}/{domain}"
-        hashes = [
-            f"{name} {files[name]['sha256']}"
-            for name in sorted(files)
-            if name.startswith(f"{stream}/")
-        ]
-        digests[stream] = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    return digests
-
 
 def check_shards_of(data: "DataRecipe", vocab_size: int, batch_size: int) -> None:
-    """`check_shards` for a recipe's data section, with the key that named the shards.
+    """Run `check_shards` for a recipe's data section, and name the key that named the shards.
 
     Raises:
         UserError: one sentence per misfit.
@@ -144,23 +47,23 @@ def check_shards(
     Raises:
         UserError: one sentence per misfit, each with the folder and what differs.
     """
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     mistakes = Mistakes()
     with mistakes:
-        if manifest["seq_len"] != seq_len:
+        if manifest.seq_len != seq_len:
             raise UserError(
-                f"data folder {folder} holds rows of {manifest['seq_len']} tokens, but the recipe "
-                f"has data.seq_len={seq_len}; set it to {manifest['seq_len']} or convert again"
+                f"data folder {folder} holds rows of {manifest.seq_len} tokens, but the recipe "
+                f"has data.seq_len={seq_len}; set it to {manifest.seq_len} or convert again"
             )
     with mistakes:
-        if manifest["vocab_size"] > vocab_size:
+        if manifest.vocab_size > vocab_size:
             raise UserError(
-                f"data folder {folder} was made with a tokenizer of {manifest['vocab_size']} ids, "
+                f"data folder {folder} was made with a tokenizer of {manifest.vocab_size} ids, "
                 f"but the recipe has model.vocab_size={vocab_size}; set it to "
-                f"{manifest['vocab_size']}"
+                f"{manifest.vocab_size}"
             )
     with mistakes:
-        if tokenizer is not None and not is_tokenizer_of(manifest, tokenizer):
+        if tokenizer is not None and not manifest.is_made_with(tokenizer):
             raise UserError(
                 f"data folder {folder} was made with another tokenizer than data.tokenizer="
                 f"{tokenizer}; give the one in {Path(folder) / 'tokenizer'}, or convert again"
@@ -171,9 +74,9 @@ def check_shards(
 
 
 def _check_rows(
-    folder: Path, manifest: dict[str, Any], domains: dict[str, float] | None, batch_size: int
+    folder: Path, manifest: Manifest, domains: dict[str, float] | None, batch_size: int
 ) -> None:
-    present = domains_with_rows(manifest, "train")
+    present = manifest.rows("train")
     missing = [domain for domain in domains or {} if domain not in present]
     if missing:
         raise UserError(
@@ -187,17 +90,17 @@ def _check_rows(
             f"data folder {folder} has {rows} training rows, fewer than one batch of "
             f"train.global_batch_size={batch_size}; lower it or convert more text"
         )
-    if not domains_with_rows(manifest, "validation"):
+    if not manifest.rows("validation"):
         raise UserError(
             f"data folder {folder} has no validation rows; convert again with a larger "
             "--validation-share or more text"
         )
-    for split, domain in streams_in_use(manifest, domains):
+    for split, domain in manifest.streams(domains):
         check_index(folder, manifest, split, domain)
 
 
 def check_vocabulary(
-    folder: str | Path, manifest: dict[str, Any], model: str, vocab_size: int, tokenizer: str
+    folder: str | Path, manifest: Manifest, model: str, vocab_size: int, tokenizer: str
 ) -> None:
     """Refuse shards whose ids stand for other tokens than those of a trained model.
 
@@ -212,83 +115,33 @@ def check_vocabulary(
     Raises:
         UserError: the sentence names the shards and the model.
     """
-    if manifest["vocab_size"] > vocab_size:
+    if manifest.vocab_size > vocab_size:
         raise UserError(
-            f"the shards in {folder} were made with a tokenizer of {manifest['vocab_size']} ids, "
+            f"the shards in {folder} were made with a tokenizer of {manifest.vocab_size} ids, "
             f"but the model {model} has {vocab_size}"
         )
-    own = Path(tokenizer) / Path(manifest["tokenizer"]["file"]).name
-    if own.is_file() and not is_tokenizer_of(manifest, own):
+    own = Path(tokenizer) / Path(manifest.tokenizer.file).name
+    if own.is_file() and not manifest.is_made_with(own):
         raise UserError(
             f"the shards in {folder} were made with another tokenizer than {own}, which is the "
             "model's; name shards made with that one"
         )
 
 
-def check_index(folder: Path, manifest: dict[str, Any], split: str, domain: str) -> None:
+def check_index(folder: Path, manifest: Manifest, split: str, domain: str) -> None:
     """Refuse a stream whose index does not hold the rows that the manifest promises.
 
     Raises:
-        UserError: the sentence names the index file.
+        UserError: names the index file.
     """
-    path = folder / split / domain / "index.json"
-    shards = read_index(path)
-    column = f"ndarray:{manifest['dtype']}:{manifest['seq_len']}"
-    for shard in shards:
-        found = dict(zip(shard["column_names"], shard["column_encodings"], strict=False))
-        if found != {COLUMN: column}:
-            raise UserError(
-                f"{path} describes columns {found}, not {COLUMN} of {column} as the manifest "
-                f"says; {HOW_TO_MAKE} again"
-            )
-    rows, promised = sum(shard["samples"] for shard in shards), domains_with_rows(manifest, split)
-    if rows != promised[domain]:
-        raise UserError(
-            f"{path} has {rows} rows, but the manifest {promised[domain]}; {HOW_TO_MAKE} again"
-        )
-
-
-def read_index(path: Path) -> list[dict[str, Any]]:
-    """The shards that an `index.json` describes.
-
-    Raises:
-        UserError: the file is missing or no index.
-    """
+    path = folder / split / domain / INDEX
+    index = ShardIndex.read(path)
     try:
-        shards = json.loads(path.read_bytes())["shards"]
-        # What the callers read of each.
-        _ = [
-            (s["samples"], s["column_names"], s["column_encodings"], s["raw_data"]) for s in shards
-        ]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {HOW_TO_MAKE} again") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no index of shards ({error}); {HOW_TO_MAKE} again") from None
-    return shards
-
-
-def is_tokenizer_of(manifest: dict[str, Any], path: str | Path) -> bool:
-    """Whether shards were made with a tokenizer: the file that was given, or that beside them.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    made_with = manifest["tokenizer"]
-    return tokenizer_sha256(path) in (made_with["sha256"], made_with.get("source_sha256"))
-
-
-def tokenizer_sha256(path: str | Path) -> str:
-    """SHA-256 of a tokenizer's file; of a folder's `tokenizer.model`, else `tokenizer.json`.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    path = Path(path)
-    candidates = [path / "tokenizer.model", path / "tokenizer.json"] if path.is_dir() else [path]
-    for file in candidates:
-        if file.is_file():
-            return hashlib.sha256(file.read_bytes()).hexdigest()
-    raise UserError(
-        f"data.tokenizer={path}: no such tokenizer; give a tokenizer.model, a tokenizer.json, or "
-        "the folder of one"
-    )
+        index.check(manifest)
+    except DamageError as damage:
+        raise UserError(f"{path} {damage}; {HOW_TO_MAKE} again") from None
+    promised = manifest.rows(split)[domain]
+    if index.rows != promised:
+        raise UserError(
+            f"{path} has {index.rows} rows, but the manifest {promised}; {HOW_TO_MAKE} again"
+        )

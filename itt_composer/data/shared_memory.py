@@ -1,11 +1,11 @@
-"""Shared memory that killed runs left behind.
+"""Shared memory that killed runs leave behind.
 
 Streaming's ranks and workers meet in segments `/dev/shm/NNNNNN_<name>`, one number per open
 dataset. A run that is killed together with its helpers leaves them there; a later run may then be
 refused its cache folder, or find another run's place in the data.
 
 Every rank of ours holds a lock on `/dev/shm/NNNNNN_itt_composer_UID` as long as it or a worker of
-it lives, in whatever container. Whether a segment is open tells less: streaming, looking for a free
+it lives, in whatever container. Whether a segment is open says less: streaming, looking for a free
 number, opens the segments of others.
 
 Two nodes of a run may be on one machine: each takes numbers of its own.
@@ -43,7 +43,7 @@ _held: list[int] = []  # descriptors, open until the process ends
 
 
 def hold_segments(number: int, is_first: bool, folder: Path = SHARED_MEMORY) -> None:
-    """Say, for the life of this process, that the segments of a number are in use.
+    """Mark the segments of a number as in use for the life of this process.
 
     Args:
         number: of the open dataset.
@@ -99,14 +99,14 @@ def number_taken(number: int) -> Iterator[None]:
 
 
 def nodes_with_segments(folder: Path = SHARED_MEMORY) -> set[int]:
-    """The nodes whose numbers are taken, be it by runs that are gone."""
+    """List the nodes whose numbers are taken, even by runs that have ended."""
     paths = folder.iterdir() if folder.is_dir() else ()
     matches = (SEGMENT.fullmatch(path.name) for path in paths)
     return {int(match[1]) // NUMBERS_PER_NODE for match in matches if match}
 
 
 def free_bytes(folder: Path = SHARED_MEMORY) -> float:
-    """Room for more segments, this user's included: what runs left there is removed first."""
+    """Return the bytes free for more segments, counting this user's, which are removed first."""
     if not folder.is_dir():
         return math.inf
     free = shutil.disk_usage(folder).free
@@ -118,7 +118,7 @@ def free_bytes(folder: Path = SHARED_MEMORY) -> float:
 
 
 def remove_stale_segments(folder: Path = SHARED_MEMORY, node_rank: int = 0) -> list[str]:
-    """Remove a node's segments of this user that no process uses, and give their names.
+    """Remove a node's segments of this user that no process uses, and return their names.
 
     A dataset's segments live and die together: one that is in use keeps all of its number. Call
     it before streaming looks for a free number, and not while another process does.
@@ -142,7 +142,7 @@ def remove_stale_segments(folder: Path = SHARED_MEMORY, node_rank: int = 0) -> l
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds a lock on a file; another user's file counts as held."""
+    """Return whether a process holds a lock on a file; another user's file counts as held."""
 
     def lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,7 +151,7 @@ def is_held(path: Path) -> bool:
 
 
 def is_open(path: Path) -> bool:
-    """Whether some process has a file open for writing or mapped.
+    """Return whether a process has a file open for writing or mapped.
 
     The kernel grants a write lease only on a file that nobody else has open. Where it cannot
     tell (no leases, another user's file), the file counts as open.
@@ -167,7 +167,7 @@ def is_open(path: Path) -> bool:
 
 
 def _is_refused(path: Path, ask: Callable[[int], None]) -> bool:
-    """Whether the kernel refuses what is asked for a file, or the file is another user's."""
+    """Return whether the kernel refuses the request for a file, or it is another user's."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:

@@ -1,4 +1,4 @@
-"""The rows of one stream in their stored order, for evaluation: no shuffling, no shared memory.
+"""The rows of one stream in their stored order, for evaluation: without shuffling or shared memory.
 
 A `StreamingDataset` holds shared memory until its process ends, and looks into that of every
 other one: with a dataset per domain and setting, an evaluation runs out of open files.
@@ -13,7 +13,8 @@ from streaming.base.world import World
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from itt_composer.data.shards import domains_with_rows, read_index, read_manifest
+from itt_composer.data.index import INDEX, ShardIndex
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.streams import collate_rows
 from itt_composer.data.token_rows import ShardStream, sample_order
 
@@ -30,7 +31,7 @@ class StoredRows(Dataset):
     """
 
     def __init__(self, folder: Path):
-        read_index(folder / "index.json")
+        ShardIndex.read(folder / INDEX)
         self._stream = ShardStream(local=str(folder))
         defaults = {"split": None, "download_retry": 1, "download_timeout": 60, "keep_zip": True}
         self._stream.apply_default({**defaults, "validate_hash": None})
@@ -53,20 +54,20 @@ class StoredRows(Dataset):
 
 
 def sample_of_split(folder: Path, count: int) -> tuple[ConcatDataset, list[int]]:
-    """Rows of all domains of a split, and the numbers of a fixed random sample of them.
+    """Open the rows of all domains of a split, and choose a fixed random sample of them.
 
     Args:
         folder: of the split, a stream per domain.
         count: rows of the sample, of each domain in proportion; all, if there are fewer.
     """
-    domains = domains_with_rows(read_manifest(folder.parent), folder.name)
+    domains = Manifest.read(folder.parent).rows(folder.name)
     streams = [StoredRows(folder / domain) for domain in domains]
     order = sample_order([len(stream) for stream in streams])
     return ConcatDataset(streams), order[:count].tolist()
 
 
 def batches_of(rows: Any, indices: Sequence[int], batch_size: int) -> Iterator[dict[str, Tensor]]:
-    """The rows at the given places as batches; the last one may be smaller.
+    """Yield the rows with the given numbers in batches; the last one may be smaller.
 
     Args:
         rows: what gives a row by its number.

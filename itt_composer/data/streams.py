@@ -21,7 +21,7 @@ from streaming import StreamingDataLoader
 
 from itt_composer.basics.errors import LoaderError, UserError
 from itt_composer.basics.processes import heed_parent_only, is_loss_of_a_worker
-from itt_composer.data.shards import domains_with_rows, read_manifest
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.shared_memory import (
     SHARED_MEMORY,
     free_number,
@@ -38,7 +38,7 @@ IGNORED = -100  # as a label, by torch's cross entropy and Composer's metrics
 
 
 def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Rows of token ids → `input_ids`, `labels` and `attention_mask`, each (B, S), int64.
+    """Collate rows of token ids into `input_ids`, `labels`, `attention_mask`: (B, S) each, int64.
 
     Labels are the ids themselves: the model shifts them. Those of a row that repeats another are
     -100, which metrics ignore. The mask is all ones; given one, transformers lets attention use its
@@ -79,7 +79,7 @@ def build_dataset(data: DataRecipe, split: str, batch_size: int) -> TokenRows:
     is_train = split == "train"
     local = Path(data.local)
     shares = data.domains if is_train else None
-    rows = domains_with_rows(read_manifest(local), split)
+    rows = Manifest.read(local).rows(split)
     domains = list(shares or rows)
     streams = [
         ShardStream(
@@ -119,7 +119,7 @@ def build_dataset(data: DataRecipe, split: str, batch_size: int) -> TokenRows:
 
 
 def open_dataset(**settings: Any) -> TokenRows:
-    """`TokenRows`, opened by one run of this user at a time, stale memory removed.
+    """Remove stale memory and open `TokenRows`, one run of this user at a time.
 
     It looks for a free name for its shared memory and then takes it; two runs that start at the
     same moment would take the same one. A node's first rank holds the lock for the others, which
@@ -149,7 +149,7 @@ def _lock(node_rank: int, timeout: float = -1) -> FileLock:
 
 
 def _remove_what_runs_left(node_rank: int) -> None:
-    """Stale memory of this node, whose lock is held, and of others, unless a run is opening."""
+    """Remove stale memory of this node, whose lock is held, and of others with no run opening."""
     remove_stale_segments(node_rank=node_rank)
     for other in nodes_with_segments() - {node_rank}:
         with contextlib.suppress(Timeout), _lock(other, timeout=0):
@@ -157,7 +157,7 @@ def _remove_what_runs_left(node_rank: int) -> None:
 
 
 class TokenLoader(StreamingDataLoader):
-    """A resumable loader whose worker processes tell a mistake as a sentence, too.
+    """A resumable loader that reports a mistake of a worker process as one sentence, too.
 
     Args:
         settings: those of a `DataLoader`.
@@ -185,17 +185,19 @@ class TokenLoader(StreamingDataLoader):
             raise LoaderError(sentence) from None
         except (RuntimeError, OSError, EOFError) as error:
             if self._is_late:
-                raise LoaderError(self._told("gave no batch for", "look at its storage")) from None
+                raise LoaderError(
+                    self._sentence("gave no batch for", "look at its storage")
+                ) from None
             # Killed while it handed over a batch, it leaves a closed connection.
             is_cut_off = self.num_workers and isinstance(error, (ConnectionError, EOFError))
             if not is_cut_off and not is_loss_of_a_worker(error):
                 raise
             reason = f"lost a process ({str(error).strip()})"
-            raise LoaderError(self._told(reason, "its memory may have run out")) from None
+            raise LoaderError(self._sentence(reason, "its memory may have run out")) from None
 
     @contextlib.contextmanager
     def _kept_waiting(self) -> Iterator[None]:
-        """Ends the workers when it takes too long, which ends the waiting for them."""
+        """End the workers when a batch takes too long, which ends the wait for them."""
         if not self.num_workers:
             yield  # the rank itself loads: `train.rank_timeout` is for that
             return
@@ -212,7 +214,7 @@ class TokenLoader(StreamingDataLoader):
         for worker in getattr(self._iterator, "_workers", []):
             worker.kill()
 
-    def _told(self, what: str, hint: str) -> str:
+    def _sentence(self, what: str, hint: str) -> str:
         span = f" {self._patience:g} s (data.worker_timeout)" if self._is_late else ""
         return (
             f"the loader of rank {dist.get_global_rank()} on {socket.gethostname()} {what}{span}; "
@@ -221,7 +223,7 @@ class TokenLoader(StreamingDataLoader):
 
 
 def build_dataloader(data: DataRecipe, split: str, global_batch_size: int) -> DataSpec:
-    """A resumable loader of `global_batch_size` rows per step over all ranks."""
+    """Build a resumable loader of `global_batch_size` rows per step over all ranks."""
     batch_size = global_batch_size // dist.get_world_size()
     loader = TokenLoader(
         build_dataset(data, split, batch_size),

@@ -28,7 +28,7 @@ NO_ROW = -1  # what the library fills its tables of work with
 
 
 def interleave(counts: list[int], seed: int) -> list[NDArray[np.int64]]:
-    """Positions of each domain's rows in one order that keeps the shares all along.
+    """Place each domain's rows in one order that keeps the shares throughout.
 
     Row j of the n of a domain stands at (j + u) / n of the way, u uniform in 0..1. So any stretch
     holds its share of each domain to within two rows.
@@ -49,7 +49,7 @@ def interleave(counts: list[int], seed: int) -> list[NDArray[np.int64]]:
 
 
 def sample_order(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    """All rows of a split in a fixed random order: any beginning of it is a sample.
+    """Put all rows of a split into a fixed random order: any beginning of it is a sample.
 
     Rows are stored in the order of their documents, so the first ones of a domain are not like the
     others. Here each domain is permuted, then all are interleaved in proportion to their rows.
@@ -69,10 +69,10 @@ def sample_order(counts: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]
 
 
 class ShardStream(Stream):
-    """A stream whose damaged downloads are tried once more, then told by the shard's name."""
+    """A stream whose damaged downloads are tried once more, then reported by the shard's name."""
 
     def prepare_shard(self, shard: Any) -> int:
-        """Ensure that a shard is there, downloaded, validated and decompressed.
+        """Make sure that a shard is there, downloaded, validated and decompressed.
 
         Raises:
             LoaderError: it cannot be had.
@@ -85,9 +85,11 @@ class ShardStream(Stream):
             if _is_damage(error):
                 problem = "is damaged: its SHA-256 is not the one in index.json; upload it again"
                 if self.remote is None:
-                    problem = "does not match its SHA-256; convert again, or copy it anew"
+                    problem = "does not match its SHA-256; convert again, or copy it again"
             else:
-                problem = f"cannot be had ({reason(error)}); put it there and start again"
+                problem = (
+                    f"cannot be read or downloaded ({reason(error)}); put it there and start again"
+                )
             raise LoaderError(f"shard {place} {problem}") from None
 
     def _prepare(self, shard: Any) -> int:
@@ -125,7 +127,7 @@ class TokenRows(StreamingDataset):
         self.shuffle = False  # the library's own step: `resample_streams` has done it
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Go on after so many rows of an epoch, whose order is that of this dataset's settings.
+        """Continue after some rows of an epoch, in the order that this dataset's settings give.
 
         Raises:
             UserError: an epoch of it has fewer rows.
@@ -140,7 +142,7 @@ class TokenRows(StreamingDataset):
         super().load_state_dict({**obj, **own})
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """A row as `{"input_ids": (S,), "domain": int, "row": its number in the stream}`."""
+        """Read a row as `{"input_ids": (S,), "domain": int, "row": its number in the stream}`."""
         row = super().get_item(sample_id, retry)
         shard, _ = self.spanner[sample_id]
         domain = int(self.stream_per_shard[shard])
@@ -150,7 +152,7 @@ class TokenRows(StreamingDataset):
     def resample_streams(
         self, epoch: int, stream_id: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows of an epoch in their order, which depends on no rank or worker.
+        """Order the rows of an epoch, independently of ranks and workers.
 
         Without shuffling it is `sample_order`, the same in every epoch.
 
@@ -184,7 +186,7 @@ class TokenRows(StreamingDataset):
         return np.array([len(ordered)], np.int64), ordered
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
-        """This worker's rows; of an evaluation it is noted which of them repeat another's."""
+        """Return this worker's rows, and note which rows of an evaluation repeat another's."""
         own = super()._get_work(epoch, sample_in_epoch)
         if not self._is_shuffled:
             repeats = self._repeats_of(self._parallel_worker_world, epoch, sample_in_epoch)
@@ -192,7 +194,7 @@ class TokenRows(StreamingDataset):
         return own
 
     def _repeats_of(self, world: World, epoch: int, sample_in_epoch: int) -> NDArray[np.bool_]:
-        """Which rows of a worker the library gives out a second time, to fill up the ranks."""
+        """Find the rows of a worker that the library gives out twice, to fill up the ranks."""
         work = generate_work(self.batching_method, self, world, epoch, sample_in_epoch)
         is_first = np.zeros(work.size, bool)
         is_first[np.unique(work, return_index=True)[1]] = True
@@ -207,7 +209,7 @@ class TokenRows(StreamingDataset):
             self._event.set()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Every row of this worker's part of the epoch.
+        """Yield every row of this worker's part of the epoch.
 
         Raises:
             LoaderError: a shard cannot be had.

@@ -6,7 +6,8 @@ from pathlib import Path
 from itt_composer.basics.errors import Mistakes, UserError
 from itt_composer.basics.importing import imported
 from itt_composer.basics.processes import is_first_rank
-from itt_composer.data.shards import check_shards_of, content_digests, read_manifest
+from itt_composer.data.manifest import Manifest
+from itt_composer.data.shards import check_shards_of
 from itt_composer.recipe.changes import describe
 from itt_composer.recipe.schema import Recipe, TrainRecipe
 from itt_composer.training.initial_config import check_initial_weights
@@ -104,5 +105,6 @@ def check_same_shards(recipe: Recipe, run: TrainingRun, allow_changes: bool) -> 
 
 
 def digests_of(recipe: Recipe) -> dict[str, str]:
-    """Return the digests of what the recipe's rows are made of; see `content_digests`."""
-    return content_digests(read_manifest(recipe.data.local), recipe.data.domains)
+    """Hash what the recipe's rows are made of; see `Manifest.digests`."""
+    manifest = Manifest.read(recipe.data.local)
+    return manifest.digests(manifest.streams(recipe.data.domains))

@@ -12,8 +12,8 @@ from composer.utils import dist, reproducibility
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.processes import StopSignals, exit_code, say
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.prepare import prepare_shards
-from itt_composer.data.shards import read_manifest
 from itt_composer.data.streams import build_dataloader
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.building import build_model
@@ -255,8 +255,8 @@ def save_results(
     """Write `model/` and, as the mark of a finished run, `summary.json`."""
     timestamp = trainer.state.timestamp
     tokenizer = Path(recipe.data.local) / "tokenizer"
-    manifest = read_manifest(recipe.data.local)
-    set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
+    manifest = Manifest.read(recipe.data.local)
+    set_document_ends(model, manifest.bos_id, manifest.eos_id)
     training = Training(
         run_name=recipe.run_name,
         batches=timestamp.batch.value,

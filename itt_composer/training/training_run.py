@@ -87,7 +87,7 @@ class TrainingRun(RunFolder):
         """Refuse to go on with other rows or another tokenizer than the run so far.
 
         Args:
-            digests: see `content_digests`.
+            digests: see `Manifest.digests`.
             allow_changes: go on with them.
 
         Returns:
@@ -191,7 +191,7 @@ class TrainingRun(RunFolder):
         write_whole(self.recipe_file, self._recipe_text)
 
     def write_shards(self, digests: dict[str, str], batch: int = 0) -> None:
-        """Save what the run's rows are made of, see `content_digests`; keep what differs.
+        """Save what the run's rows are made of, see `Manifest.digests`; keep what differs.
 
         Args:
             digests: of the rows from here on.

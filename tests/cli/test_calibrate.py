@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from itt_composer.basics.files import whole_folder
 from itt_composer.cli.calibrate import _batches, app
 from itt_composer.data import stored_rows
+from itt_composer.data.manifest import Manifest
 from itt_composer.models import IttConfig, IttForCausalLM
 
 GEOMETRY = {
@@ -84,8 +85,8 @@ def test_thresholds_are_checked_on_other_rows_than_they_were_measured_on(monkeyp
 
     monkeypatch.setattr(stored_rows, "StoredRows", numbered)
     domains = {"code": 100, "prose": 100}
-    monkeypatch.setattr(stored_rows, "read_manifest", lambda folder: {})
-    monkeypatch.setattr(stored_rows, "domains_with_rows", lambda manifest, split: domains)
+    monkeypatch.setattr(Manifest, "read", lambda folder: Manifest)
+    monkeypatch.setattr(Manifest, "rows", lambda split: domains)
     halves = _batches(Path("shards/train"), 40, 16, torch.device("cpu"))
     measured, checked = (
         [row for batch in half for (row,) in batch["input_ids"].tolist()] for half in halves
@@ -142,7 +143,7 @@ def test_a_damaged_index_is_one_sentence(folders, shards, tmp_path):
     index.write_text("{")
     result = calibrate(folders["itt"], "--data", copy)
     assert result.exit_code == 1
-    assert f"error: {index} is no index of shards" in " ".join(result.output.split())
+    assert f"error: {index} is not an index of shards" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

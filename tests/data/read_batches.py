@@ -16,7 +16,7 @@ GLOBAL_BATCH_SIZE = 16
 
 
 def read(recipe: str, task: dict[str, Any]) -> tuple[list, dict[str, Any]]:
-    """Batches of this rank as lists of rows, and the state that Composer would save at the end."""
+    """Read this rank's batches as lists of rows, and the state that Composer would save last."""
     from composer.utils import dist
 
     from itt_composer.data.streams import build_dataloader

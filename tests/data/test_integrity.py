@@ -12,16 +12,16 @@ from streaming import MDSWriter
 from streaming.base.util import merge_index
 
 from itt_composer.basics.errors import UserError
+from itt_composer.data.fingerprints import Fingerprint
 from itt_composer.data.integrity import (
     RECORD_FILE,
     expected_files,
     find_damage,
     read_record,
-    sha256_of,
     unread_bytes,
     write_record,
 )
-from itt_composer.data.shards import read_manifest, streams_in_use
+from itt_composer.data.manifest import Manifest, TokenizerOrigin
 
 SHARD = "train/code/00000/shard.00000.mds"
 
@@ -33,8 +33,8 @@ def copy(shards, tmp_path):
 
 @pytest.fixture
 def expected(copy):
-    manifest = read_manifest(copy)
-    return expected_files(copy, manifest, streams_in_use(manifest, None))
+    manifest = Manifest.read(copy)
+    return expected_files(copy, manifest, manifest.streams(None))
 
 
 def test_whole_files_have_no_damage(copy, expected):
@@ -46,13 +46,13 @@ def test_whole_files_have_no_damage(copy, expected):
 
 
 def test_files_of_other_domains_are_not_looked_at(copy):
-    manifest = read_manifest(copy)
-    expected = expected_files(copy, manifest, streams_in_use(manifest, {"prose": 1.0}))
+    manifest = Manifest.read(copy)
+    expected = expected_files(copy, manifest, manifest.streams({"prose": 1.0}))
     assert SHARD not in expected
     assert "validation/code/00000/shard.00000.mds" in expected
 
 
-def test_a_flipped_byte_a_cut_and_a_missing_file_are_told_apart(copy, expected):
+def test_a_flipped_byte_a_cut_and_a_missing_file_get_a_sentence_each(copy, expected):
     flip_a_bit(copy / SHARD)
     cut = copy / "train/prose/00000/shard.00000.mds"
     cut.write_bytes(cut.read_bytes()[:-1])
@@ -61,7 +61,7 @@ def test_a_flipped_byte_a_cut_and_a_missing_file_are_told_apart(copy, expected):
     assert damage == {
         SHARD: "does not match its SHA-256",
         "train/prose/00000/shard.00000.mds": (
-            f"has {cut.stat().st_size} bytes instead of {cut.stat().st_size + 1}"
+            f"has {cut.stat().st_size:,} bytes instead of {cut.stat().st_size + 1:,}"
         ),
         "validation/code/00000/shard.00000.mds": "is missing",
     }
@@ -103,10 +103,25 @@ def test_a_folder_that_cannot_be_written_to_gets_no_record(tmp_path):
 
 
 def test_an_index_that_names_an_unknown_shard_is_refused(copy):
-    manifest = read_manifest(copy)
-    del manifest["files"][SHARD]
-    with pytest.raises(UserError, match=f"manifest.json does not know {SHARD}"):
+    manifest = Manifest.read(copy)
+    del manifest.files[SHARD]
+    with pytest.raises(UserError, match=f"manifest.json does not list {SHARD}"):
         expected_files(copy, manifest, [("train", "code")])
+
+
+def manifest_of(files):
+    """Make a manifest of nothing but files."""
+    return Manifest(
+        seq_len=4,
+        dtype="uint16",
+        vocab_size=512,
+        bos_id=1,
+        eos_id=2,
+        tokenizer=TokenizerOrigin(file="", sha256=""),
+        splits={},
+        totals={},
+        files=files,
+    )
 
 
 def test_compressed_shards_in_subfolders_are_known_by_what_lies_there(tmp_path):
@@ -119,14 +134,11 @@ def test_compressed_shards_in_subfolders_are_known_by_what_lies_there(tmp_path):
             writer.write({"input_ids": np.arange(4, dtype=np.uint16)})
     merge_index(str(tmp_path / "train/code"))
     files = {
-        path.relative_to(tmp_path).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of(path),
-        }
+        path.relative_to(tmp_path).as_posix(): Fingerprint.of(path)
         for path in tmp_path.rglob("*")
         if path.is_file()
     }
-    expected = expected_files(tmp_path, {"files": files}, [("train", "code")])
+    expected = expected_files(tmp_path, manifest_of(files), [("train", "code")])
     assert find_damage(tmp_path, expected, True, {})[0] == {}
     # As streaming leaves it after it has decompressed the shard.
     index = json.loads((tmp_path / "train/code/index.json").read_bytes())

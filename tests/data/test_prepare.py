@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from itt_composer.basics.errors import UserError
 from itt_composer.data.integrity import RECORD_FILE, read_record
+from itt_composer.data.manifest import Manifest
 from itt_composer.data.prepare import check_files, check_shared_memory, prepare_shards
-from itt_composer.data.shards import read_manifest
 from itt_composer.train import app
 
 SHARD = "train/code/00000/shard.00000.mds"
@@ -67,12 +67,12 @@ def test_training_ends_with_the_sentence_before_there_is_a_model(small_recipe, c
 
 
 def test_an_order_larger_than_shared_memory_is_refused(refusal, shards, monkeypatch):
-    splits = read_manifest(shards)["splits"]
-    needed = 8 * sum(counts["rows"] for counts in splits["train"].values())
+    manifest = Manifest.read(shards)
+    needed = 8 * sum(manifest.rows("train").values())
     monkeypatch.setattr("itt_composer.data.prepare.free_bytes", lambda: needed - 1)
     assert refusal().startswith("/dev/shm has 0 MB free, but the order of an epoch takes 0 MB; ")
     monkeypatch.setattr("itt_composer.data.prepare.free_bytes", lambda: needed)
-    check_shared_memory(read_manifest(shards), None)
+    check_shared_memory(manifest, None)
 
 
 def test_a_look_at_some_streams_leaves_the_record_of_the_others(prepare, copy):

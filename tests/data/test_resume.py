@@ -16,7 +16,7 @@ SHARES = "data.domains={code: 2, prose: 3}"
 
 
 def as_sets(batches):
-    """Rows of every global batch, in an order that does not tell which rank had which."""
+    """Return the rows of every global batch as sets, whichever rank had which."""
     return [sorted(map(tuple, batch)) for batch in batches]
 
 

@@ -7,14 +7,10 @@ from pathlib import Path
 import pytest
 
 from itt_composer.basics.errors import UserError
+from itt_composer.data.manifest import Manifest, tokenizer_sha256
 from itt_composer.data.shards import (
     check_shards,
     check_vocabulary,
-    content_digests,
-    domains_with_rows,
-    read_manifest,
-    streams_in_use,
-    tokenizer_sha256,
 )
 
 FITTING = {"seq_len": 32, "vocab_size": 512, "domains": None, "batch_size": 4}
@@ -32,9 +28,12 @@ def copy(shards, tmp_path):
     return Path(shutil.copytree(shards, tmp_path / "copy"))
 
 
+def content(folder):
+    return json.loads((folder / "manifest.json").read_bytes())
+
+
 def change(folder, **values):
-    file = folder / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_bytes()) | values))
+    (folder / "manifest.json").write_text(json.dumps(content(folder) | values))
 
 
 def test_fitting_shards_pass(shards):
@@ -43,11 +42,12 @@ def test_fitting_shards_pass(shards):
 
 
 def test_domains_without_rows_are_left_out(shards):
-    manifest = read_manifest(shards)
-    assert set(domains_with_rows(manifest, "train")) == {"code", "prose"}
-    manifest["splits"]["train"]["code"]["rows"] = 0
-    assert set(domains_with_rows(manifest, "train")) == {"prose"}
-    assert domains_with_rows(manifest, "test") == {}
+    assert set(Manifest.read(shards).rows("train")) == {"code", "prose"}
+    values = content(shards)
+    values["splits"]["train"]["code"]["rows"] = 0
+    manifest = Manifest.model_validate(values)
+    assert set(manifest.rows("train")) == {"prose"}
+    assert manifest.rows("test") == {}
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,11 @@ def test_shards_that_do_not_fit_are_refused(shards, changed, words):
     assert words in sentence
 
 
-def test_a_domain_that_lacks_is_told_with_those_that_are_there(shards):
+def test_a_missing_domain_is_named_with_those_that_are_there(shards):
     assert refusal(shards, domains={"wiki": 1}).endswith("it has code, prose")
 
 
-def test_a_folder_without_shards_is_told_how_to_make_them(copy, tmp_path):
+def test_a_folder_without_shards_says_how_to_make_them(copy, tmp_path):
     how = "make shards with `itt convert`"
     assert refusal(tmp_path / "no") == f"data folder {tmp_path / 'no'} is not there; {how}"
     assert refusal(tmp_path) == f"data folder {tmp_path} has no manifest.json; {how}"
@@ -85,7 +85,7 @@ def test_a_damaged_manifest_is_named(copy, content):
 
 
 def test_shards_without_training_rows_are_refused(copy):
-    splits = read_manifest(copy)["splits"]
+    splits = content(copy)["splits"]
     for counts in splits["train"].values():
         counts["rows"] = 0
     change(copy, splits=splits)
@@ -98,23 +98,23 @@ def test_a_manifest_without_its_streams_is_refused(copy):
 
 
 def test_shards_without_validation_rows_are_refused(copy):
-    splits = read_manifest(copy)["splits"]
+    splits = content(copy)["splits"]
     splits["validation"] = {}
     change(copy, splits=splits)
     assert "has no validation rows; convert again" in refusal(copy)
 
 
 def test_an_unfinished_conversion_is_refused(copy):
-    manifest = read_manifest(copy)
+    manifest = content(copy)
     del manifest["splits"]
     (copy / "manifest.json").write_text(json.dumps(manifest))
     assert "is of shards that are not finished" in refusal(copy)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"shards": [{"samples": 1}]}'])
-def test_a_file_that_is_no_index_is_named(copy, content):
+def test_a_file_that_is_not_an_index_is_named(copy, content):
     (copy / "train/prose/index.json").write_text(content)
-    assert refusal(copy).startswith(f"{copy / 'train/prose/index.json'} is no index of shards")
+    assert refusal(copy).startswith(f"{copy / 'train/prose/index.json'} is not an index of shards")
 
 
 def test_an_index_without_the_promised_rows_is_refused(copy):
@@ -124,7 +124,9 @@ def test_an_index_without_the_promised_rows_is_refused(copy):
 
 def test_shards_of_another_row_length_than_their_manifest_are_refused(copy):
     change(copy, seq_len=16)
-    assert "describes columns {'input_ids': 'ndarray:uint16:32'}" in refusal(copy, seq_len=16)
+    assert "column_encodings ['ndarray:uint16:32'], but the manifest means" in refusal(
+        copy, seq_len=16
+    )
 
 
 def test_only_the_tokenizer_of_the_shards_is_taken(shards, tmp_path):
@@ -134,11 +136,13 @@ def test_only_the_tokenizer_of_the_shards_is_taken(shards, tmp_path):
     other = "was made with another tokenizer than data.tokenizer="
     assert other in refusal(shards, tokenizer=str(tmp_path))
     (tmp_path / "tokenizer.json").unlink()
-    assert f"data.tokenizer={tmp_path}: no such" in refusal(shards, tokenizer=str(tmp_path))
+    assert f"data.tokenizer={tmp_path}: there is no such" in refusal(
+        shards, tokenizer=str(tmp_path)
+    )
 
 
 def test_a_model_of_another_tokenizer_is_refused(shards, tmp_path):
-    manifest = read_manifest(shards)
+    manifest = Manifest.read(shards)
 
     def check(vocab_size=512):
         check_vocabulary(shards, manifest, "runs/itt", vocab_size, str(tmp_path))
@@ -161,23 +165,27 @@ def test_a_tokenizer_folder_is_known_by_its_model_file(tmp_path):
 
 
 def test_a_run_reads_its_domains_and_all_of_validation(shards):
-    manifest = read_manifest(shards)
+    manifest = Manifest.read(shards)
     validation = [("validation", "code"), ("validation", "prose")]
-    assert streams_in_use(manifest, {"prose": 1.0}) == [("train", "prose"), *validation]
-    assert len(streams_in_use(manifest, None)) == 4
+    assert manifest.streams({"prose": 1.0}) == [("train", "prose"), *validation]
+    assert len(manifest.streams(None)) == 4
 
 
 def test_a_copy_has_the_content_of_its_origin_and_other_text_or_tokenizers_have_not(copy, shards):
-    own = content_digests(read_manifest(shards), None)
+    def digests(manifest, domains=None):
+        return manifest.digests(manifest.streams(domains))
+
+    own = digests(Manifest.read(shards))
     assert set(own) == {
         *("tokenizer", "train/code", "train/prose", "validation/code", "validation/prose")
     }
     change(copy, started="another day")
-    assert content_digests(read_manifest(copy), None) == own
-    manifest = read_manifest(copy)
-    manifest["files"]["train/code/index.json"]["sha256"] = "0" * 64
-    manifest["tokenizer"]["sha256"] = "1" * 64
-    other = content_digests(manifest, None)
+    assert digests(Manifest.read(copy)) == own
+    values = content(copy)
+    values["files"]["train/code/index.json"]["sha256"] = "0" * 64
+    values["tokenizer"]["sha256"] = "1" * 64
+    manifest = Manifest.model_validate(values)
+    other = digests(manifest)
     assert {key for key in own if own[key] != other[key]} == {"tokenizer", "train/code"}
-    only_prose = content_digests(manifest, {"prose": 1.0})
+    only_prose = digests(manifest, {"prose": 1.0})
     assert "train/code" not in only_prose

@@ -59,7 +59,7 @@ def temporary_folders():
 
 
 def start(*command, temporary_folder, **settings):
-    """A process of a group of its own, so that a kill takes its helpers along."""
+    """Start a process in a group of its own, so that a kill takes its helpers along."""
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=REPOSITORY,
@@ -71,7 +71,7 @@ def start(*command, temporary_folder, **settings):
 
 
 def kill(process):
-    """SIGKILL to a process and its helpers, all gone when this returns."""
+    """Send SIGKILL to a process and its helpers; all are gone when this returns."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with contextlib.suppress(ProcessLookupError):
@@ -81,7 +81,7 @@ def kill(process):
 
 
 def segments_of(folder):
-    """Segments of the open datasets that read below a folder."""
+    """List the segments of the open datasets that read below a folder."""
     names = set()
     for path in SHARED_MEMORY.glob("[0-9]*_locals"):
         try:

@@ -1,4 +1,4 @@
-"""Rows of a stream by their place, whatever the shards, and places that stand for all."""
+"""Rows of a stream by their number, whatever the shards, and a sample that stands for all."""
 
 import json
 import shutil

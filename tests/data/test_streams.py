@@ -28,7 +28,7 @@ def loader(small_recipe):
 
 
 def stored_rows(shards, split, domain):
-    """Rows of a stream as tuples, read without the code under test."""
+    """Read the rows of a stream as tuples, without the code under test."""
     dataset = LocalDataset(str(shards / split / domain))
     return [tuple(dataset[i]["input_ids"].tolist()) for i in range(dataset.num_samples)]
 
@@ -250,7 +250,11 @@ def test_a_shard_that_cannot_be_had_is_one_sentence(loader, remote, tmp_path, da
     with pytest.raises(LoaderError) as caught:
         list(loader("train", *places, f"data.num_workers={workers}"))
     sentence = str(caught.value)
-    reason = "is damaged" if damage == "flipped byte" else "cannot be had (FileNotFoundError"
+    reason = (
+        "is damaged"
+        if damage == "flipped byte"
+        else "cannot be read or downloaded (FileNotFoundError"
+    )
     assert sentence.startswith(f"shard {shard} {reason}")
     assert "\n" not in sentence
     # Or the next run would take it for whole.

@@ -13,7 +13,7 @@ import sentencepiece
 from typer.testing import Result
 
 REPOSITORY = Path(__file__).parents[2]
-PROGRESS = re.compile(r"^\d\d:\d\d:\d\d .*\n", re.MULTILINE)  # told every ten seconds
+PROGRESS = re.compile(r"^\d\d:\d\d:\d\d .*\n", re.MULTILINE)  # logged every ten seconds
 AWKWARD = [
     "",
     " starts with a blank, ends with blanks  \n\n",
@@ -34,7 +34,7 @@ def zstd(data: bytes) -> bytes:
 
 
 def texts_of(folder: Path) -> list[str]:
-    """Texts below a folder in the order of conversion, read without the code under test."""
+    """Read the texts below a folder in the order of conversion, without the code under test."""
     files = sorted(folder.rglob("*.jsonl"))
     return [json.loads(line)["text"] for file in files for line in file.open(encoding="utf-8")]
 
@@ -49,7 +49,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def rows_of(stream: Path) -> np.ndarray:
-    """The rows of a stream in the order of its index: (rows, seq_len)."""
+    """Read the rows of a stream in the order of its index: (rows, seq_len)."""
     from streaming import LocalDataset
 
     dataset = LocalDataset(str(stream))
@@ -57,7 +57,7 @@ def rows_of(stream: Path) -> np.ndarray:
 
 
 def assert_one_line(result: Result, *parts: str) -> str:
-    """A refusal: exit code 1 and one line on stderr, but for progress, that holds `parts`."""
+    """Check a refusal: exit code 1 and one line on stderr, besides progress, that holds `parts`."""
     assert result.exit_code == 1, result.output
     line = PROGRESS.sub("", result.stderr)
     assert line.count("\n") == 1, result.stderr
@@ -67,7 +67,7 @@ def assert_one_line(result: Result, *parts: str) -> str:
 
 
 def model_of(texts: Iterable[str], **settings: Any) -> bytes:
-    """A SentencePiece model's file."""
+    """Train a SentencePiece model and return its file."""
     model = io.BytesIO()
     lines = (line for text in texts for line in text.split("\n") if line.strip())
     sentencepiece.SentencePieceTrainer.train(

@@ -131,7 +131,7 @@ def compressed(texts, name):
     return gzip.compress(data) if name.endswith(".gz") else zstd(data)
 
 
-def test_a_zstd_window_too_large_to_be_read_is_told_with_its_file(convert, tmp_path):
+def test_a_zstd_window_too_large_to_be_read_is_reported_with_its_file(convert, tmp_path):
     # A frame that asks for a window of 2 GB, as --long=31 does, and holds one block as it is.
     frame = bytes.fromhex("28b52ffd 00 a8 110000") + b"{}"
     file = tmp_path / "root" / "prose" / "long.jsonl.zst"
@@ -237,10 +237,10 @@ def test_ids_outside_the_tokenizer_are_bad_lines(
         assert str(caught.value) == f"{mixed.with_name('a.jsonl')}, line 8: {reason}"
         return
     manifest = conversion.convert(replace(options, skip_bad_lines=True))
-    assert manifest["rejects"] == {"good": 0, "worse": 1}
+    assert manifest.rejects == {"good": 0, "worse": 1}
     (reject,) = (json.loads(line) for line in (tmp_path / "shards" / "rejects.jsonl").open())
     assert reject == {"file": "worse/a.jsonl", "line": 8, "reason": reason}
-    for counts in manifest["splits"].values():
+    for counts in manifest.splits.values():
         assert counts["good"] == counts["worse"]
 
 

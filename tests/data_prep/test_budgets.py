@@ -1,4 +1,4 @@
-"""Budgets: rows exactly as asked, shortfalls told, no document on both sides."""
+"""Budgets: rows exactly as asked, shortfalls reported, no document on both sides."""
 
 import re
 import subprocess
@@ -20,10 +20,10 @@ from small_conversions import (
 )
 
 from data_prep.budgets import Budgets, parse_count, read_shares, validation_share_needed
-from data_prep.conversion import PartRecord, SplitCounts
 from data_prep.documents import Fields
 from data_prep.domains import PAPER_SHARES
-from data_prep.estimate import Estimate, estimate, validation_threshold
+from data_prep.part_record import PartRecord, SplitCounts
+from data_prep.token_estimate import Estimate, estimate, validation_threshold
 from data_prep.tokenizer import load_tokenizer
 from itt_composer.basics.errors import UserError
 from itt_composer.data.shards import check_shards
@@ -67,13 +67,13 @@ def test_counts_are_read(text, count):
 
 
 @pytest.mark.parametrize("text", ["", "0", "-3", "1.5", "2MB", "many", "1e6", "0.0001k", "M"])
-def test_what_is_no_count_is_a_usage_error(text, run, tmp_path):
+def test_what_is_not_a_count_is_a_usage_error(text, run, tmp_path):
     with pytest.raises(ValueError, match="give one like 300000, 2M or 50B"):
         parse_count(text)
     options = ("--out", tmp_path / "out", "--tokenizer", "x", "--seq-len", 8)
     result = run("convert", tmp_path, *options, f"--train-tokens={text}")
     assert result.exit_code == 2
-    assert "is no number of tokens" in " ".join(result.stderr.split())
+    assert "is not a number of tokens" in " ".join(result.stderr.split())
 
 
 def test_shares_come_from_the_paper_a_mapping_or_a_recipe(tmp_path):
@@ -297,7 +297,7 @@ def test_all_of_validation_is_kept_without_a_train_budget(convert, three, shares
 
 
 def documents_in(out, split):
-    """Whole documents in the rows of a split, as tuples of ids."""
+    """Read the whole documents in the rows of a split, as tuples of ids."""
     found = Counter()
     for stream in sorted((out / split).iterdir()):
         ids = rows_of(stream).flatten().tolist()

@@ -12,8 +12,8 @@ import pytest
 import sentencepiece
 from small_conversions import REPOSITORY, content, manifest_of, rows_of, texts_of, write_jsonl
 
-from data_prep.rows import ShardWriter
-from data_prep.split import split_of
+from data_prep.document_split import split_of
+from data_prep.shard_writing import ShardWriter
 
 COUNTED = (
     "documents",
@@ -146,7 +146,7 @@ def test_other_options_inputs_or_damage_are_refused(convert, root, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     result = convert()
     assert result.exit_code == 1
-    assert f"{shard} is missing or has another size" in result.stderr
+    assert f"{shard} has " in result.stderr
 
 
 def test_stream_without_rows_has_no_folder_and_a_warning(convert, root, tmp_path):
@@ -265,7 +265,7 @@ def test_errors_end_a_real_process_with_one_line_and_code_1(tmp_path):
 
 
 def test_nothing_imports_torch_before_the_first_row():
-    modules = "data_prep.__main__, data_prep.corpus, data_prep.tokenizer, data_prep.convert"
+    modules = "data_prep.__main__, data_prep.sample_corpus, data_prep.tokenizer, data_prep.convert"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'streaming' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 

@@ -107,9 +107,9 @@ def test_unknown_compressions_and_hashes_are_one_sentence(
         ("workers", 0, "should be greater than or equal to 1"),
         ("validation_share", 1.5, "should be less than or equal to 1"),
         ("max_reject_share", -1, "should be greater than or equal to 0"),
-        ("part_size", "0b", "is no size from 1b to 4gb"),
-        ("shard_size", "5gb", "is no size from 1b to 4gb"),
-        ("shard_size", "large", "is no size from 1b to 4gb"),
+        ("part_size", "0b", "is not a size from 1b to 4gb"),
+        ("shard_size", "5gb", "is not a size from 1b to 4gb"),
+        ("shard_size", "large", "is not a size from 1b to 4gb"),
         ("encoder", "slow", "'slow' is not one of 'fast', 'reference'"),
         ("on_bad_line", "ignore", "'ignore' is not one of 'stop', 'skip'"),
     ],
@@ -187,7 +187,7 @@ def test_every_file_of_the_output_is_in_the_manifest_with_its_hash(convert, tmp_
     assert manifest_of(tmp_path / "shards")["files"] == prints
 
 
-def test_progress_is_told_in_the_log_without_a_terminal(convert, root):
+def test_progress_is_logged_without_a_terminal(convert, root):
     result = convert()
     line = [line for line in result.stderr.splitlines() if "documents," in line][-1]
     documents = sum(len(texts_of(folder)) for folder in root.iterdir())

@@ -1,10 +1,10 @@
-"""The split into train and validation: stable for ever, by the text alone."""
+"""The split into train and validation: stable forever, by the text alone."""
 
 import random
 
 import pytest
 
-from data_prep.split import document_fraction, split_of
+from data_prep.document_split import document_fraction, split_of
 
 
 @pytest.mark.parametrize(

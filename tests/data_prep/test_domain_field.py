@@ -16,7 +16,7 @@ from small_conversions import (
     zstd,
 )
 
-from data_prep import conversion, local_engine
+from data_prep import local_engine, part_rows
 from itt_composer.basics.errors import UserError
 
 SETS = {"RedPajamaC4": "c4", "RedPajamaGithub": "github", "RedPajamaBook": "book"}
@@ -139,8 +139,8 @@ def test_line_of_a_domain_without_a_share_stops_or_is_listed(convert, slim, shar
     assert f"rejected lines: mixed {manifest['rejects']['mixed']}" in result.stdout
 
 
-def test_field_that_names_no_domain_is_told(convert, tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "MOST_DOMAINS", 20)
+def test_a_field_that_names_no_domain_is_refused(convert, tmp_path, monkeypatch):
+    monkeypatch.setattr(part_rows, "MOST_DOMAINS", 20)
     (tmp_path / "root").mkdir()
     lines = (slim_line("text", f"page {number}") for number in range(30))
     (tmp_path / "root" / "a.jsonl").write_bytes(b"".join(lines))

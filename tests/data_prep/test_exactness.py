@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_conversions import AWKWARD, content, manifest_of, rows_of, texts_of
 
+from data_prep.document_split import split_of
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, join_documents
-from data_prep.split import split_of
 from data_prep.tokenizer import load_tokenizer
 
 BATCH_BYTES = 2_000_000
@@ -35,7 +35,7 @@ TRICKY = [
 
 
 def encode(tokenizer, texts):
-    """Ids by the fast encoder alone: the checks of a run would hide where it differs."""
+    """Encode by the fast encoder alone: the checks of a run would hide where it differs."""
     encoder = Encoder(tokenizer, "fast")
     encoder._check = lambda documents, tokens: None
     return encoder.encode([Document(text, text.encode()) for text in texts])
@@ -68,7 +68,7 @@ def test_every_document_of_the_sample_has_sentencepieces_ids(sample, sample_ids,
 
 
 def line_starts(path):
-    """Where the lines of a file start."""
+    """Return where the lines of a file start."""
     sizes = [len(line) for line in path.open("rb")]
     return np.cumsum([0, *sizes[:-1]])
 

@@ -8,14 +8,7 @@ import re
 import pytest
 from small_conversions import zstd
 
-from data_prep.documents import (
-    Document,
-    Fields,
-    Piece,
-    PieceReader,
-    document_of,
-    read_documents,
-)
+from data_prep.documents import Document, Fields, Piece, PieceReader, document_of, read_documents
 from data_prep.domains import MIXED, find_corpus, not_read_sentence
 from itt_composer.basics.errors import UserError
 
@@ -256,7 +249,7 @@ def test_where_lines_name_their_domain_all_files_are_one_source(tmp_path):
         find_corpus(tmp_path / "empty", mixed=True)
 
 
-def test_file_or_folder_whose_name_is_no_text_is_named(tmp_path):
+def test_a_file_or_folder_whose_name_is_not_text_is_named(tmp_path):
     for name in (b"a/\xff.jsonl", b"\xff/a.jsonl"):
         path = tmp_path / os.fsdecode(name)
         path.parent.mkdir(exist_ok=True)

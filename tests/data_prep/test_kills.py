@@ -264,7 +264,7 @@ def test_full_disk_is_one_sentence_and_with_more_space_the_run_goes_on(
     command = (*arguments["everything"], "--out", disk / "shards", "--workers", workers)
     result = run(*command)
     assert result.exit_code == 1
-    progress = re.compile(r"\d\d:\d\d:\d\d ")  # told after ten seconds
+    progress = re.compile(r"\d\d:\d\d:\d\d ")  # logged after ten seconds
     assert [line for line in result.stderr.splitlines() if not progress.match(line)] == [
         f"error: the disk is full and {disk / 'shards'} is not finished: free space and run the "
         "same command again to go on"

@@ -7,14 +7,14 @@ import pytest
 from rich.console import Console
 
 from data_prep import progress
-from data_prep.conversion import Progress
+from data_prep.part_rows import Progress
 
 NOTHING = Progress(0, 0, 0)
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds of the clock, as a list of one."""
+    """The seconds of the clock, as a list of one."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now

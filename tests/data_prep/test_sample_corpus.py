@@ -9,9 +9,9 @@ from pathlib import Path
 
 from small_conversions import content, manifest_of, texts_of
 
-from data_prep import corpus as sample
-from data_prep.corpus import DOMAINS, NoveltyFilter
+from data_prep import sample_corpus as sample
 from data_prep.docstrings import separate_docstrings
+from data_prep.sample_corpus import DOMAINS, NoveltyFilter
 
 SOURCE = '''# A comment.
 """Module — with a dash."""

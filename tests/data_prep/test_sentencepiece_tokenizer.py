@@ -17,7 +17,7 @@ from small_conversions import (
 )
 
 from data_prep import tokenizer_training
-from data_prep.split import split_of
+from data_prep.document_split import split_of
 from data_prep.tokenizer import load_tokenizer
 
 
@@ -211,11 +211,11 @@ def test_a_trainer_that_was_killed_is_one_sentence_and_nothing_is_left(
 
     monkeypatch.setattr(tokenizer_training, "Popen", killed)
     result = run("train-tokenizer", root, "--out", tmp_path / "out")
-    assert "was killed by signal 9, perhaps for want of memory" in assert_one_line(result)
+    assert "was killed by signal 9, perhaps for lack of memory" in assert_one_line(result)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_are_not_read_and_an_output_inside_the_input_are_told(root, run, tmp_path):
+def test_files_that_are_not_read_and_an_output_inside_the_input_are_reported(root, run, tmp_path):
     write_jsonl(tmp_path / "root" / "d" / "a.jsonl", texts_of(root))
     (tmp_path / "root" / "d" / "README.md").write_text("about it")
     asked = ("train-tokenizer", tmp_path / "root", "--vocab-size", 400, "--out")

@@ -19,20 +19,21 @@ from small_conversions import content, rows_of, texts_of, write_jsonl
 from streaming import StreamingDataset
 
 from data_prep.budgets import Budgets
-from data_prep.conversion import Progress, Settings
-from data_prep.convert import convert
-from data_prep.convert_manifest import read_convert_manifest
+from data_prep.convert import _spark_engine, convert
 from data_prep.documents import Fields
 from data_prep.domains import find_corpus
-from data_prep.manifest import fingerprint
 from data_prep.options import Options
-from data_prep.parts import plan_parts
+from data_prep.part_plan import plan_parts
+from data_prep.part_rows import Progress, Settings
 from data_prep.rejects import RejectLimit
-from data_prep.rows import ShardOptions
+from data_prep.shard_writing import ShardOptions
 from data_prep.spark_engine import run_spark
 from data_prep.spark_session import java_version, sentence_of, spark_session
 from data_prep.tokenizer import load_tokenizer
 from itt_composer.basics.errors import UserError
+from itt_composer.data.fingerprints import Fingerprint
+from itt_composer.data.manifest import Manifest
+from itt_composer.data.shared_memory import free_number, number_taken
 
 pytest.importorskip("pyspark", reason="the extra `spark` is not installed")
 if shutil.which("java") is None:
@@ -121,7 +122,7 @@ def convert_locally(root: Path, tokenizer: Path, out: Path, **changed: Any) -> N
 
 
 def assert_same(streams: dict[str, Any], out: Path, local: Path) -> None:
-    for split, domains in read_convert_manifest(local).splits.items():
+    for split, domains in Manifest.read(local).splits.items():
         for domain, counts in domains.items():
             assert streams[split][domain].counts == counts
             if counts.rows:
@@ -150,8 +151,8 @@ def test_gives_the_rows_and_counts_of_the_local_engine(
     parts, streams = run_engine(out)
     assert len(parts["prose"]) > 2
     assert_same(streams, out, local)
-    assert files_of(streams) == {name: fingerprint(out / name) for name in content(out)}
-    manifest = read_convert_manifest(local)
+    assert files_of(streams) == {name: Fingerprint.of(out / name) for name in content(out)}
+    manifest = Manifest.read(local)
     rejects = {domain: sum(len(p.record.rejects) for p in done) for domain, done in parts.items()}
     assert rejects == manifest.rejects == {"code": 0, "prose": 2, "tiny": 0}
     last = run_engine.told[-1]
@@ -188,22 +189,23 @@ def test_writes_compressed_shards_to_an_object_store_and_keeps_no_copies(
     unlisted = {n.removeprefix("shards/") for n in bucket.names()} - files_of(streams).keys()
     assert unlisted  # which `verify` passes over
     assert all(re.fullmatch(r"[a-z]+/[a-z]+/\d+/index.json", name) for name in unlisted)
-    for split, domains in read_convert_manifest(local).splits.items():
+    for split, domains in Manifest.read(local).splits.items():
         for domain, counts in domains.items():
             assert streams[split][domain].counts == counts
             if counts.rows:
                 place = f"{split}/{domain}"
-                dataset = StreamingDataset(
-                    remote=f"{bucket.url}/shards/{place}",
-                    local=str(tmp_path / place),
-                    batch_size=1,
-                    validate_hash="sha256",
-                )
+                with number_taken(free_number(0)):
+                    dataset = StreamingDataset(
+                        remote=f"{bucket.url}/shards/{place}",
+                        local=str(tmp_path / place),
+                        batch_size=1,
+                        validate_hash="sha256",
+                    )
                 rows = np.stack([dataset[index]["input_ids"] for index in range(counts.rows)])
                 np.testing.assert_array_equal(rows, rows_of(local / place))
 
 
-def test_a_store_that_cannot_be_used_is_told_in_a_sentence(spark, bucket, run_engine):
+def test_a_store_that_cannot_be_used_is_one_sentence(spark, bucket, run_engine):
     with pytest.raises(UserError, match=r"^cannot write s3://nowhere/train/code \(.*404.*\): che"):
         run_engine("s3://nowhere")
 
@@ -226,7 +228,7 @@ def test_lines_that_name_their_domain_give_the_rows_of_the_local_engine(
     assert_same(streams, tmp_path / "spark", tmp_path / "local")
 
 
-def test_a_bad_line_is_told_as_everywhere(spark, run_engine, root_with_bad_lines, tmp_path):
+def test_a_bad_line_is_reported_as_everywhere(spark, run_engine, root_with_bad_lines, tmp_path):
     file = root_with_bad_lines / "prose" / "all.jsonl"
     with pytest.raises(UserError) as error:
         run_engine(tmp_path / "out", skip_bad_lines=False)
@@ -279,9 +281,10 @@ def test_the_sentence_in_a_failure(failure, sentence):
 
 
 def test_without_pyspark_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    monkeypatch.delitem(sys.modules, "data_prep.spark_engine")
     with pytest.raises(UserError, match=r"PySpark is not installed: run `pip install -e '.\[spark"):
-        spark_session("local[2]").__enter__()
+        _spark_engine()
 
 
 OWN_SESSION = """

@@ -1,4 +1,4 @@
-"""`stats` tells what a manifest counts, and refuses what is no manifest of shards."""
+"""`stats` prints what a manifest counts, and refuses what is not a manifest of shards."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ LEFT = {
 
 
 def write_manifest(out: Path, **changed: Any) -> Path:
-    """A manifest as `convert` writes it; a change to None removes the key."""
+    """Write a manifest as `convert` does; a change to None removes the key."""
     splits = {
         split: {
             domain: counts
@@ -48,6 +48,8 @@ def write_manifest(out: Path, **changed: Any) -> Path:
         "seq_len": 8,
         "dtype": "uint16",
         "vocab_size": 500,
+        "bos_id": 1,
+        "eos_id": 2,
         "tokenizer": {"file": "tokenizer/tokenizer.model", "sha256": "00"},
         "compression": None,
         "hashes": ["sha256"],

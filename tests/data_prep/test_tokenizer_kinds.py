@@ -22,7 +22,7 @@ from small_conversions import (
 from data_prep import convert as conversion
 from data_prep.documents import Document
 from data_prep.encoder import Encoder, EncoderMismatchError, is_checked
-from data_prep.proven import why_reference
+from data_prep.encoder_choice import why_reference
 from data_prep.tokenizer import Tokenizer, load_tokenizer
 from itt_composer.basics.errors import UserError
 
@@ -64,7 +64,7 @@ def write_config(folder, **config):
 
 
 def expected_ids(root, trained, bos, eos):
-    """The ids of `root/code` as `tokenizers` gives them, in one row after the other."""
+    """Encode `root/code` by `tokenizers`, one document after the other."""
     begin = [] if bos is None else [trained.token_to_id(bos)]
     end = [trained.token_to_id(eos)]
     texts = texts_of(root / "code")
@@ -168,7 +168,7 @@ def test_tokens_that_are_missing_or_unknown_are_one_sentence(
     [
         ("{", " is not JSON"),
         ("[]", " is not a JSON object"),
-        ('{"bos_token": 5}', ": bos_token is no token: name one with --bos-token"),
+        ('{"bos_token": 5}', ": bos_token is not a token: name one with --bos-token"),
     ],
 )
 def test_a_broken_config_is_one_sentence(convert, file, content, message):
@@ -187,7 +187,7 @@ def test_a_broken_config_beside_a_sentencepiece_model_is_one_sentence(convert, t
     [
         ({"bos_token": "<x>"}, "has no piece '<x>', which --bos-token names"),
         ({"eos_token": "<x>"}, "has no piece '<x>', which --eos-token names"),
-        ({"eos_token": "none"}, "documents cannot be told apart"),
+        ({"eos_token": "none"}, "documents cannot be separated"),
     ],
 )
 def test_unknown_pieces_of_a_sentencepiece_model_are_one_sentence(convert, options, message):

@@ -14,9 +14,11 @@ from streaming import MDSWriter, StreamingDataset
 from streaming.base.format import reader_from_json
 from streaming.base.util import merge_index
 
-from data_prep.shard_files import DamageError, _FileInfo, check_info
+from data_prep.shard_checks import check_info
 from data_prep.verify import Report, verify
 from itt_composer.basics.errors import UserError
+from itt_composer.data.fingerprints import DamageError
+from itt_composer.data.index import ShardFile
 
 SEQ_LEN = 16
 VOCAB_SIZE = 500
@@ -139,7 +141,7 @@ def check(out: Path, workers: int = 2) -> Report:
 
 
 def problems(out: Path) -> dict[str, str]:
-    """What is wrong, by file; two problems of one file are joined."""
+    """Verify and return what is wrong, by file; two problems of one file are joined."""
     found: dict[str, str] = {}
     for file, problem in check(out).problems:
         found[file] = f"{found[file]}; {problem}" if file in found else problem
@@ -218,7 +220,7 @@ def test_progress_ends_at_the_bytes_of_all_files(built):
 @pytest.mark.parametrize("file", [SHARD, PART_INDEX, INDEX, "tokenizer/tokenizer.model"])
 def test_a_flipped_byte_names_its_file_alone(out, file, position):
     flip_a_bit(out / file, position % (out / file).stat().st_size)
-    assert problems(out) == {file: "SHA-256 differs from the manifest's"}
+    assert problems(out) == {file: "does not match its SHA-256"}
 
 
 @pytest.mark.parametrize("file", [SHARD, PART_INDEX, INDEX, "tokenizer/tokenizer.model"])
@@ -231,7 +233,7 @@ def test_a_missing_file_is_named(out, file):
 def test_a_truncated_file_is_named(out, file):
     data = (out / file).read_bytes()
     (out / file).write_bytes(data[:-7])
-    lengths = f"has {len(data) - 7:,} bytes, the manifest lists {len(data):,}"
+    lengths = f"has {len(data) - 7:,} bytes instead of {len(data):,}"
     assert problems(out) == {file: lengths}
 
 
@@ -264,7 +266,7 @@ def test_two_swapped_shards_are_both_named(out):
     one.write_bytes(two.read_bytes())
     two.write_bytes(first)
     both = {SHARD, "train/c4/00000/shard.00000.mds"}
-    assert problems(out) == dict.fromkeys(both, "SHA-256 differs from the manifest's")
+    assert problems(out) == dict.fromkeys(both, "does not match its SHA-256")
     list_files(out)
     assert problems(out) == dict.fromkeys(both, "sha256 differs from its index's")
 
@@ -278,7 +280,7 @@ def test_a_stray_shard_or_index_is_named(out, file):
     assert problems(out) == {file: "is there, but the manifest does not list it"}
 
 
-def test_what_sparks_tasks_left_in_a_store_is_no_damage(out):
+def test_what_sparks_tasks_left_in_a_store_is_not_damage(out):
     for name in ("17/index.json", "18/index.json", "18/shard.00000.mds"):
         stray = out / "train/c4" / name
         stray.parent.mkdir(exist_ok=True)
@@ -364,18 +366,24 @@ def test_rows_of_another_length_are_found_though_all_hashes_agree(out):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda index: index.update(version=3), "is no index of shards: "),
-        (lambda index: index.pop("shards"), "is no index of shards: Field required at shards"),
-        (lambda index: index["shards"][0].pop("samples"), "is no index of shards: Field required"),
-        (lambda index: index["shards"][0].update(part=1), "is no index of shards: Extra inputs"),
+        (lambda index: index.update(version=3), "is not an index of shards: "),
+        (lambda index: index.pop("shards"), "is not an index of shards: Field required at shards"),
+        (
+            lambda index: index["shards"][0].pop("samples"),
+            "is not an index of shards: Field required",
+        ),
+        (
+            lambda index: index["shards"][0].update(part=1),
+            "is not an index of shards: Extra inputs",
+        ),
         (lambda index: index["shards"][0].update(format="csv"), "describes shard.00000.mds with f"),
         (
             lambda index: index["shards"][0].update(column_encodings=["ndarray:uint16:8"]),
-            "describes shard.00000.mds with column_encodings ['ndarray:uint16:8'], the manifest",
+            "describes shard.00000.mds with column_encodings ['ndarray:uint16:8'], but the",
         ),
         (
             lambda index: index["shards"][0].update(column_names=["tokens"]),
-            "describes shard.00000.mds with column_names ['tokens'], the manifest",
+            "describes shard.00000.mds with column_names ['tokens'], but the manifest",
         ),
         (
             lambda index: index["shards"][0].update(zip_data=index["shards"][0]["raw_data"]),
@@ -432,7 +440,7 @@ def test_rows_that_begin_inside_the_header_are_found_though_all_hashes_agree(out
 def test_an_index_that_is_not_json_is_found_though_its_hash_agrees(out):
     (out / INDEX).write_bytes(b"\xffnothing")
     list_files(out)
-    assert problems(out)[INDEX].startswith("is no index of shards: ")
+    assert problems(out)[INDEX].startswith("is not an index of shards: ")
 
 
 def test_a_wrong_size_in_the_index_is_found(out):
@@ -454,7 +462,7 @@ def test_wrong_samples_in_the_index_are_found_at_the_shard_and_in_the_sum(out):
     assert found["manifest.json"].startswith("gives train/code 30 rows, its index ")
 
 
-def test_a_shard_that_its_index_lacks_is_found(out):
+def test_a_shard_missing_from_its_index_is_found(out):
     file = "train/code/index.json"
     edit_json(out / file, lambda index: index["shards"].pop(0))
     list_files(out)
@@ -534,7 +542,7 @@ def test_a_wrong_size_of_a_compressed_shard_in_the_index_is_found(compressed):
 def test_damage_to_a_compressed_shard_is_named(compressed, position):
     file = f"{SHARD}.zstd"
     flip_a_bit(compressed / file, position % (compressed / file).stat().st_size)
-    assert problems(compressed) == {file: "SHA-256 differs from the manifest's"}
+    assert problems(compressed) == {file: "does not match its SHA-256"}
 
 
 def test_a_compressed_shard_that_holds_another_is_found(compressed):
@@ -602,7 +610,7 @@ def test_the_command_prints_each_problem_and_fails(out, run):
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert lines[:2] == [
-        f"damaged: {SHARD}: SHA-256 differs from the manifest's",
+        f"damaged: {SHARD}: does not match its SHA-256",
         f"damaged: {OTHER_SHARD}: is missing",
     ]
     assert lines[2].endswith("tokens: 2 problems")
@@ -620,7 +628,7 @@ def test_the_command_prints_one_json_document(out, run):
     assert result.exit_code == 1
     report = json.loads(result.stdout)
     assert report["ok"] is False
-    assert report["problems"] == [{"file": SHARD, "problem": "SHA-256 differs from the manifest's"}]
+    assert report["problems"] == [{"file": SHARD, "problem": "does not match its SHA-256"}]
 
 
 def test_bad_input_is_one_sentence(out, run, tmp_path):
@@ -634,7 +642,7 @@ def test_bad_input_is_one_sentence(out, run, tmp_path):
         assert result.stderr.count("\n") == 1
 
 
-def test_a_hash_of_an_unknown_kind_is_told():
-    info = _FileInfo(basename="shard.00000.mds", bytes=1, hashes={"md99": "0"})
+def test_a_hash_of_an_unknown_kind_is_reported():
+    info = ShardFile(basename="shard.00000.mds", bytes=1, hashes={"md99": "0"})
     with pytest.raises(DamageError, match=r"^cannot be checked: .*md99"):
         check_info(b"x", info, {})

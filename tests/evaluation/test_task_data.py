@@ -229,7 +229,7 @@ def test_a_malformed_row_is_told_with_the_columns_expected(data_dir, path):
     [
         ('{"goal": "a", "sol1": "b", "label": 0}\n', "line 1: column sol2 is missing"),
         ('\n{"goal": \n', "line 2: is not JSON: "),
-        ("[1]\n", "line 1: is no JSON object"),
+        ("[1]\n", "line 1: is not a JSON object"),
         ("\n", " has no rows"),
         (b"\xff\xfe", "is not a text file in UTF-8"),
     ],

@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from streaming import LocalDataset
 
 from eval.token_bytes import read_token_bytes
-from itt_composer.data.shards import read_manifest
+from itt_composer.data.manifest import Manifest, ShardSettings, TokenizerOrigin
 
 BEGIN, END = "<|begin|>", "<|end|>"
 TEXTS = [
@@ -89,8 +89,15 @@ def table_of(tmp_path):
         encode, bos, eos, name = encoder_of(content)
         (tmp_path / "tokenizer").mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-        manifest = {"tokenizer": {"file": name}, "bos_id": bos if has_bos else None, "eos_id": eos}
-        return read_token_bytes(tmp_path, manifest), encode, ([bos] if has_bos else []), eos
+        settings = ShardSettings(
+            seq_len=8,
+            dtype="uint16",
+            vocab_size=2**16,
+            bos_id=bos if has_bos else None,
+            eos_id=eos,
+            tokenizer=TokenizerOrigin(file=name, sha256=""),
+        )
+        return read_token_bytes(tmp_path, settings), encode, ([bos] if has_bos else []), eos
 
     return read
 
@@ -128,14 +135,14 @@ def test_tokenizers_whose_tokens_are_no_bytes_have_no_table(table_of):
 
 
 def test_the_documents_of_real_shards_have_their_own_bytes(shards):
-    manifest = read_manifest(shards)
+    manifest = Manifest.read(shards)
     table = read_token_bytes(shards, manifest)
     processor = SentencePieceProcessor(model_file=str(shards / "tokenizer/tokenizer.model"))
     counted, texts = [], []
     for domain in ("code", "prose"):
         rows = LocalDataset(str(shards / "validation" / domain))
         ids = np.concatenate([rows[index]["input_ids"] for index in range(rows.num_samples)])
-        ends = np.flatnonzero(ids == manifest["eos_id"])
+        ends = np.flatnonzero(ids == manifest.eos_id)
         for start, end in itertools.pairwise(ends):
             document = ids[start : end + 1].astype(np.int64)
             counted.append(table.count(torch.tensor(document[None])))

@@ -66,11 +66,11 @@ def test_quantiles_survive_few_and_equal_scores():
 def test_a_model_without_thresholds_says_what_to_run():
     model = IttForCausalLM(IttConfig(vocab_size=8, hidden_size=8, intermediate_size=8,
                                      num_hidden_layers=2, num_attention_heads=2))  # fmt: skip
-    with pytest.raises(ValueError, match=r"run python -m itt_composer\.calibrate"):
+    with pytest.raises(ValueError, match=r"run itt calibrate"):
         model.set_router_selection("threshold")
     assert model.config.router_selection == "top_k"
     model.config.router_selection = "threshold"
-    with pytest.raises(ValueError, match=r"run python -m itt_composer\.calibrate"):
+    with pytest.raises(ValueError, match=r"run itt calibrate"):
         model(torch.tensor([[1, 2, 3]]))
 
 

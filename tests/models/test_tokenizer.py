@@ -161,16 +161,16 @@ def test_rows_generate_eval_and_the_exported_tokenizer_agree(case, folder_of, tm
     manifest = convert(made)
     data = LocalDataset(str(out / "train" / "web"))
     row_ids = [int(i) for index in range(len(data)) for i in data[index]["input_ids"]]
-    documents = documents_of(row_ids, manifest["bos_id"], manifest["eos_id"], len(texts))
+    documents = documents_of(row_ids, manifest.bos_id, manifest.eos_id, len(texts))
 
-    model = IttForCausalLM(IttConfig(**GEOMETRY, vocab_size=manifest["vocab_size"]))
-    set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
+    model = IttForCausalLM(IttConfig(**GEOMETRY, vocab_size=manifest.vocab_size))
+    set_document_ends(model, manifest.bos_id, manifest.eos_id)
     folder = tmp_path / "model"
     write_model_folder(folder, model, model_card(model, "small", ""), out / "tokenizer")
     exported = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     lm = EvaluatedLM(model.eval(), load_tokenizer(str(folder)))
     for text, ids in zip(texts, documents, strict=True):
-        assert (ids[:1] == [manifest["bos_id"]]) == (manifest["bos_id"] is not None)
+        assert (ids[:1] == [manifest.bos_id]) == (manifest.bos_id is not None)
         assert exported(text).input_ids == exported.encode(text) == ids
         assert prompt_ids(model.config, exported, text) == ids
         assert lm.tok_encode(text) == ids
@@ -179,9 +179,9 @@ def test_rows_generate_eval_and_the_exported_tokenizer_agree(case, folder_of, tm
     padded, mask = lm.tok_batch_encode(texts)
     assert [row[kept.bool()].tolist() for row, kept in zip(padded, mask, strict=True)] == documents
     assert [exported.bos_token_id, exported.eos_token_id, len(exported)] == [
-        *(manifest["bos_id"], manifest["eos_id"], manifest["vocab_size"]),
+        *(manifest.bos_id, manifest.eos_id, manifest.vocab_size),
     ]
-    special = {manifest["bos_id"], manifest["eos_id"]} - {None}
+    special = {manifest.bos_id, manifest.eos_id} - {None}
     assert not any(special & set(ids[1:]) for ids in documents)
 
 
@@ -192,12 +192,12 @@ def test_names_of_special_tokens_are_tokens_everywhere_where_that_is_asked(folde
     source = str(folder_of(with_template, BOTH))
     options = {"validation_share": 0, "workers": 1, "special_tokens": "token"}
     manifest = convert(Options(root.parents[1], str(tmp_path / "out"), source, 2, **options))
-    assert manifest["special_token_names"] == {"web": 4}
+    assert manifest.special_token_names == {"web": 4}
     loaded = load_tokenizer(str(tmp_path / "out" / "tokenizer"))
     begin, end, other = loaded.convert_tokens_to_ids([BEGIN, END, OTHER])
     ids = loaded(TEXTS[1]).input_ids
     assert [i for i in ids if i in (begin, end, other)] == [begin, end, begin, other, end]
-    model = IttForCausalLM(IttConfig(**GEOMETRY, vocab_size=manifest["vocab_size"]))
+    model = IttForCausalLM(IttConfig(**GEOMETRY, vocab_size=manifest.vocab_size))
     set_document_ends(model, begin, end)
     assert prompt_ids(model.config, loaded, TEXTS[1]) == ids
     assert EvaluatedLM(model.eval(), loaded).tok_encode(TEXTS[1]) == ids

@@ -6,7 +6,8 @@ import pytest
 
 from itt_composer.basics.errors import UserError
 from itt_composer.cli.recipes import find_recipes
-from itt_composer.models.configuration import THINKING_FIELDS, model_config
+from itt_composer.models.building import model_config
+from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.paper import figures as paper
 from itt_composer.recipe.description import GEOMETRY_FIELDS
 

@@ -15,7 +15,8 @@ from eval.__main__ import app
 from itt_composer.basics.errors import UserError
 from itt_composer.cli.recipes import find_recipes
 from itt_composer.cli.tables import build
-from itt_composer.models.configuration import THINKING_FIELDS, model_config
+from itt_composer.models.building import model_config
+from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.models.flops import dense_parameters, paper_tflops, thinking_parameters
 from itt_composer.paper import figures as paper
 from itt_composer.paper.data_efficiency import tokens_to_reach

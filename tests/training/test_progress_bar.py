@@ -32,10 +32,16 @@ def terminal(monkeypatch):
 
     has_ended = threading.Event()
 
+    poll = select.poll()  # `select` knows no descriptor above 1,023, and a whole run has more
+    poll.register(master, select.POLLIN)
+
+    def is_readable(milliseconds):
+        return any(event & select.POLLIN for _, event in poll.poll(milliseconds))
+
     def drain():
         # To the last byte; not to the end of the file, as multiprocessing keeps stderr open.
-        while select.select([master], [], [], 0.1)[0] or not has_ended.is_set():
-            if select.select([master], [], [], 0)[0]:
+        while is_readable(100) or not has_ended.is_set():
+            if is_readable(0):
                 received.append(os.read(master, 65_536))
 
     reader = threading.Thread(target=drain)

@@ -1,12 +1,11 @@
 """The model of a checkpoint, around its weights, and the tokenizer of the run that wrote it."""
 
 from pathlib import Path
-from typing import Any
 
 from transformers.modeling_utils import no_init_weights
 
 from itt_composer.basics.errors import UserError
-from itt_composer.data.shards import is_tokenizer_of, read_manifest
+from itt_composer.data.manifest import Manifest
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.folder import set_document_ends
 from itt_composer.models.loading import refuse_broken
@@ -37,7 +36,7 @@ def load_model_of(
     refuse_broken(model, str(checkpoint.path))
     manifest, tokenizer = _documents(checkpoint.run, tokenizer)
     if manifest is not None:
-        set_document_ends(model, manifest["bos_id"], manifest["eos_id"])
+        set_document_ends(model, manifest.bos_id, manifest.eos_id)
     else:  # the shards cannot be asked
         loaded = load_tokenizer(tokenizer)
         set_document_ends(model, loaded.bos_token_id, loaded.eos_token_id)
@@ -72,14 +71,14 @@ def build_model(checkpoint: Checkpoint) -> IttForCausalLM:
     return model
 
 
-def _documents(run: RunFolder, tokenizer: Path | None) -> tuple[dict[str, Any] | None, Path]:
+def _documents(run: RunFolder, tokenizer: Path | None) -> tuple[Manifest | None, Path]:
     """Return the manifest of the run's shards, if they are there, and the tokenizer's folder.
 
     Raises:
         UserError: no tokenizer, or another than that of the shards.
     """
     shards = run.shards() if run.is_run() else None
-    manifest = read_manifest(shards) if shards is not None and shards.is_dir() else None
+    manifest = Manifest.read(shards) if shards is not None and shards.is_dir() else None
     if tokenizer is None:
         if shards is None or not (shards / "tokenizer").is_dir():
             where = "no recipe.yaml of the run" if shards is None else f"no {shards / 'tokenizer'}"
@@ -90,6 +89,6 @@ def _documents(run: RunFolder, tokenizer: Path | None) -> tuple[dict[str, Any] |
         raise UserError(
             f"--tokenizer {tokenizer} holds neither a tokenizer.model nor a tokenizer.json"
         )
-    if manifest is not None and not is_tokenizer_of(manifest, tokenizer):
+    if manifest is not None and not manifest.is_made_with(tokenizer):
         raise UserError(f"--tokenizer {tokenizer} is another than that of the shards in {shards}")
     return manifest, tokenizer

@@ -2,19 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_prep.budgets import Budgets
-from data_prep.convert_manifest import StreamCounts
+from data_prep.document_split import SPLITS
 from data_prep.domains import MIXED
-from data_prep.manifest import fingerprint
-from data_prep.part_store import INDEX, TAILS, DonePart, merge_indexes, store_tails
-from data_prep.rows import ShardOptions
-from data_prep.split import SPLITS
-from data_prep.state import State
+from data_prep.part_record import DonePart
+from data_prep.part_shards import TAILS, merge_indexes, store_tails
+from data_prep.shard_writing import ShardOptions
+from data_prep.unfinished_conversion import UnfinishedConversion
 from data_prep.workers import Workers
+from itt_composer.data.fingerprints import Fingerprint
+from itt_composer.data.index import INDEX
+from itt_composer.data.manifest import StreamCounts
 
 
 @dataclass
@@ -22,17 +23,17 @@ class Stream:
     """A finished stream: its counts, and the files that were made besides those of the parts."""
 
     counts: StreamCounts
-    files: dict[str, dict[str, Any]]
+    files: dict[str, Fingerprint]
 
 
 def finish_streams(
     parts: dict[str, list[DonePart]],
     options: ShardOptions,
     budgets: Budgets,
-    state: State,
+    state: UnfinishedConversion,
     workers: Workers,
 ) -> dict[str, dict[str, Stream]]:
-    """Make rows of what the parts left over, and an index for every stream that has rows.
+    """Turn what the parts left over into rows, and write an index for every stream with rows.
 
     Args:
         parts: the parts that are used, in order, by source.
@@ -70,12 +71,14 @@ def finish_streams(
                 folders += [TAILS] if stream.files else []
                 place = Path(split, domain)
                 merge_indexes(state.folder / place, folders)
-                stream.files[(place / INDEX).as_posix()] = fingerprint(state.folder / place / INDEX)
+                stream.files[(place / INDEX).as_posix()] = Fingerprint.of(
+                    state.folder / place / INDEX
+                )
     return streams
 
 
 def parts_by_domain(parts: dict[str, list[DonePart]]) -> dict[str, list[DonePart]]:
-    """Of every domain the parts that it has a place in, in order; parts are given by source."""
+    """Sort the parts of each source by the domains that they have rows of, in order."""
     found: dict[str, list[DonePart]] = {source: [] for source in parts if source != MIXED}
     for part in (part for done in parts.values() for part in done):
         for domain in part.kept:
@@ -83,15 +86,10 @@ def parts_by_domain(parts: dict[str, list[DonePart]]) -> dict[str, list[DonePart
     return dict(sorted(found.items()))
 
 
-def totals(counts: list[StreamCounts]) -> dict[str, int]:
-    """Sums over streams."""
-    return {name: sum(getattr(c, name) for c in counts) for name in StreamCounts.model_fields}
-
-
 def rows_of_tails(
     parts: list[DonePart], split: str, domain: str, options: ShardOptions
 ) -> np.ndarray:
-    """What the parts of a domain left over, in their order, as rows: (rows, seq_len)."""
+    """Cut what the parts of a domain left over, in their order, into rows: (rows, seq_len)."""
     tails = [part.record.tails[domain][split] for part in parts]
     ids = np.concatenate([np.empty(0, options.dtype), *tails])
     filled = len(ids) // options.seq_len * options.seq_len
@@ -101,7 +99,7 @@ def rows_of_tails(
 def stream_counts(
     parts: list[DonePart], split: str, domain: str, rows: int, seq_len: int
 ) -> StreamCounts:
-    """Counts of a stream of so many rows, made of these parts."""
+    """Add up the counts of a stream with this many rows, made of these parts."""
     tokens = rows * seq_len
     splits = [part.record.domains[domain][split] for part in parts]
     read = sum(counts.tokens for counts in splits)
@@ -118,8 +116,8 @@ def stream_counts(
 
 
 def _store_tails(
-    rows: np.ndarray, options: ShardOptions, folder: Path, stream: Path, work: Path, _: Any
-) -> dict[str, dict[str, Any]]:
+    rows: np.ndarray, options: ShardOptions, folder: Path, stream: Path, work: Path, _: object
+) -> dict[str, Fingerprint]:
     return store_tails(rows, options, folder, stream, work / stream)
 
 

@@ -1,4 +1,4 @@
-"""How many tokens a corpus has, about: from a few documents of every domain."""
+"""Estimates how many tokens a corpus has, from a few documents of every domain."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -74,9 +74,9 @@ def estimate(
 def validation_threshold(
     estimates: dict[str, Estimate], budgets: Budgets, seq_len: int, largest: float
 ) -> float:
-    """Share of all documents, the same in every domain, that holds every validation budget.
+    """Choose one share of all documents that is large enough for every validation budget.
 
-    One share for all domains, so that a document that lies in two of them is on one side.
+    It is the same in every domain, so that a document that lies in two of them is on one side.
 
     Args:
         estimates: of each domain there is; one with a budget and without text is passed over.

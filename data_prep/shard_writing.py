@@ -1,18 +1,17 @@
 """Token ids → rows of fixed length → MDS shards."""
 
-import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from data_prep.durable_files import sync
 from itt_composer.basics.errors import UserError
+from itt_composer.data.index import COLUMN
 
 if TYPE_CHECKING:
     from streaming import MDSWriter
-
-COLUMN = "input_ids"
 
 # Not the streaming library's own reading of sizes: its import takes seconds.
 BYTES = re.compile(r"(\d+(?:\.\d+)?)(b|kb|mb|gb)?", re.IGNORECASE)
@@ -22,20 +21,20 @@ SHARD_HEADER = 1000  # bytes, at most
 
 
 def parse_bytes(text: str) -> int:
-    """A size: "64mb" (of 1,048,576 bytes, as the streaming library has it), "100kb", "1gb".
+    """Read a size: "64mb" (of 1,048,576 bytes, as the streaming library counts), "100kb", "1gb".
 
     Raises:
-        ValueError: it is none, or not from 1 byte to 4 GB.
+        ValueError: the text is not a size, or not one from 1 byte to 4 GB.
     """
     match = BYTES.fullmatch(text)
     size = int(float(match[1]) * BYTE_UNITS[(match[2] or "b").lower()]) if match else 0
     if not 1 <= size <= LARGEST_SHARD:
-        raise ValueError(f"{text!r} is no size from 1b to 4gb; give one like 64mb")
+        raise ValueError(f"{text!r} is not a size from 1b to 4gb; give one like 64mb")
     return size
 
 
-def row_dtype(vocab_size: int) -> str:
-    """The smallest of the two types that holds every id."""
+def row_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """Choose the smaller of the two types that holds every id."""
     return "uint16" if vocab_size < 1 << 16 else "uint32"
 
 
@@ -95,7 +94,7 @@ class RowPacker:
         self.tail = np.empty(0, dtype)  # (fewer than seq_len,)
 
     def add(self, ids: np.ndarray) -> np.ndarray:
-        """Take ids, give the rows that are full: (rows, seq_len)."""
+        """Add ids and return the rows that are full: (rows, seq_len)."""
         stream = np.concatenate([self.tail, ids.astype(self.tail.dtype)])
         filled = len(stream) // self.seq_len * self.seq_len
         self.tail = stream[filled:]
@@ -118,7 +117,7 @@ class ShardWriter:
             self.writer.write({COLUMN: row})  # type: ignore[union-attr]
 
     def finish(self) -> list[Path]:
-        """Write the last shard and the index, down to the disk; give the files."""
+        """Write the last shard and the index, down to the disk; return the files."""
         if self.writer is None:
             return []
         self.writer.finish()
@@ -140,12 +139,3 @@ class ShardWriter:
             hashes=list(options.hashes),
             size_limit=options.size_limit,
         )
-
-
-def sync(path: Path) -> None:
-    """Have a file's content, or a folder's entries, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,7 @@
 """How fast `itt convert` is: CPU seconds per MB of text, all in one run.
 
-    python benchmarks/data_prep.py                        # 600 MB of the RedPajama sample, repeated
-    python benchmarks/data_prep.py ROOT --tokenizer TOK   # all of ROOT/<domain>/**/*.jsonl
+    python -m benchmarks.convert                        # 600 MB of the RedPajama sample, repeated
+    python -m benchmarks.convert ROOT --tokenizer TOK   # all of ROOT/<domain>/**/*.jsonl
 
 Compares with a plain loop of json, SentencePiece and MDSWriter, which is what the preparation of
 Sheared-LLaMA does, and with the bare encoder, on text in memory, which nothing can be faster than.
@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[0] = str(REPOSITORY)  # instead of this file's folder, where it has the package's name
+from benchmarks.machine import REPOSITORY, command_line, machine
+
 SHARED = Path(os.environ.get("ITT_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 LIBRARIES = ("gigatoken", "sentencepiece", "mosaicml-streaming", "numpy")
 PR_SET_CHILD_SUBREAPER = 36
@@ -46,6 +46,23 @@ class Measured(NamedTuple):
     cpu: float
     peak: int
     output: str
+
+
+class Row(NamedTuple):
+    """A row of the table: what a way to convert took for some text, and to start with none."""
+
+    name: str
+    megabytes: float
+    used: Measured
+    start: Measured
+
+    def cpu_per_megabyte(self, has_start: bool) -> float:
+        """Return CPU seconds per MB, with or without those of the start."""
+        return (self.used.cpu - (0 if has_start else self.start.cpu)) / self.megabytes
+
+    def wall(self, has_start: bool) -> float:
+        """Return wall seconds, with or without those of the start."""
+        return self.used.wall - (0 if has_start else self.start.wall)
 
 
 def measure(*command: object) -> Measured:
@@ -73,7 +90,7 @@ def measure(*command: object) -> Measured:
 
 
 def repeat_sample(sample: Path, root: Path, text_bytes: int) -> None:
-    """Write the sample again and again, one file per domain, until it is so much text."""
+    """Write the sample again and again, one file per domain, until it has this much text."""
     once = 0
     lines = {}
     for folder in sorted(path for path in sample.iterdir() if path.is_dir()):
@@ -89,7 +106,7 @@ def repeat_sample(sample: Path, root: Path, text_bytes: int) -> None:
 
 
 def texts_of(root: Path, limit: float) -> list[bytes]:
-    """Texts of a corpus in UTF-8, evenly of all its files, up to so many bytes in all."""
+    """Read texts of a corpus in UTF-8, evenly from all its files, up to a number of bytes."""
     files = sorted(root.rglob("*.jsonl"))
     total = sum(file.stat().st_size for file in files)
     texts = []
@@ -105,7 +122,7 @@ def texts_of(root: Path, limit: float) -> list[bytes]:
 
 
 def reference(root: str, tokenizer: str, out: str, seq_len: str, limit: str) -> None:
-    """The plain loop; prints the bytes of text it converted."""
+    """Run the plain loop and print the bytes of text that it converted."""
     import numpy as np
     import sentencepiece
     from streaming import MDSWriter
@@ -136,7 +153,7 @@ def reference(root: str, tokenizer: str, out: str, seq_len: str, limit: str) -> 
 
 
 def bare(root: str, tokenizer: str, limit: str) -> None:
-    """The encoder alone; prints the bytes of text, and the CPU and wall seconds of encoding."""
+    """Run the encoder alone; print the bytes of text, and CPU and wall seconds of encoding."""
     from data_prep.tokenizer import load_tokenizer
 
     encoder = load_tokenizer(tokenizer).fast
@@ -158,7 +175,7 @@ def bare(root: str, tokenizer: str, limit: str) -> None:
 
 
 def convert(root: Path, out: Path, options: argparse.Namespace, workers: int) -> Measured:
-    """Ours."""
+    """Measure our conversion."""
     arguments = ("--tokenizer", options.tokenizer, "--seq-len", options.seq_len)
     shutil.rmtree(out, ignore_errors=True)
     command = (sys.executable, "-m", "data_prep", "convert", root, "--out", out, *arguments)
@@ -166,18 +183,9 @@ def convert(root: Path, out: Path, options: argparse.Namespace, workers: int) ->
 
 
 def text_megabytes(out: Path) -> float:
-    """MB of text in an output of ours."""
+    """Return the MB of text in an output of ours."""
     totals = json.loads((out / "manifest.json").read_text())["totals"]
     return sum(counts["utf8_bytes"] for counts in totals.values()) / 1e6
-
-
-def machine() -> str:
-    """Processor, cores and memory."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    cores = len(os.sched_getaffinity(0))
-    return f"{', '.join(names) or platform.machine()}, {cores} cores, {memory:.0f} GiB"
 
 
 def profile(root: Path, out: Path, options: argparse.Namespace) -> None:
@@ -196,17 +204,20 @@ def profile(root: Path, out: Path, options: argparse.Namespace) -> None:
     pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
 
 
+def corpus_of(options: argparse.Namespace, work: Path) -> tuple[Path, str]:
+    """Find the corpus that was asked for, or make one of the sample, and say what it is."""
+    if options.corpus is not None:
+        return options.corpus.resolve(), f"{options.corpus}"
+    sample = SHARED / "redpajama_sample"
+    if not sample.is_dir():
+        sys.exit(f"no {sample}: give ROOT and --tokenizer, or set ITT_SHARED_DATA")
+    repeat_sample(sample, work / "corpus", options.megabytes * 1_000_000)
+    return work / "corpus", "the RedPajama sample, repeated"
+
+
 def benchmark(options: argparse.Namespace, work: Path) -> None:
-    """Measure everything and print the table."""
-    if options.corpus is None:
-        sample = SHARED / "redpajama_sample"
-        if not sample.is_dir():
-            sys.exit(f"no {sample}: give ROOT and --tokenizer, or set ITT_SHARED_DATA")
-        root = work / "corpus"
-        repeat_sample(sample, root, options.megabytes * 1_000_000)
-        of = "the RedPajama sample, repeated"
-    else:
-        root, of = options.corpus.resolve(), f"{options.corpus}"
+    """Measure everything and print the tables."""
+    root, of = corpus_of(options, work)
     if options.profile:
         profile(root, work / "profiled", options)
         return
@@ -218,23 +229,27 @@ def benchmark(options: argparse.Namespace, work: Path) -> None:
     start = {n: convert(tiny.parents[1], work / "started", options, n) for n in counts}
     ours = {n: convert(root, work / "ours", options, n) for n in counts}
     size = text_megabytes(work / "ours")
-    this = (sys.executable, __file__)
+    this = (sys.executable, "-m", "benchmarks.convert")
     common = (root, options.tokenizer)
     limit = options.reference_megabytes * 1_000_000
     plain = measure(*this, "reference", *common, work / "plain", options.seq_len, limit)
     plain_start = measure(*this, "reference", *common, work / "plain0", options.seq_len, 1)
-    alone = measure(*this, "bare", *common, float("inf"))
-    bare_bytes, bare_cpu, bare_wall = json.loads(alone.output)
-    plain_size = int(plain.output) / 1e6
+    bare = json.loads(measure(*this, "bare", *common, float("inf")).output)
 
-    rows = [
-        *((f"ours, {n} worker{'s' * (n > 1)}", size, ours[n], start[n]) for n in counts),
-        ("plain loop", plain_size, plain, plain_start),
-    ]
+    rows = [Row(f"ours, {n} worker{'s' * (n > 1)}", size, ours[n], start[n]) for n in counts]
+    rows.append(Row("plain loop", int(plain.output) / 1e6, plain, plain_start))
     print(f"{size:,.0f} MB of text: {of}; rows of {options.seq_len} ids; {machine()};")
     print(f"Python {platform.python_version()}, ", end="")
     print(", ".join(f"{name} {version(name)}" for name in LIBRARIES))
-    print(f"\n    {' '.join(['python', *sys.argv])}\n")
+    print(f"\n    {command_line()}\n")
+    print_rows(rows, bare)
+    print_ratios(rows, bare, options.workers)
+    if options.corpus is None:
+        print("\nRepeated text flatters the encoder's cache of words, ours and the bare one alike.")
+
+
+def print_rows(rows: list[Row], bare: tuple[int, float, float]) -> None:
+    """Print what everything took; `bare` is bytes of text, CPU and wall seconds of the encoder."""
     print("| | MB of text | wall s | CPU s | of it start | CPU s per MB | MB/s | peak memory |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, megabytes, used, at_start in rows:
@@ -243,35 +258,33 @@ def benchmark(options: argparse.Namespace, work: Path) -> None:
             f"| {used.cpu / megabytes:.4f} | {megabytes / used.wall:.1f} "
             f"| {used.peak / 1e6:,.0f} MB |"
         )
-    bare_size = bare_bytes / 1e6
+    size, cpu, wall = bare[0] / 1e6, bare[1], bare[2]
     print(
-        f"| bare encoder | {bare_size:,.1f} | {bare_wall:.1f} | {bare_cpu:.1f} | – "
-        f"| {bare_cpu / bare_size:.4f} | {bare_size / bare_wall:.1f} | – |"
+        f"| bare encoder | {size:,.1f} | {wall:.1f} | {cpu:.1f} | – "
+        f"| {cpu / size:.4f} | {size / wall:.1f} | – |"
     )
 
-    def ratios(without_start: bool) -> tuple[float, float, float]:
-        def used(measured: Measured, at_start: Measured) -> tuple[float, float]:
-            if not without_start:
-                return measured.cpu, measured.wall
-            return measured.cpu - at_start.cpu, measured.wall - at_start.wall
 
-        cpu, wall = used(ours[1], start[1])
-        of_most = used(ours[options.workers], start[options.workers])[1]
-        plain_cpu = used(plain, plain_start)[0] / plain_size
-        return plain_cpu / (cpu / size), bare_cpu / bare_size / (cpu / size), wall / of_most
+def print_ratios(rows: list[Row], bare: tuple[int, float, float], workers: int) -> None:
+    """Print the ratios that matter and what they should reach, with and without the start."""
+    one, most, plain = rows[0], rows[-2], rows[-1]
+    bare_cpu = bare[1] / (bare[0] / 1e6)
+
+    def ratios(has_start: bool) -> tuple[float, float, float]:
+        cpu = one.cpu_per_megabyte(has_start)
+        of_workers = one.wall(has_start) / most.wall(has_start)
+        return plain.cpu_per_megabyte(has_start) / cpu, bare_cpu / cpu, of_workers
 
     names = (
         *("plain loop / ours, CPU per MB", "bare encoder / ours"),
-        f"1 worker / {options.workers} workers, wall",
+        f"1 worker / {workers} workers, wall",
     )
     print("\n| | to reach | all in all | without start |")
     print("| --- | --- | --- | --- |")
     for name, goal, whole, steady in zip(
-        names, (8, 0.5, 1.8), ratios(False), ratios(True), strict=True
+        names, (8, 0.5, 1.8), ratios(True), ratios(False), strict=True
     ):
         print(f"| {name} | {goal} | {whole:.2f} | {steady:.2f} |")
-    if options.corpus is None:
-        print("\nRepeated text flatters the encoder's cache of words, ours and the bare one alike.")
 
 
 def main() -> None:
@@ -281,7 +294,9 @@ def main() -> None:
     if sys.argv[1:2] == ["bare"]:
         return bare(*sys.argv[2:])
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("corpus", nargs="?", type=Path, help="folder with <domain>/**/*.jsonl")
     parser.add_argument("--megabytes", type=int, default=600, help="of the sample, repeated")

@@ -17,10 +17,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.manifest import MANIFEST, as_stored, check_same
-from data_prep.part_store import INDEX, DonePart
-from data_prep.state import State
+from data_prep.complete_folder import check_same
+from data_prep.part_record import DonePart
+from data_prep.unfinished_conversion import UnfinishedConversion
 from itt_composer.basics.errors import UserError
+from itt_composer.data.index import INDEX
+from itt_composer.data.manifest import MANIFEST, Manifest, ShardSettings
 
 TIMEOUT_SECONDS = 60.0
 ATTEMPTS = 5
@@ -46,36 +48,37 @@ class RemoteOutput:
         self.folder = ((work_dir or Path()) / f".{name}-{digest}.partial").resolve()
         self.uploaded: set[str] = set()  # by this process
 
-    def finished(self, recipe: dict[str, Any]) -> dict[str, Any] | None:
-        """The manifest there if it lists what `recipe` makes; None when that is not there yet.
+    def finished(self, settings: ShardSettings) -> Manifest | None:
+        """Return the manifest there if it lists what `settings` make; None if there is none yet.
 
         Raises:
             UserError: something else is there, or the store cannot be used.
         """
-        manifest = self._manifest()
-        if manifest is None:
-            if self._told(self._objects):
+        stored = self._stored()
+        if stored is None:
+            if self._as_sentence(self._objects):
                 raise UserError(
                     f"{self.name} holds other objects and no manifest.json of this command: choose "
                     "another --out or delete them"
                 )
             return None
-        check_same(manifest, recipe, self.name)
-        if "splits" not in manifest:
+        check_same(stored, settings.model_dump(), self.name)
+        if "splits" not in stored:
             return None  # begun, not finished
         shutil.rmtree(self.folder, ignore_errors=True)  # of a run killed right after its end
-        return manifest
+        return Manifest.parse(json.dumps(stored).encode(), f"{self.name}/{MANIFEST}")
 
     def written(self) -> float:
-        """When OUT was completed; not known here, so before everything."""
+        """Return when OUT was completed: unknown here, so 0, before any input."""
         return 0.0
 
-    def begin(self, recipe: dict[str, Any], state: State) -> None:
-        """Say in the store what is being written to it."""
-        if self._manifest() is None:
+    def begin(self, settings: ShardSettings, state: UnfinishedConversion) -> None:
+        """Announce in the store what is being written to it."""
+        if self._stored() is None:
             state.forget_uploaded()  # first: what is begun there is taken for uploaded
             file = self.folder / MANIFEST
-            file.write_text(json.dumps(as_stored(recipe), indent=1) + "\n", encoding="utf-8")
+            content = json.dumps(settings.model_dump(), indent=1) + "\n"
+            file.write_text(content, encoding="utf-8")
             self._upload(MANIFEST)
 
     def upload(self, done: DonePart, record_file: Path) -> None:
@@ -89,28 +92,28 @@ class RemoteOutput:
             if Path(name).name != INDEX:  # the stream's index is made of these
                 (self.folder / name).unlink(missing_ok=True)
 
-    def publish(self, manifest: dict[str, Any]) -> None:
+    def publish(self, manifest: Manifest) -> None:
         """Upload what belongs to no part, the manifest last; remove the working folder."""
-        names = manifest["files"].keys() - self.uploaded
+        names = manifest.files.keys() - self.uploaded
         rest = [name for name in names if (self.folder / name).is_file()]
         for name in sorted(rest, key=lambda name: name.count("/"), reverse=True):
             self._upload(name)
         self._upload(MANIFEST)
         shutil.rmtree(self.folder)
 
-    def _manifest(self) -> dict[str, Any] | None:
+    def _stored(self) -> dict[str, Any] | None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / MANIFEST
-            if not self._told(lambda: self._download(MANIFEST, file)):
+            if not self._as_sentence(lambda: self._download(MANIFEST, file)):
                 return None
             try:
-                manifest = json.loads(file.read_bytes())
-                manifest["format_version"]
+                stored = json.loads(file.read_bytes())
+                stored["format_version"]
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{self.name}/{MANIFEST} is not of this command: choose another --out"
                 ) from error
-            return dict(manifest)
+            return dict(stored)
 
     def _download(self, name: str, file: Path) -> bool:
         """Fetch an object; False when it is not there."""
@@ -135,7 +138,7 @@ class RemoteOutput:
                 return []
 
     def _upload(self, name: str) -> None:
-        self._told(lambda: self._uploader.upload_file(name))
+        self._as_sentence(lambda: self._uploader.upload_file(name))
 
     @cached_property
     def _uploader(self) -> Any:
@@ -144,13 +147,13 @@ class RemoteOutput:
     def _uploader_from(self, folder: Path) -> Any:
         from streaming.base.storage.upload import CloudUploader
 
-        # It warns of a folder that is not empty, which this one is for good reason.
+        # It warns of a folder that is not empty, as this one is on purpose.
         logging.getLogger("streaming.base.storage.upload").setLevel(logging.ERROR)
         places = (str(folder), self.name)
         return CloudUploader.get(places, keep_local=True, retry=ATTEMPTS, exist_ok=True)
 
-    def _told(self, call: Callable[[], Result]) -> Result:
-        """Tell in one sentence what a store's client raises, whatever that is."""
+    def _as_sentence(self, call: Callable[[], Result]) -> Result:
+        """Raise whatever a store's client raises as one sentence."""
         try:
             return call()
         except OSError as error:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from small_conversions import zstd
 
 from data_prep.documents import BadInputError, Piece, PieceReader
-from data_prep.parts import pieces_of, plan_parts
-from data_prep.state import piece_sha256
+from data_prep.part_plan import pieces_of, plan_parts
+from data_prep.unfinished_conversion import piece_sha256
 
 ENDS = st.sampled_from([b"\n", b"\r\n"])
 LENGTHS = st.one_of(st.integers(0, 12), st.integers(0, 12), st.integers(50, 400))
@@ -22,7 +22,7 @@ LINES = st.lists(st.tuples(LENGTHS, ENDS), min_size=1, max_size=40)
 
 
 def lines_of(described, is_ended):
-    """Lines of all lengths, each with its own number in it."""
+    """Make lines of all lengths, each with its own number in it."""
     lines = [b"%d:" % number + b"x" * size + end for number, (size, end) in enumerate(described)]
     return lines if is_ended else [*lines[:-1], lines[-1].rstrip(b"\r\n")]
 
@@ -98,7 +98,7 @@ def test_parts_hold_all_of_the_input_once_and_are_of_about_the_part_size(
 
 
 def cut(path, size, orders):
-    """The pieces of a file in the plan, which must join and cover it."""
+    """Return the pieces of a file in the plan, which must join and cover it."""
     pieces = [piece for one in orders[0] for piece in one if Path(piece.file).name == path.name]
     assert pieces[0].start == 0
     assert pieces[-1].end == size

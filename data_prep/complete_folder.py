@@ -5,39 +5,26 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from itt_composer.basics.errors import UserError
-from itt_composer.data.shards import FORMAT_VERSION
-
-MANIFEST = "manifest.json"
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256 of a file's content."""
-    digest = sha256()
-    size = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+from itt_composer.data.fingerprints import DamageError, Fingerprint
+from itt_composer.data.manifest import FORMAT_VERSION, MANIFEST
 
 
-def fingerprint_files(folder: Path, files: list[Path]) -> dict[str, Any]:
-    """Fingerprints by path relative to `folder`, written with forward slashes."""
-    return {path.relative_to(folder).as_posix(): fingerprint(path) for path in files}
+def fingerprints(folder: Path, files: list[Path]) -> dict[str, Fingerprint]:
+    """Take the fingerprints of files, by path relative to `folder` with forward slashes."""
+    return {path.relative_to(folder).as_posix(): Fingerprint.of(path) for path in files}
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether `path` is `folder` or lies somewhere below it, links resolved."""
+    """Return whether `path` is `folder` or lies somewhere below it, links resolved."""
     return path.resolve().is_relative_to(folder.resolve())
 
 
 def already_complete(out: Path, recipe: dict[str, Any]) -> bool:
-    """Tell whether `out` already holds the intact output of `recipe`.
+    """Return whether `out` already holds the intact output of `recipe`.
 
     Args:
         out: the output folder.
@@ -51,15 +38,15 @@ def already_complete(out: Path, recipe: dict[str, Any]) -> bool:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    manifest = read_manifest(out)
-    check_same(manifest, recipe, str(out))
-    for name, stored in manifest["files"].items():
-        path = out / name
-        if not path.is_file() or fingerprint(path) != stored:
+    stored = read_stored(out)
+    check_same(stored, _as_stored(recipe), str(out))
+    for name, file in stored["files"].items():
+        try:
+            Fingerprint.model_validate(file).check(out / name)
+        except DamageError as damage:
             raise UserError(
-                f"{path} is missing or has changed since it was written: "
-                f"delete {out} and run the command again"
-            )
+                f"{out / name} {damage}: delete {out} and run the command again"
+            ) from None
     return True
 
 
@@ -92,58 +79,64 @@ def complete_folder(out: Path) -> Iterator[Path]:
 def write_manifest(folder: Path, recipe: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     """Write `manifest.json`: recipe, report and a fingerprint of every file in `folder`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    manifest = as_stored(recipe) | report | {"files": fingerprint_files(folder, files)}
+    listed = {name: file.model_dump() for name, file in fingerprints(folder, files).items()}
+    manifest = _as_stored(recipe) | report | {"files": listed}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
-def as_stored(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The part of a manifest that says what made the output."""
+def _as_stored(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a manifest that says what made the output."""
     return {"format_version": FORMAT_VERSION, **recipe}
 
 
-def read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest of a complete output.
+def read_stored(out: Path) -> dict[str, Any]:
+    """Read the manifest of a complete output, whichever command wrote it.
 
     Raises:
         UserError: the folder holds none, or something else.
     """
     try:
-        manifest = json.loads((out / MANIFEST).read_bytes())
-        # Both are looked up below and in changes, so anything without them is not ours.
-        manifest["format_version"], manifest["files"].items()
+        stored = json.loads((out / MANIFEST).read_bytes())
+        stored["format_version"]
+        for file in stored["files"].values():
+            Fingerprint.model_validate(file)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{out} exists and is not a complete output of this command: "
             "choose another --out or delete it"
         ) from error
-    return manifest
+    return stored
 
 
-def check_same(manifest: dict[str, Any], recipe: dict[str, Any], out: str) -> None:
+def check_same(stored: dict[str, Any], asked: dict[str, Any], out: str) -> None:
     """Refuse an output that was made by another command, of other inputs or with other options.
+
+    Args:
+        stored: its manifest.
+        asked: what the manifest must say, as far as that is known before the work.
+        out: where it lies, for the message.
 
     Raises:
         UserError: names what differs.
     """
-    if differences := changes(manifest, as_stored(recipe)):
+    if differences := changes(stored, asked):
         raise UserError(
             f"{out} holds the output of another run ({differences}): "
             "choose another --out or delete what is there"
         )
 
 
-def changes(manifest: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """Name what differs, in the words of the recipe's keys; empty when nothing does."""
-    if manifest.get("command") != recipe["command"]:
-        return f"of {manifest.get('command')}"
+def changes(stored: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Name what differs, in the words of the keys; empty when nothing does."""
+    if stored.get("command") != asked["command"]:
+        return f"of {stored.get('command')}"
     found = []
-    for key, asked in recipe.items():
-        stored = manifest.get(key)
-        if stored == asked:
+    for key, value in asked.items():
+        if stored.get(key) == value:
             continue
-        if isinstance(asked, dict):
+        if isinstance(value, dict):
             found.append(f"other {key}")
         else:
-            found.append(f"{key} {stored}, asked for {asked}")
+            found.append(f"{key} {stored.get(key)}, asked for {value}")
     return "; ".join(found)

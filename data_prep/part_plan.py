@@ -39,7 +39,7 @@ class Part:
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of text in them, about."""
+        """Approximate bytes of text in them."""
         return sum(_text_bytes(piece) for piece in self.pieces)
 
     @property

@@ -3,12 +3,14 @@
 gigatoken 0.10 refuses some steps of a tokenizer and leaves others out without a word. So the fast
 encoder is taken for the kinds alone that were compared with SentencePiece 0.2 and `tokenizers` 0.22
 on real text, on every code point and on mixed pieces of text, without one difference;
-`tests/data_prep/test_proven.py` holds them to it. All other kinds go to the reference.
+`tests/data_prep/test_encoder_choice.py` holds them to it. All other kinds go to the reference.
 """
 
 import json
 import re
 from typing import Any
+
+from tokenizers.pre_tokenizers import ByteLevel
 
 from data_prep.tokenizer import Tokenizer
 from data_prep.transformers_files import BPE, SPACE, parsed_model
@@ -32,20 +34,20 @@ NEWER_COMPOSED = re.compile(rb"\xf0[\x90-\x96]")
 
 
 def encoder_for(tokenizer: Tokenizer, asked: str) -> tuple[str, str | None]:
-    """The encoder that is taken, and why it is the reference where "fast" was asked for."""
+    """Choose the encoder, and say why it is the reference where "fast" was asked for."""
     reason = why_reference(tokenizer) if asked == "fast" else None
     return (asked if reason is None else "reference"), reason
 
 
 def why_reference(tokenizer: Tokenizer) -> str | None:
-    """What in a tokenizer the fast encoder is not proven for, or None."""
+    """Name what in a tokenizer the fast encoder is not proven for; None if there is nothing."""
     if tokenizer.kind == "sentencepiece":
         return _of_sentencepiece(parsed_model(tokenizer.content))
     return _of_json(json.loads(tokenizer.content))
 
 
 def is_composed_anew(tokenizer: Tokenizer) -> bool:
-    """Whether NFC is applied, in which Unicode's versions differ; see `NEWER_COMPOSED`."""
+    """Return whether NFC is applied, in which Unicode's versions differ; see `NEWER_COMPOSED`."""
     return tokenizer.kind == "tokenizers" and {"type": "NFC"} in _steps(
         json.loads(tokenizer.content)
     )
@@ -105,7 +107,7 @@ def _of_added_tokens(content: dict[str, Any]) -> str | None:
 
 
 def _can_overlap(one: str, other: str) -> bool:
-    """Whether a text can hold both in such a way that they share characters."""
+    """Return whether both can occur in a text in such a way that they share characters."""
     lengths = range(1, min(len(one), len(other)))
     return (
         one in other
@@ -115,7 +117,7 @@ def _can_overlap(one: str, other: str) -> bool:
 
 
 def _is_llama(content: dict[str, Any]) -> bool:
-    """Whether it is SentencePiece's BPE as transformers writes LLaMA's."""
+    """Return whether it is SentencePiece's BPE as transformers writes LLaMA's."""
     space = [
         {"type": "Prepend", "prepend": SPACE},
         {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
@@ -138,7 +140,7 @@ def _unless_special(content: dict[str, Any]) -> str | None:
 
 
 def _steps(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps of a normalizer."""
+    """List the steps of the normalizer."""
     normalizer = content["normalizer"]
     if normalizer is None:
         return []
@@ -163,6 +165,4 @@ def _is_known(found: dict[str, Any] | None) -> bool:
 
 
 def _byte_alphabet() -> set[str]:
-    from tokenizers.pre_tokenizers import ByteLevel
-
     return set(ByteLevel.alphabet())

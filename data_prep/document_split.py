@@ -10,7 +10,7 @@ SPLITS = ("train", "validation")
 
 
 def document_fraction(text: str | bytes) -> float:
-    """Map a document's text, or its UTF-8, to a fraction in [0, 1), uniformly and stable for ever.
+    """Map a document's text, or its UTF-8, to a fraction in [0, 1), uniformly and stable forever.
 
     The fraction is made of the first 53 bits of BLAKE2b-64 of the UTF-8 text, all that a float
     holds exactly, so it is always below 1.

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from data_prep.manifest import already_complete, complete_folder, is_inside, write_manifest
+from data_prep.complete_folder import already_complete, complete_folder, is_inside, write_manifest
 from itt_composer.basics.errors import UserError
 
 RECIPE = {"command": "test", "seq_len": 8, "inputs": {"a": {"bytes": 1, "sha256": "00"}}}
@@ -78,10 +78,10 @@ def test_damaged_or_missing_file_is_named(tmp_path):
     make(tmp_path / "out")
     data = tmp_path / "out" / "part" / "data"
     data.write_bytes(b"abd")
-    with pytest.raises(UserError, match="data is missing or has changed"):
+    with pytest.raises(UserError, match="data does not match its SHA-256: delete"):
         already_complete(tmp_path / "out", RECIPE)
     data.unlink()
-    with pytest.raises(UserError, match="data is missing or has changed"):
+    with pytest.raises(UserError, match="data is missing: delete"):
         already_complete(tmp_path / "out", RECIPE)
 
 

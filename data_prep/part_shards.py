@@ -5,62 +5,23 @@ with its record does a part count as done.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data_prep.budgets import Kept
-from data_prep.conversion import PartRecord, Progress, RowBlock, Settings, convert_part
-from data_prep.manifest import fingerprint
-from data_prep.parts import Part
-from data_prep.rows import ShardOptions, ShardWriter, sync
-from data_prep.split import SPLITS
+from data_prep.document_split import SPLITS
+from data_prep.durable_files import sync, write_synced
+from data_prep.part_plan import Part
+from data_prep.part_record import BAD, DonePart, Kept, stat_of
+from data_prep.part_rows import Progress, RowBlock, Settings, convert_part
+from data_prep.shard_writing import ShardOptions, ShardWriter
 from itt_composer.basics.errors import UserError
+from itt_composer.data.fingerprints import Fingerprint
+from itt_composer.data.index import INDEX, ShardIndex
 
-INDEX = "index.json"
 TAILS = "tails"  # folder of the rows that are made of what the parts left over
-BAD = ".bad"  # instead of .json: the files of a part that a bad line stopped
-
-
-@dataclass
-class DonePart:
-    """A part that is done.
-
-    Attributes:
-        record: what was in it.
-        kept: rows by domain and split that were written; fewer than the record's where a budget
-            ends, and no entry of a domain that takes nothing of this part.
-        files: fingerprints of the files written, by path below the output.
-        stats: size and modification time of the input files, in the order of the pieces.
-        uploaded: the shards lie in the object store and no longer here.
-    """
-
-    record: PartRecord
-    kept: Kept
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    stats: list[dict[str, int]] = field(default_factory=list)
-    uploaded: bool = False
-
-    def save(self, path: Path) -> None:
-        """Write it to a file, which is whole or not there."""
-        write_synced(path, json.dumps(vars(self) | {"record": self.record.to_json()}))
-
-    @classmethod
-    def load(cls, path: Path) -> "DonePart":
-        """Read it from its file."""
-        values = json.loads(path.read_bytes())
-        return cls(**values | {"record": PartRecord.from_json(values["record"])})
-
-
-def stat_of(path: Path) -> dict[str, int]:
-    """What tells cheaply that a file may have changed."""
-    stat = path.stat()
-    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def store_part(
@@ -81,7 +42,7 @@ def store_part(
         record_file: where the record goes.
         work: folder for files that are not yet whole.
         limits: most rows to write by domain and split, or None for all.
-        on_progress: told what was done.
+        on_progress: called with what was done.
 
     Raises:
         UserError: bad input.
@@ -92,9 +53,11 @@ def store_part(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     writers: dict[tuple[str, str], ShardWriter] = {}
-    tell = on_progress if limits is None else _untold  # done a second time, up to a budget's end
+    report = (
+        on_progress if limits is None else _unreported
+    )  # done a second time, up to a budget's end
     try:
-        for block in convert_part(part, settings, tell):
+        for block in convert_part(part, settings, report):
             if isinstance(block, RowBlock):
                 stream = block.domain, block.split
                 if stream not in writers:
@@ -118,14 +81,14 @@ def store_part(
     return done
 
 
-def _untold(_: Progress) -> None:
+def _unreported(_: Progress) -> None:
     pass
 
 
 def store_tails(
     ids: np.ndarray, options: ShardOptions, folder: Path, stream: Path, work: Path
-) -> dict[str, dict[str, Any]]:
-    """Write rows, (rows, seq_len), to `folder/<stream>/tails`; give the files' fingerprints."""
+) -> dict[str, Fingerprint]:
+    """Write rows, (rows, seq_len), to `folder/<stream>/tails`; return their fingerprints."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     writer = ShardWriter(work / TAILS, options)
@@ -135,34 +98,18 @@ def store_tails(
 
 def merge_indexes(folder: Path, parts: list[str]) -> None:
     """Write the index of a stream: the shards of its part folders, in that order."""
-    shards = []
-    for part in parts:
-        for shard in json.loads((folder / part / INDEX).read_bytes())["shards"]:
-            for key in ("raw_data", "zip_data"):
-                if shard.get(key):
-                    shard[key]["basename"] = f"{part}/{shard[key]['basename']}"
-            shards.append(shard)
-    write_synced(folder / INDEX, json.dumps({"version": 2, "shards": shards}, sort_keys=True))
+    indexes = [(part, ShardIndex.read(folder / part / INDEX)) for part in parts]
+    write_synced(folder / INDEX, ShardIndex.merge(indexes).to_json())
 
 
-def write_synced(path: Path, text: str) -> None:
-    """Write a file that is whole or not there, after a power cut too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
-    sync(path.parent)
-
-
-def _move(writer: ShardWriter, folder: Path, place: Path) -> dict[str, dict[str, Any]]:
+def _move(writer: ShardWriter, folder: Path, place: Path) -> dict[str, Fingerprint]:
     """Finish a writer's folder and move it to its place in the output."""
     files = writer.finish()
     target = folder / place
     shutil.rmtree(target, ignore_errors=True)  # of a run that was killed before its record
     if not files:
         return {}
-    prints = {(place / path.name).as_posix(): fingerprint(path) for path in files}
+    prints = {(place / path.name).as_posix(): Fingerprint.of(path) for path in files}
     target.parent.mkdir(parents=True, exist_ok=True)
     writer.folder.replace(target)
     sync(target.parent)

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
 
 from data_prep.documents import Document
 from data_prep.encoder import Encoder
-from data_prep.proven import GPT_4O, LLAMA_3, QWEN_2, why_reference
+from data_prep.encoder_choice import GPT_4O, LLAMA_3, QWEN_2, why_reference
 from data_prep.tokenizer import load_tokenizer
 from data_prep.transformers_files import json_of_sentencepiece
 
@@ -30,7 +30,7 @@ PIECES = [
 
 
 def byte_level(texts, words=None, normalizer=None, prefix=False, added=()):
-    """A byte-level BPE as JSON; `words` is the expression that cuts the text."""
+    """Make a byte-level BPE as JSON; `words` is the expression that cuts the text."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     if words:
@@ -56,7 +56,7 @@ def changed(content, **model):
 
 
 def load(folder, content):
-    """The tokenizer of a file's bytes."""
+    """Load the tokenizer of a file's bytes."""
     is_json = content.startswith(b"{")
     path = folder / ("tokenizer.json" if is_json else "tokenizer.model")
     path.write_bytes(content)

@@ -1,13 +1,13 @@
 """One part of a corpus → rows of token ids: what every engine runs on every worker."""
 
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from data_prep.document_split import SPLITS, split_of
 from data_prep.documents import (
     BadInputError,
     Document,
@@ -18,9 +18,9 @@ from data_prep.documents import (
     where,
 )
 from data_prep.encoder import Encoder, EncoderMismatchError, Tokens, join_documents
-from data_prep.parts import Part
-from data_prep.rows import RowPacker, ShardOptions
-from data_prep.split import SPLITS, split_of
+from data_prep.part_plan import Part
+from data_prep.part_record import PartRecord, Reject, SplitCounts
+from data_prep.shard_writing import RowPacker, ShardOptions
 from data_prep.tokenizer import Tokenizer
 from itt_composer.basics.errors import UserError
 
@@ -50,91 +50,6 @@ class Settings:
     encoder: str
     skip_bad_lines: bool
     shards: ShardOptions
-
-
-class Reject(NamedTuple):
-    """A line that was left out; line 0 stands for a whole file."""
-
-    file: str
-    line: int
-    reason: str
-
-
-@dataclass
-class SplitCounts:
-    """What a part has for a domain and split; `rows` are full ones, the tail not counted."""
-
-    documents: int = 0
-    characters: int = 0
-    utf8_bytes: int = 0
-    tokens: int = 0
-    rows: int = 0
-
-
-def _both_splits() -> dict[str, SplitCounts]:
-    return {split: SplitCounts() for split in SPLITS}
-
-
-@dataclass
-class PartRecord:
-    """What became of a part.
-
-    Attributes:
-        source, index: the part.
-        inputs: of each piece: file, start, end and the SHA-256 of the bytes read.
-        lines: lines read, rejected ones included.
-        rejects: lines left out.
-        cut_files: files that could be read to a damaged place only, or not at all.
-        special_tokens: names of special tokens that were met in documents.
-        domains: counts by domain and split; `tokens` are all ids, BOS, EOS and tail included.
-        tails: ids by domain and split that fill no row, (fewer than seq_len,).
-    """
-
-    source: str
-    index: int
-    inputs: list[dict[str, Any]] = field(default_factory=list)
-    lines: int = 0
-    rejects: list[Reject] = field(default_factory=list)
-    cut_files: list[str] = field(default_factory=list)
-    special_tokens: int = 0
-    domains: dict[str, dict[str, SplitCounts]] = field(default_factory=dict)
-    tails: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-
-    def rows(self, split: str, domain: str) -> int:
-        """Full rows of a domain."""
-        return self.domains[domain][split].rows if domain in self.domains else 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        tails = {
-            domain: {
-                split: {"dtype": str(tail.dtype), "ids": b64encode(tail.tobytes()).decode()}
-                for split, tail in splits.items()
-            }
-            for domain, splits in self.tails.items()
-        }
-        return asdict(self) | {"tails": tails}
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "PartRecord":
-        """The record of JSON values."""
-        return cls(
-            **values
-            | {
-                "rejects": [Reject(*reject) for reject in values["rejects"]],
-                "domains": {
-                    domain: {split: SplitCounts(**c) for split, c in splits.items()}
-                    for domain, splits in values["domains"].items()
-                },
-                "tails": {
-                    domain: {
-                        split: np.frombuffer(b64decode(tail["ids"]), tail["dtype"])
-                        for split, tail in splits.items()
-                    }
-                    for domain, splits in values["tails"].items()
-                },
-            }
-        )
 
 
 class RowBlock(NamedTuple):
@@ -191,7 +106,7 @@ class _Conversion:
         self.record = PartRecord(part.source, part.index)
         if settings.fields.domain is None:
             self._add_domain(part.source)
-        self.told_bytes = 0  # of the piece's file, by on_progress
+        self.reported_bytes = 0  # of the piece's file, by on_progress
 
     def piece(self, piece: Piece) -> Iterator[RowBlock]:
         """Convert one piece, batch by batch."""
@@ -204,15 +119,15 @@ class _Conversion:
                 rows = self.packers[domain][split].add(ids)
                 self.record.domains[domain][split].rows += len(rows)
                 yield RowBlock(domain, split, rows)
-            self.on_progress(Progress(read - self.told_bytes, documents, tokens))
-            self.told_bytes = read
-        self.on_progress(Progress(reader.raw_bytes - self.told_bytes, 0, 0))
-        self.told_bytes = 0
+            self.on_progress(Progress(read - self.reported_bytes, documents, tokens))
+            self.reported_bytes = read
+        self.on_progress(Progress(reader.raw_bytes - self.reported_bytes, 0, 0))
+        self.reported_bytes = 0
         self.record.lines += reader.lines_read
         self.record.inputs.append(asdict(piece) | {"sha256": reader.sha256.hexdigest()})
 
     def finish(self) -> PartRecord:
-        """Give the record, the tails in it."""
+        """Put the tails into the record and return it."""
         self.record.tails = {
             domain: {split: packer.tail for split, packer in packers.items()}
             for domain, packers in self.packers.items()
@@ -223,7 +138,7 @@ class _Conversion:
     def _add_domain(self, domain: str) -> None:
         shards = self.settings.shards
         self.packers[domain] = {s: RowPacker(shards.seq_len, shards.dtype) for s in SPLITS}
-        self.record.domains[domain] = _both_splits()
+        self.record.domains[domain] = {split: SplitCounts() for split in SPLITS}
 
     def _batches(self, reader: PieceReader) -> Iterator[list[_Line]]:
         """Yield the documents of a piece in batches, bad lines rejected."""
@@ -250,7 +165,7 @@ class _Conversion:
     def _by_stream(
         self, reader: PieceReader, batch: list[_Line]
     ) -> dict[tuple[str, str], list[_Line]]:
-        """Lines by domain and split."""
+        """Sort lines by domain and split."""
         lines: dict[tuple[str, str], list[_Line]] = {}
         for line in batch:
             domain = line.document.domain or self.part.source
@@ -269,7 +184,7 @@ class _Conversion:
     def _encode(
         self, reader: PieceReader, domain: str, split: str, lines: list[_Line]
     ) -> tuple[np.ndarray, int]:
-        """Ids of documents, BOS and EOS included, and how many documents they are."""
+        """Encode documents, with BOS and EOS, and return the ids and the number of documents."""
         tokenizer = self.settings.tokenizer
         try:
             tokens = self.encoder.encode([line.document for line in lines])
@@ -304,7 +219,7 @@ class _Conversion:
         return [line for line, _ in kept], Tokens.of([ids for _, ids in kept])
 
     def _reject(self, reader: PieceReader, number: int, reason: str) -> None:
-        """Leave a line of the piece (from 1; 0: the file) out, or stop at it."""
+        """Leave out a line of the piece (from 1; 0: the file), or stop at it."""
         line = reader.file_line(number) if number else 0
         if not self.settings.skip_bad_lines:
             raise UserError(where(reader.path, line) + reason)

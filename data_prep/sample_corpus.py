@@ -28,9 +28,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.complete_folder import already_complete, complete_folder, write_manifest
 from data_prep.docstrings import separate_docstrings
-from data_prep.manifest import already_complete, complete_folder, write_manifest
 from itt_composer.basics.errors import UserError
+
+try:
+    from pydoc_data.topics import topics
+except ImportError:  # Debian's minimal Python leaves it out
+    topics = {}  # type: ignore[misc]
 
 DOMAINS = ("code", "docstrings", "packages", "reference")
 SITE_PACKAGES = (
@@ -40,7 +45,7 @@ SITE_PACKAGES = (
 OWN_DISTRIBUTION = "itt-composer"
 MINIMUM_CHARACTERS = 200
 
-# Tests, copies of other packages, generated modules, and what is no part of the package itself.
+# Tests, copies of other packages, generated modules, and what the package itself does not need.
 SKIPPED_NAMES = {
     *("test", "tests", "idle_test", "conftest.py"),
     *("_vendor", "vendor", "vendored", "_vendored", "extern", "externals", "_externals"),
@@ -111,7 +116,7 @@ def build_sample_corpus(out: Path, megabytes: int) -> dict[str, Any] | None:
 
 
 def installation_fingerprint() -> str:
-    """Python's version and a hash of the installed distributions: what the corpus depends on."""
+    """Return what the corpus depends on: Python's version and a hash of what is installed."""
     versions = "\n".join(f"{name}=={dist.version}" for name, dist in _distributions())
     return f"Python {platform.python_version()}, {sha256(versions.encode()).hexdigest()[:16]}"
 
@@ -153,10 +158,6 @@ def installed_documents() -> Iterator[CorpusDocument]:
 
 
 def _reference_documents() -> Iterator[CorpusDocument]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:  # Debian's minimal Python leaves it out.
-        return
     # Longest first: topics contain one another, and so the contained ones are left out.
     for name in sorted(topics, key=lambda name: (-len(topics[name]), name)):
         yield CorpusDocument("reference", f"pydoc topic {name}", topics[name].strip() + "\n")
@@ -171,7 +172,7 @@ def _package_documents() -> Iterator[CorpusDocument]:
 
 
 def _distributions() -> list[tuple[str, importlib.metadata.Distribution]]:
-    """Installed distributions by normalised name; of two with one name, the one that imports."""
+    """List installed distributions by normalised name; of two with one name, the importable one."""
     found: dict[str, importlib.metadata.Distribution] = {}
     # Not sys.path, which programs add to: setuptools, once imported, its copies of others.
     folders = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
@@ -228,7 +229,7 @@ def _parse(path: Path) -> tuple[str, ast.Module] | None:
 
 
 def _is_table(source: str, tree: ast.Module) -> bool:
-    """Whether more than 0.4 of a module's lines are constants assigned at its top level."""
+    """Return whether more than 0.4 of a module's lines are constants assigned at its top level."""
     literal = ast.Dict | ast.List | ast.Tuple | ast.Set | ast.Constant
     lines = 0
     for node in tree.body:
@@ -243,7 +244,7 @@ def _without_licence(code: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a string has a UTF-8 form, which one with a lone surrogate has not."""
+    """Return whether a string has a UTF-8 form, which a lone surrogate prevents."""
     try:
         text.encode()
     except UnicodeEncodeError:

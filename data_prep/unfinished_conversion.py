@@ -9,17 +9,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data_prep.budgets import Kept
-from data_prep.conversion import PartRecord
+from data_prep.complete_folder import changes
 from data_prep.documents import Piece, PieceReader
-from data_prep.manifest import changes
-from data_prep.part_store import BAD, DonePart, stat_of, write_synced
-from data_prep.parts import Part
+from data_prep.durable_files import write_synced
+from data_prep.part_plan import Part
+from data_prep.part_record import BAD, DonePart, Kept, PartRecord, stat_of
 from itt_composer.basics.errors import UserError
+from itt_composer.data.manifest import ShardSettings
 
 STATE = ".state"
 RECIPE = "recipe.json"
@@ -27,12 +26,12 @@ THRESHOLD = "threshold.json"
 
 
 def is_state(folder: Path) -> bool:
-    """Whether a folder is what an ended run left, whole or in part, and nothing else."""
+    """Return whether a folder is what an ended run left, whole or in part, and nothing else."""
     names = (RECIPE, THRESHOLD, "lock", "parts", "work")
     return folder.is_dir() and all(path.name.startswith(names) for path in folder.iterdir())
 
 
-class State:
+class UnfinishedConversion:
     """The folder of an unfinished conversion, held by one process at a time.
 
     Args:
@@ -47,7 +46,7 @@ class State:
         self.work = self.own / "work"
         self.lock = FileLock(self.own / "lock")
 
-    def open(self, recipe: dict[str, Any]) -> None:
+    def open(self, settings: ShardSettings) -> None:
         """Take the folder until `close`.
 
         Raises:
@@ -62,6 +61,7 @@ class State:
             ) from None
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
+        recipe = settings.model_dump(exclude={"format_version"})
         file = self.own / RECIPE
         differences = file.exists() and changes(json.loads(file.read_bytes()), recipe)
         if differences and self._has_done():
@@ -85,7 +85,7 @@ class State:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def threshold(self, compute: Callable[[], float]) -> float:
-        """The share of documents for validation, computed once: a mended line changes it not."""
+        """Return the share of documents for validation: computed once, whatever is mended."""
         file = self.own / THRESHOLD
         if not file.exists():
             write_synced(file, json.dumps(compute()))
@@ -95,11 +95,11 @@ class State:
         return any((self.own / "parts").glob("*/*.json"))
 
     def record_file(self, part: Part) -> Path:
-        """Where the record of a part lies once it is done."""
+        """Return where the record of a part lies once it is done."""
         return self.own / "parts" / part.source / f"{part.name}.json"
 
     def done(self, plan: dict[str, list[Part]], root: Path) -> dict[str, dict[int, DonePart]]:
-        """The parts that are done and are still what the plan asks for, by source and index.
+        """Find the parts that are done and still what the plan asks for, by source and index.
 
         A part that the plan no longer has, for its files were mended or cut otherwise, is
         forgotten and so are its shards, and those of parts that were killed before their record.
@@ -129,7 +129,7 @@ class State:
         return found
 
     def _stopped_at(self) -> set[str]:
-        """Files of the parts in which a bad line stopped an earlier run."""
+        """List the files of the parts in which a bad line stopped an earlier run."""
         notes = (self.own / "parts").glob(f"*/*{BAD}")
         return {name for note in notes for name in json.loads(note.read_bytes())}
 
@@ -159,7 +159,7 @@ class State:
                 self.forget(done, file)
 
     def drop_rows(self, done: DonePart, kept: Kept, file: Path) -> None:
-        """Remove all of a part's rows in the domains and splits of which none is kept."""
+        """Remove all rows of a part in the domains and splits that keep none."""
         dropped = [
             f"{split}/{domain}/{file.stem}"
             for domain, splits in done.kept.items()
@@ -179,7 +179,7 @@ class State:
     def _is_there(self, done: DonePart) -> bool:
         if done.uploaded:
             return True
-        paths = {self.folder / name: stored["bytes"] for name, stored in done.files.items()}
+        paths = {self.folder / name: stored.bytes for name, stored in done.files.items()}
         return all(path.is_file() and path.stat().st_size == n for path, n in paths.items())
 
 
@@ -211,5 +211,5 @@ def check_unchanged(root: Path, done: DonePart, folder: Path) -> None:
 
 
 def piece_sha256(root: Path, piece: Piece) -> str:
-    """SHA-256 of the bytes of a piece as they are now."""
+    """Return the SHA-256 of the bytes of a piece as they are now."""
     return PieceReader(root, piece).hash_all()
