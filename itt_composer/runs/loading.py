@@ -148,7 +148,7 @@ def load_named_model(
             "place here; leave it out"
         )
     if place.kind == "checkpoint":
-        model, batches, source = _load_from_training(place, options.tokenizer)
+        model, batches, source = _load_from_training(place, options.tokenizer, key)
     else:
         model, batches, source = _load_from_folder(place, options.revision)
     if options.dtype != "auto":
@@ -267,12 +267,13 @@ def _load_from_folder(
 
 
 def _load_from_training(
-    place: ModelPlace, tokenizer: str | None
+    place: ModelPlace, tokenizer: str | None, key: str
 ) -> tuple[PreTrainedModel, int | None, str]:
     """Load a checkpoint."""
+    option = f"{key}.tokenizer" if key else "`itt export --tokenizer`, and then what that writes"
     try:
         model, checkpoint, folder = load_model_of(
-            Path(place.source), Path(tokenizer) if tokenizer else None
+            Path(place.source), Path(tokenizer) if tokenizer else None, option=option
         )
     except CodeInCheckpointError as error:
         raise UserError(
