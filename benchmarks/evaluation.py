@@ -135,8 +135,8 @@ def compare(
     }
 
     def answers_of(side: str) -> list[Any]:
-        results = measure(suite, task, settings, source, lms[side])  # type: ignore[arg-type]
-        return likelihoods(results["harness"]["samples"][task])
+        answers = measure(suite, task, settings, source, lms[side])  # type: ignore[arg-type]
+        return likelihoods(answers.harness["samples"][task])
 
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in lms}
     for _ in range(rounds):

@@ -5,7 +5,6 @@ and valid is skipped, so an interrupted quickstart goes on where it was. Torch i
 by the commands, not here.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -17,14 +16,16 @@ from types import FrameType
 from typing import Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from itt_composer.basics.errors import errors_as_sentences
 from itt_composer.basics.importing import imported
+from itt_composer.basics.tables import Table
 from itt_composer.data.manifest import Manifest
 from itt_composer.recipe.schema import load_recipe
+from itt_composer.results.base import read_result
+from itt_composer.results.perplexity import PerplexityResults, Setting
+from itt_composer.results.perplexity_report import percentages
 from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.summary import RunSummary
 from itt_composer.training.training_run import TrainingRun
@@ -111,8 +112,8 @@ def train(recipe_file: Path) -> RunFolder:
     return run
 
 
-def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> dict[str, Any]:
-    """Measure the perplexity of all validation rows at each setting, unless that has been done."""
+def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> PerplexityResults:
+    """Measure perplexity on all validation rows at each setting, unless that has been done."""
     output = run.path / "perplexity.json"
     overrides = [
         f"model={run.model}",
@@ -121,12 +122,12 @@ def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> dict[str, 
         f"output={output}",
     ]
     if is_newer(output, run.summary_file):
-        measured = json.loads(output.read_bytes())
-        if measured["suite"] == imported(LOAD_SUITE)(Path(suite_file), overrides).model_dump():
+        measured = read_result(output, PerplexityResults, advice=f"delete {output}")
+        if measured.suite.given() == imported(LOAD_SUITE)(Path(suite_file), overrides).model_dump():
             print(f"{output} holds the evaluation: nothing to do", flush=True)
             return measured
     run_itt("eval", suite_file, *overrides)
-    return json.loads(output.read_bytes())
+    return read_result(output, PerplexityResults, advice=f"delete {output}")
 
 
 def analyse_thinking(run: RunFolder) -> None:
@@ -191,54 +192,40 @@ def run_printed(command: list[Any], environment: dict[str, str] | None = None) -
         raise SystemExit(code if code > 0 else 128 - code)
 
 
-def by_both_rules(settings: list[dict[str, Any]]) -> Iterator[tuple[dict, dict]]:
-    """Yield each elastic setting by top-k and by thresholds; a dense model has one rule."""
+def by_both_rules(settings: list[Setting]) -> Iterator[tuple[Setting, Setting]]:
+    """Yield each setting by top-k and by thresholds; a dense model has the same figures twice."""
     causal = {
-        tuple(setting["select_ratios"]): setting
+        tuple(setting.select_ratios): setting
         for setting in settings
-        if setting["router_selection"] != "top_k"
+        if setting.router_selection != "top_k"
     }
     for setting in settings:
-        if setting["router_selection"] != "threshold":
-            yield setting, causal[tuple(setting["select_ratios"])]
+        if setting.router_selection != "threshold":
+            yield setting, causal[tuple(setting.select_ratios)]
 
 
-def print_comparison(summaries: list[RunSummary], results: list[dict[str, Any]]) -> None:
+def print_comparison(summaries: list[RunSummary], results: list[PerplexityResults]) -> None:
     """Print a row per model, then the ITT's elastic settings; fits 80 columns."""
     manifest = Manifest.read(SHARDS)
     documents = manifest.totals["validation"].documents
     table = Table(
-        title=f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
+        f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
         f"(trained on {summaries[0].tokens / 1e6:.2f} M tokens, vocabulary "
         f"{manifest.vocab_size:,}; MFLOPs per token of a\nforward pass; causal: by thresholds)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
+        [
+            *("\nmodel", "select\nratios %", "\nparams", "MFLOPs\npaper", "MFLOPs\nexecuted"),
+            *("perplexity\ntop-k", "\ncausal"),
+        ],
     )
-    table.add_column("\nmodel", no_wrap=True)
-    for header in (
-        "select\nratios %",
-        "\nparams",
-        "MFLOPs\npaper",
-        "MFLOPs\nexecuted",
-        "perplexity\ntop-k",
-        "\ncausal",
-    ):
-        table.add_column(header, justify="right", no_wrap=True)
     for summary, result in zip(summaries, results, strict=True):
         name = "LLaMA" if summary.thinking == "dense" else f"ITT×{summary.thinking_steps}"
         parameters = f"{summary.parameters / 1e6:.3f} M"
-        for setting, causal in by_both_rules(result["settings"]):
-            table.add_row(
-                name,
-                "/".join(f"{100 * ratio:.0f}" for ratio in setting["select_ratios"]) or "–",
-                parameters,
-                f"{setting['paper_flops_per_token'] / 1e6:.2f}",
-                f"{setting['executed_flops_per_token'] / 1e6:.2f}",
-                f"{setting['perplexity']:.2f}",
-                f"{causal['perplexity']:.2f}",
-            )
+        for setting, causal in by_both_rules(result.settings):
+            flops = (setting.paper_flops_per_token, setting.executed_flops_per_token)
+            in_millions = ["–" if count is None else f"{count / 1e6:.2f}" for count in flops]
+            perplexities = [f"{one.perplexity:.2f}" for one in (setting, causal)]
+            cells = [name, percentages(setting.select_ratios), parameters]
+            table.rows.append([*cells, *in_millions, *perplexities])
             name, parameters = "  elastic", "same"
     print()
-    Console().print(table)
+    table.print(Console())

@@ -1,4 +1,4 @@
-"""The model: `IttConfig` and `IttForCausalLM`.
+"""Holds the model: `IttConfig` and `IttForCausalLM`.
 
 Both load on first use: their files take seconds to import, which a command that only checks its
 input does not need, and transformers may import the configuration while its own modeling files

@@ -105,6 +105,6 @@ def check_same_shards(recipe: Recipe, run: TrainingRun, allow_changes: bool) -> 
 
 
 def digests_of(recipe: Recipe) -> dict[str, str]:
-    """Hash what the recipe's rows are made of; see `Manifest.digests`."""
+    """Return the digests of what the recipe's rows are made of; see `Manifest.digests`."""
     manifest = Manifest.read(recipe.data.local)
     return manifest.digests(manifest.streams(recipe.data.domains))

@@ -71,7 +71,7 @@ def test_the_last_figure_is_of_the_finished_model_and_random_states_are_left_alo
     with open_tasks(tasks.selected_tasks(), tasks.data_dir) as source:
         lm = EvaluatedLM(model.eval(), load_tokenizer(str(shards / "tokenizer")))
         results = measure(tasks, "lambada_openai", settings, source, lm)
-    assert figure_of(results["harness"], "lambada_openai", None) == ("perplexity", figures[10])
+    assert figure_of(results.harness, "lambada_openai", None) == ("perplexity", figures[10])
 
 
 def test_ranks_that_shard_the_model_ask_the_whole_one_and_train_as_if_they_had_not(
@@ -114,8 +114,8 @@ def start(recipe):
 
 
 MISTAKES = {
-    "{suite: eval/suites/perplexity.yaml}": "eval/suites/perplexity.yaml is no suite of tasks",
-    "{only: [piqua], eval_interval: 10ba}": "only names 'piqua', which is none of the tasks",
+    "{suite: eval/suites/perplexity.yaml}": "eval/suites/perplexity.yaml is not a suite of tasks",
+    "{only: [piqua], eval_interval: 10ba}": "only names 'piqua', which is not one of the",
     "{data_dir: no/where, eval_interval: 10ba}": "data_dir=no/where is no folder",
     "{eval_interval: 7ba}": "command line: callbacks.lm_eval.eval_interval=7ba is not a multiple",
     "{limit: 0}": "callbacks.lm_eval.limit=0: input should be greater than 0",

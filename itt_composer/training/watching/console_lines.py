@@ -1,6 +1,5 @@
 """One readable line per interval of training, and one per evaluation."""
 
-import math
 import sys
 
 import torch
@@ -10,6 +9,7 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 from torch.nn.parallel import DistributedDataParallel
 
+from itt_composer.basics.losses import perplexity
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.training.threshold_estimate import BY_THRESHOLD
 from itt_composer.training.watching.progress_bar import format_time
@@ -110,7 +110,7 @@ class ConsoleLines(Callback):
         by = " by thresholds" if state.dataloader_label == BY_THRESHOLD else ""
         self._print(
             f"batch {state.timestamp.batch.value:,} · validation loss {loss:.4f} · "
-            f"perplexity {math.exp(min(loss, 700.0)):.2f}{by}"
+            f"perplexity {perplexity(loss):.2f}{by}"
         )
 
     def _print(self, line: str) -> None:
