@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class EncoderName(str, Enum):
-    """Who turns text into ids."""
+    """The encoders that turn text into ids."""
 
     fast = "fast"
     reference = "reference"
 
 
 class SpecialTokens(str, Enum):
-    """What the name of a special token in a document is."""
+    """What the name of a special token in a document counts as."""
 
     text = "text"
     token = "token"
@@ -39,7 +39,7 @@ class Engine(str, Enum):
 
 
 class OnBadLine(str, Enum):
-    """What to do with a line that holds no document."""
+    """What to do with a line that does not hold a document."""
 
     stop = "stop"
     skip = "skip"
@@ -355,7 +355,7 @@ def _log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("data_prep")
-    logger.handlers[:] = [handler]  # stderr may be another than in a call before
+    logger.handlers[:] = [handler]  # stderr may differ from an earlier call's
     logger.setLevel(logging.INFO)
 
 

@@ -1,4 +1,4 @@
-"""Token budgets: how much of each domain is wanted, and which rows of which part that is."""
+"""Token budgets: how much of each domain is wanted, and which rows of which parts that takes."""
 
 import re
 from collections import Counter
@@ -70,7 +70,7 @@ def _shares_of(file: Path) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Budgets:
-    """Rows that are wanted, by split and domain; a split or domain that is absent has no limit."""
+    """Rows that are wanted, by split and domain; an absent split or domain has no limit."""
 
     rows: dict[str, dict[str, int]]
 

@@ -1,4 +1,4 @@
-"""An output folder is either complete, with a manifest of what made it, or not there at all."""
+"""Output folders that are either complete, with a manifest of what made them, or absent."""
 
 import errno
 import json

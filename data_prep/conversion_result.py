@@ -1,4 +1,4 @@
-"""What a finished conversion has to say: its manifest, and warnings of what is missing in it."""
+"""Describes a finished conversion: its manifest, and warnings of what is missing in it."""
 
 from pathlib import Path
 

@@ -54,7 +54,7 @@ def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, Definition]]:
 
 
 def _leading_strings(definition: Definition) -> list[ast.Expr]:
-    # All of them: were only the first one cut, the second would become the docstring.
+    # All of them: if only the first were cut, the second would become the docstring.
     strings = []
     for statement in definition.body:
         if not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):

@@ -26,12 +26,12 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 DOMAIN_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f]+")
 DOMAIN_BYTES = 200  # most of its name; file systems take 255
 HEAD = 1 << 16  # bytes in which the first lines show what kind of file it is
-# Of decompressed text: what a cut-off stream gave last is lost up to this.
+# Bytes of decompressed text: at most this much of a cut-off stream's end is lost.
 DECOMPRESSED_BUFFER = 1 << 12
 
 
 class BadInputError(Exception):
-    """A line that holds no document, or a file that ends before its time.
+    """A line that does not hold a document, or a file that ends too early.
 
     Attributes:
         line: number of the line in its file, from 1; 0 for the file as a whole.
@@ -61,7 +61,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of a line say what: names, or paths like `meta.source`.
+    """The fields of a line that are read: names, or paths like `meta.source`.
 
     Attributes:
         text: holds the document.
@@ -193,7 +193,7 @@ class PieceReader:
 
 def _decompressed(file: io.IOBase, compression: str | None) -> Any:
     """Open the text of a compressed file."""
-    if compression == "gzip":  # not by pyarrow, which takes zeros after the last member for damage
+    if compression == "gzip":  # not pyarrow, which takes zeros after the last member for damage
         return _Gzip(file)
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), compression)
 
@@ -240,7 +240,7 @@ def _is_object(line: bytes) -> bool:
 
 
 class _Gzip(io.RawIOBase):
-    """The text of a gzip file, given so late that damage is met before what it made of the text."""
+    """The text of a gzip file, held back until damage would show before the text that it spoils."""
 
     def __init__(self, file: Any) -> None:
         self.blocks = self._blocks(gzip.GzipFile(fileobj=file))

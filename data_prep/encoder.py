@@ -1,4 +1,4 @@
-"""Documents → token ids, fast, and held to the tokenizer's reference implementation.
+"""Documents → token ids, fast, and checked against the tokenizer's reference implementation.
 
 gigatoken encodes; a steady share of the text is encoded by the reference too, and so is the line in
 which a kind of character comes first; the first difference stops the run. Where gigatoken is known
@@ -96,7 +96,7 @@ class Encoder:
         return np.array(self.tokenizer.encode(document.text), np.uint32)
 
     def _fast(self, documents: list[Document]) -> Tokens:
-        # On the calling thread: the processes of a run compose, gigatoken's own pool would not.
+        # On the calling thread: a run has processes of its own, and gigatoken's pool would compete.
         encoded = [document.data for document in documents]
         lists = self.tokenizer.fast.encode_batch(encoded, parallel=False).layout
         ends = lists.offsets.data

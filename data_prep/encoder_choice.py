@@ -1,4 +1,4 @@
-"""For which tokenizers gigatoken gives the ids of the reference, decided from the model file.
+"""Decides from a tokenizer's file whether gigatoken gives it the ids of the reference.
 
 gigatoken 0.10 refuses some steps of a tokenizer and leaves others out without a word. So the fast
 encoder is taken for the kinds alone that were compared with SentencePiece 0.2 and `tokenizers` 0.22
@@ -29,7 +29,7 @@ GPT_4O = (
 )
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 WORDS = (LLAMA_3, QWEN_2, GPT_4O)
-# Characters that compose in newer Unicode tables only (U+10500 to U+16FFF, in UTF-8).
+# Characters that compose only in newer Unicode tables (U+10500 to U+16FFF, in UTF-8).
 NEWER_COMPOSED = re.compile(rb"\xf0[\x90-\x96]")
 
 

@@ -21,7 +21,7 @@ UPLOADS = 4  # at a time
 
 
 class LocalEngine:
-    """Has workers convert parts until everything, or every budget, is done.
+    """Lets workers convert parts until everything, or every budget, is done.
 
     Args:
         plan: parts by source.
@@ -50,7 +50,7 @@ class LocalEngine:
         self.done = state.done(plan, settings.root)
         self.taken = {source: set(done) for source, done in self.done.items()}
         self.settled: set[tuple[str, int]] = set()  # their rows are final
-        self.cut: set[tuple[str, int]] = set()  # being converted again, up to a budget's end
+        self.cut: set[tuple[str, int]] = set()  # converted again, up to a budget's end
         self.total_bytes = self.input_bytes()
 
     def done_before(self) -> Progress:

@@ -1,4 +1,4 @@
-"""Writing a part's shards so that they are there as a whole or not at all.
+"""Writes a part's shards so that they are whole or absent.
 
 Done by workers. Everything is forced down to the disk before the part's record appears, and only
 with its record does a part count as done.

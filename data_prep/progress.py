@@ -52,7 +52,7 @@ def conversion_progress(
 
 
 class _Meter:
-    """Counts from the first work that is done on, so that the start of processes is left out."""
+    """Measures from the first work done, so that starting processes does not count."""
 
     def __init__(self, total_bytes: Callable[[], int], before: Progress) -> None:
         self.total_bytes = total_bytes

@@ -75,7 +75,7 @@ class RemoteOutput:
     def begin(self, settings: ShardSettings, state: UnfinishedConversion) -> None:
         """Announce in the store what is being written to it."""
         if self._stored() is None:
-            state.forget_uploaded()  # first: what is begun there is taken for uploaded
+            state.forget_uploaded()  # first: parts of an output begun there count as uploaded
             file = self.folder / MANIFEST
             content = json.dumps(settings.model_dump(), indent=1) + "\n"
             file.write_text(content, encoding="utf-8")

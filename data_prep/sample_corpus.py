@@ -33,9 +33,9 @@ from data_prep.docstrings import separate_docstrings
 from itt_composer.basics.errors import UserError
 
 try:
-    from pydoc_data.topics import topics
+    from pydoc_data import topics
 except ImportError:  # Debian's minimal Python leaves it out
-    topics = {}  # type: ignore[misc]
+    topics = None  # type: ignore[assignment]
 
 DOMAINS = ("code", "docstrings", "packages", "reference")
 SITE_PACKAGES = (
@@ -143,7 +143,7 @@ def _write_documents(folder: Path, size: int) -> dict[str, dict[str, int]]:
             counts[document.domain]["characters"] += len(document.text)
             counts[document.domain]["utf8_bytes"] += utf8_bytes
             written += utf8_bytes
-    for domain in DOMAINS:  # of which a small corpus does not reach all
+    for domain in DOMAINS:  # a small corpus does not reach all of them
         if not counts[domain]["documents"]:
             (folder / domain / f"{domain}.jsonl").unlink()
             (folder / domain).rmdir()
@@ -158,9 +158,10 @@ def installed_documents() -> Iterator[CorpusDocument]:
 
 
 def _reference_documents() -> Iterator[CorpusDocument]:
+    texts = topics.topics if topics else {}
     # Longest first: topics contain one another, and so the contained ones are left out.
-    for name in sorted(topics, key=lambda name: (-len(topics[name]), name)):
-        yield CorpusDocument("reference", f"pydoc topic {name}", topics[name].strip() + "\n")
+    for name in sorted(texts, key=lambda name: (-len(texts[name]), name)):
+        yield CorpusDocument("reference", f"pydoc topic {name}", texts[name].strip() + "\n")
 
 
 def _package_documents() -> Iterator[CorpusDocument]:

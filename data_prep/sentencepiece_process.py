@@ -1,4 +1,4 @@
-"""SentencePiece's trainer in a process of its own, which it ends on text that it does not take.
+"""SentencePiece's trainer in a process of its own, because some text makes it end its process.
 
     python -m data_prep.sentencepiece_process SETTINGS <lines >model
 
@@ -27,7 +27,7 @@ def main() -> int:
             model_writer=model,
             **json.loads(sys.argv[1]),
         )
-    except RuntimeError as error:  # a vocabulary too large or too small for the text
+    except RuntimeError as error:  # the vocabulary is too large or too small for the text
         sys.stdout.write(str(error))
         return REFUSED
     sys.stdout.buffer.write(model.getvalue())

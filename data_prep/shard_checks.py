@@ -45,7 +45,7 @@ def decompress_shard(compression: str, data: bytes) -> bytes:
 
     try:
         return decompress(compression, data)
-    # Every algorithm raises its own.
+    # Each algorithm raises its own kind of exception.
     except Exception as error:
         raise DamageError(f"cannot be decompressed ({error})") from None
 

@@ -87,7 +87,7 @@ def check_storage(options: ShardOptions) -> None:
 
 
 class RowPacker:
-    """Cuts a stream of ids into rows; what fills no row waits for the next ids."""
+    """Cuts a stream of ids into rows; a rest too short for a row waits for the next ids."""
 
     def __init__(self, seq_len: int, dtype: str) -> None:
         self.seq_len = seq_len

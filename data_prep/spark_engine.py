@@ -38,7 +38,7 @@ from data_prep.spark_session import (
 from data_prep.spark_shards import SCHEMA, SparkStream, frame_of_record, frame_of_rows
 from itt_composer.basics.errors import UserError
 
-ARROW_BYTES = 1 << 24  # of ids that go from Spark to Python at a time
+ARROW_BYTES = 1 << 24  # of ids that Spark hands to Python at a time
 
 
 def run_spark(

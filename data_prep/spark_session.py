@@ -20,14 +20,14 @@ from pyspark.sql import SparkSession
 from data_prep.part_rows import Progress
 from itt_composer.basics.errors import UserError
 
-# Of Spark 3; 18 and later lack what it, or Arrow in it, asks of Java.
+# For Spark 3: Java 18 and later lack what it, or Arrow in it, needs.
 OLDEST_JAVA, NEWEST_JAVA = 8, 17
 HOW_TO_GET_JAVA = (
     "install Java 8, 11 or 17 (Debian and Ubuntu: apt install openjdk-17-jre-headless) and set "
     "JAVA_HOME to it"
 )
 TOO_NEW_JAVA = ("getSubject is not supported", "java.nio.DirectByteBuffer.<init>(long, int) not")
-# Spark takes a configuration without an appender for none, and has a shell log its start if the
+# Spark ignores a configuration without an appender, and a shell logs its start if the
 # level of the shell's own logger is not set.
 SILENT_LOG = """\
 rootLogger.level = off
@@ -56,7 +56,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
         yield present
         return
     _check_java()
-    # Executors would take whatever python3 is; theirs must have what this one has.
+    # Executors would take any python3; theirs must have what this one has.
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     with TemporaryDirectory() as folder:
         builder = SparkSession.builder.appName("data_prep convert")
@@ -90,7 +90,7 @@ def _settings(master: str | None, folder: Path) -> dict[str, str]:
 
 def _check_java() -> None:
     if "PYSPARK_GATEWAY_PORT" in os.environ:
-        return  # a driver that spark-submit started has its JVM already
+        return  # a driver that spark-submit started already has a JVM
     home = os.environ.get("JAVA_HOME")
     java = str(Path(home, "bin", "java")) if home else "java"
     if shutil.which(java) is None:

@@ -20,7 +20,7 @@ from itt_composer.basics.errors import UserError
 from itt_composer.data.fingerprints import Fingerprint
 from itt_composer.data.index import COLUMN, INDEX, ShardIndex
 
-# A row of ids, little-endian; or, with `done`, the JSON of what was in a part and no ids.
+# A row of ids, little-endian; or, in `done`, the JSON of what was in a part, without ids.
 SCHEMA = "domain string, split string, part int, row int, ids binary, done string"
 TAILS_PART = -1  # the part of rows that are made of tails
 
@@ -54,7 +54,7 @@ class SparkStream:
         self, spark: SparkSession, options: ShardOptions, out: Path | str, place: Path
     ) -> None:
         self.spark = spark
-        # Every file's SHA-256 goes into the manifest, and from an index it costs no reading.
+        # The manifest needs every file's SHA-256; from an index it costs no reading.
         hashes = tuple(dict.fromkeys((*options.hashes, "sha256")))
         self.options = options._replace(hashes=hashes)
         self.is_remote = "://" in str(out)
@@ -111,7 +111,7 @@ class SparkStream:
             "size_limit": options.size_limit,
             "keep_local": not self.is_remote,
         }
-        # Every store has its own kinds; of a folder, it is the merging that does not find one.
+        # Every store raises its own kinds; in a folder, merging fails when it finds no index.
         store_errors: type[Exception] = Exception if self.is_remote else RuntimeError
         rows = partial(_samples, dtype=options.dtype, kept=kept)
         try:

@@ -19,7 +19,7 @@ BYTES_PER_FILE = 1_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one domain.
+    """How many tokens one domain has.
 
     Attributes:
         tokens: in all.
@@ -59,7 +59,7 @@ def estimate(
                     break
         except BadInputError:
             pass
-        # Of a compressed file more has been read than was looked at, so this is the lower bound.
+        # More of a compressed file was read than was looked at, so this is the lower bound.
         read_bytes += line_bytes if not reader.compression else min(line_bytes, reader.raw_bytes)
     total = sum(sizes.values())
     found = {}

@@ -52,9 +52,9 @@ LLAMA_SETTINGS: dict[str, Any] = {
 # The trainer's process dies of 65,536 characters without a break, and it leaves out a line of
 # more than `max_sentence_length` bytes: longer lines are cut, at a blank where there is one.
 LONGEST_LINE = 1 << 15  # characters
-# It takes this character for its own mark and would leave the whole line out. In a line, a tab is
-# what it learns nothing of.
 COUNTED = ("documents", "utf8_bytes", "cut_runs", "reserved_characters")
+# The trainer takes the first character for its own mark and would leave out the whole line; a tab
+# in its place teaches it nothing.
 RESERVED, UNLEARNED = "\u2585", "\t"
 
 
@@ -192,7 +192,7 @@ def _train(lines: Iterable[str], vocab_size: int) -> bytes:
     with TemporaryFile() as out, TemporaryFile() as err:
         process = Popen(command, stdin=PIPE, stdout=out, stderr=err, env=environment)
         try:
-            # Of a pipe that breaks, the exit code says why.
+            # When the pipe breaks, the exit code says why.
             with suppress(BrokenPipeError), process.stdin as pipe:  # type: ignore[union-attr]
                 for line in lines:
                     pipe.write(line.encode() + b"\n")  # type: ignore[union-attr]

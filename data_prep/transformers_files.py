@@ -1,4 +1,4 @@
-"""A tokenizer's folder as transformers reads it, in versions 4.57 and 5: with the ids of the rows.
+"""A tokenizer's folder that transformers 4.57 and 5 read so that ids are those of the rows.
 
 `AutoTokenizer` gives a text the ids that its document has in the rows: BOS where they have it, no
 EOS, and the names of special tokens as the rows read them. For that the folder holds a

@@ -72,7 +72,7 @@ FileKind: TypeAlias = Literal["shard", "decompressed", "other", "stray"]
 
 @dataclass(frozen=True)
 class _Task:
-    """A file to check, with what the manifest and a trusted index say of it, if they do.
+    """A file to check, with what the manifest and a trusted index say of it, if anything.
 
     "decompressed" is the raw copy of a compressed shard that the streaming library leaves beside
     it when it reads the folder; "stray" is what nothing accounts for.

@@ -85,7 +85,7 @@ class Workers:
             for process in processes:
                 process.kill()
             if manager is not None:
-                manager.join(10)  # Python wakes it at the exit, by a pipe that it may be closing
+                manager.join(10)  # at exit Python wakes it through a pipe that it may be closing
 
     def _add(self, done: Progress) -> None:
         self.sums = Progress(*(a + b for a, b in zip(self.sums, done, strict=True)))

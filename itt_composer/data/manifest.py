@@ -18,7 +18,7 @@ from itt_composer.data.fingerprints import Fingerprint, StoredPart
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2  # the newest one, which is written
 HOW_TO_MAKE = "make shards with `itt convert`"
-# A file without one of these is not the manifest of any shards, however old.
+# Every manifest of shards has these, even an old one.
 NEEDED_KEYS = {"seq_len", "dtype", "vocab_size", "tokenizer", "splits", "totals", "files"}
 
 
@@ -67,7 +67,7 @@ class InputFile(StoredPart):
 
 
 class ShardSettings(StoredPart):
-    """What the content of shards follows from besides their input; known before work starts.
+    """What the content of shards depends on besides their input; known before work starts.
 
     Fields that only newer versions of `convert` write have defaults. The order of fields is that of
     the file.
@@ -106,7 +106,7 @@ class ShardSettings(StoredPart):
     part_size: PositiveInt | None = None
     shard_size: PositiveInt | None = None
     compression: str | None = None
-    hashes: list[str] = Field(default_factory=lambda: ["sha256"])
+    hashes: list[str] = Field(default=["sha256"])
     engine: str = "local"
 
     @property
@@ -116,7 +116,7 @@ class ShardSettings(StoredPart):
 
 
 class Manifest(ShardSettings):
-    """All that is known of a folder of shards.
+    """Everything known about a folder of shards.
 
     Attributes:
         validation_threshold: share of documents (0..1) that went into validation.
@@ -131,14 +131,14 @@ class Manifest(ShardSettings):
     """
 
     validation_threshold: float | None = None
-    inputs: dict[str, InputFile] = Field(default_factory=dict)
+    inputs: dict[str, InputFile] = Field(default={})
     splits: dict[str, dict[str, StreamCounts]]
     totals: dict[str, StreamCounts]
-    rejects: dict[str, NonNegativeInt] = Field(default_factory=dict)
-    special_token_names: dict[str, NonNegativeInt] = Field(default_factory=dict)
-    cut_files: list[str] = Field(default_factory=list)
+    rejects: dict[str, NonNegativeInt] = Field(default={})
+    special_token_names: dict[str, NonNegativeInt] = Field(default={})
+    cut_files: list[str] = Field(default=[])
     files: dict[str, Fingerprint]
-    not_read: list[str] = Field(default_factory=list)
+    not_read: list[str] = Field(default=[])
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest":

@@ -106,7 +106,7 @@ def check_files(
             print(f"{local / name} {what}: removed, to be downloaded again", flush=True)
     reports = dist.all_gather_object((dist.get_node_rank(), damage, whole))
     if dist.get_local_rank() == 0 and validate_hash:
-        # Of the streams that others read, the record is left as it is.
+        # What the record says of streams that other runs read stays.
         merged: Record = {name: entry for name, entry in record.items() if name not in expected}
         for node, _, files in reports:
             if node == dist.get_node_rank():

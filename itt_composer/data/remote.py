@@ -49,7 +49,7 @@ def fetch_descriptions(
         except DamageError as damage:
             path.unlink(missing_ok=True)
             raise UserError(f"{remote}/{name} {damage} in {MANIFEST}; upload it again") from None
-    fresh.replace(cached)  # last: with it the cache is usable
+    fresh.replace(cached)  # last: it makes the cache usable
 
 
 def download(remote: str, name: str, path: Path, timeout: float) -> None:
@@ -63,7 +63,7 @@ def download(remote: str, name: str, path: Path, timeout: float) -> None:
     path.unlink(missing_ok=True)
     try:
         CloudDownloader.direct_download(f"{remote}/{name}", str(path), timeout)
-    except Exception as error:  # every store has its own kinds
+    except Exception as error:  # every store raises its own kinds
         raise UserError(
             f"data.remote={remote}: {name} cannot be downloaded ({reason(error)}); check the "
             "address, the credentials and the network"

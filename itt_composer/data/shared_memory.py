@@ -75,7 +75,7 @@ def free_number(node_rank: int, folder: Path = SHARED_MEMORY) -> int:
 
 @contextlib.contextmanager
 def number_taken(number: int) -> Iterator[None]:
-    """Have streaming take a free number, after it has looked at its node's others.
+    """Make streaming take a free number, after it has looked at its node's others.
 
     Streaming compares their cache folders with its own. It would take a number of which a process
     that ends has removed a part, and would keep every segment that it looks at open until the
@@ -176,7 +176,7 @@ def _is_refused(path: Path, ask: Callable[[int], None]) -> bool:
         if os.fstat(descriptor).st_uid != os.geteuid():
             return True
         ask(descriptor)
-    except (OSError, AttributeError):  # AttributeError: leases are Linux's
+    except (OSError, AttributeError):  # AttributeError: only Linux has leases
         return True
     finally:
         os.close(descriptor)

@@ -34,7 +34,7 @@ from itt_composer.data.token_rows import ShardStream, TokenRows
 from itt_composer.recipe.schema import DataRecipe
 
 NUMBERS = ("domain", "row")
-IGNORED = -100  # as a label, by torch's cross entropy and Composer's metrics
+IGNORED = -100  # a label that torch's cross entropy and Composer's metrics ignore
 
 
 def collate_rows(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -94,7 +94,7 @@ def build_dataset(data: DataRecipe, split: str, batch_size: int) -> TokenRows:
         total, step = sum(rows[domain] for domain in domains), batch_size * dist.get_world_size()
         epoch_size = total // step * step
         if epoch_size == total and not shares:
-            epoch_size = None  # every row once, free of rounding
+            epoch_size = None  # every row once, without rounding
     try:
         dataset = open_dataset(
             streams=streams,
@@ -180,7 +180,7 @@ class TokenLoader(StreamingDataLoader):
         except StopIteration:
             return
         except LoaderError as error:
-            # From a worker comes its traceback, with the sentence at its end.
+            # A worker sends its traceback, with the sentence at its end.
             sentence = str(error).rstrip().rpartition(f"{LoaderError.__name__}: ")[2]
             raise LoaderError(sentence) from None
         except (RuntimeError, OSError, EOFError) as error:
@@ -199,7 +199,7 @@ class TokenLoader(StreamingDataLoader):
     def _kept_waiting(self) -> Iterator[None]:
         """End the workers when a batch takes too long, which ends the wait for them."""
         if not self.num_workers:
-            yield  # the rank itself loads: `train.rank_timeout` is for that
+            yield  # the rank itself loads, and `train.rank_timeout` covers that
             return
         timer = threading.Timer(self._patience, self._end_workers)
         timer.daemon = True

@@ -24,7 +24,7 @@ from itt_composer.basics.errors import LoaderError, UserError
 from itt_composer.data.remote import reason
 
 SHARDS_MIXED = 4
-NO_ROW = -1  # what the library fills its tables of work with
+NO_ROW = -1  # fills the empty places of the library's tables of work
 
 
 def interleave(counts: list[int], seed: int) -> list[NDArray[np.int64]]:
@@ -79,7 +79,7 @@ class ShardStream(Stream):
         """
         try:
             return self._prepare(shard)
-        except Exception as error:  # every store and compression has its own kinds
+        except Exception as error:  # every store and compression raises its own kinds
             raw, compressed = shard.file_pairs[0]
             place = f"{self.remote or self.local}/{(compressed or raw).basename}"
             if _is_damage(error):
@@ -98,7 +98,7 @@ class ShardStream(Stream):
         except ValueError as error:
             if self.remote is None or not _is_damage(error):
                 raise
-            shard.evict()  # or the next run would take it for whole
+            shard.evict()  # or the next run would think it whole
         try:
             return super().prepare_shard(shard)
         except ValueError:
@@ -111,7 +111,7 @@ def _is_damage(error: Exception) -> bool:
 
 
 class TokenRows(StreamingDataset):
-    """Rows of token ids, each with the number of its domain and its own in there.
+    """Rows of token ids, each with the number of its domain and its own number in that domain.
 
     Attributes:
         domains: names, in the order of the streams.
@@ -124,7 +124,7 @@ class TokenRows(StreamingDataset):
         self._failure: BaseException | None = None
         self._is_shuffled = shuffle
         self._is_repeat = np.empty(0, bool)
-        self.shuffle = False  # the library's own step: `resample_streams` has done it
+        self.shuffle = False  # the library would shuffle, but `resample_streams` has done it
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Continue after some rows of an epoch, in the order that this dataset's settings give.
@@ -165,10 +165,10 @@ class TokenRows(StreamingDataset):
         ordered_rows = []
         for number, stream in enumerate(self.streams):
             if not stream.choose:
-                continue  # too small a share for a row
+                continue  # its share is too small for a row
             units, rows = super().resample_streams(epoch, number)
             assert isinstance(self.shuffle_block_size, int)
-            # A domain's part of the block, so that it says how many shards are in use at once.
+            # A domain gets its part of the block, which so limits the shards in use at once.
             block_size = int(self.shuffle_block_size * stream.proportion)
             order = get_shuffle(
                 self.shuffle_algo,

@@ -1,4 +1,4 @@
-"""The model: `IttConfig` and `IttForCausalLM`.
+"""Holds the model: `IttConfig` and `IttForCausalLM`.
 
 The modeling file loads on first use: transformers may import the configuration while its own
 modeling files are still loading.

@@ -86,7 +86,7 @@ def test_a_missing_or_empty_local_shard_is_refused_without_hashes_too(refusal, c
     overrides = (f"data.local={copy}", "data.validate_hash=false")
     size = (copy / SHARD).stat().st_size
     (copy / SHARD).write_bytes(b"")
-    assert f"{copy / SHARD} has 0 bytes instead of {size}" in refusal(*overrides)
+    assert f"{copy / SHARD} has 0 bytes instead of {size:,}" in refusal(*overrides)
     (copy / SHARD).unlink()
     assert f"{copy / SHARD} is missing" in refusal(*overrides)
     assert not (copy / RECORD_FILE).exists()

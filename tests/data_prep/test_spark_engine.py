@@ -185,7 +185,7 @@ def test_writes_compressed_shards_to_an_object_store_and_keeps_no_copies(
     for name, file in files_of(streams).items():
         assert name.endswith((".mds.zstd", "/index.json"))
         data = bucket.read(f"shards/{name}")
-        assert file == {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        assert file == Fingerprint(bytes=len(data), sha256=sha256(data).hexdigest())
     unlisted = {n.removeprefix("shards/") for n in bucket.names()} - files_of(streams).keys()
     assert unlisted  # which `verify` passes over
     assert all(re.fullmatch(r"[a-z]+/[a-z]+/\d+/index.json", name) for name in unlisted)

@@ -1,51 +1,34 @@
 """Every key of a recipe: a resumed run follows its new value, or refuses it by name."""
 
-import dataclasses
 import inspect
 import shutil
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from composer.core import Event, Time
-from pydantic import BaseModel
 from small_recipe import RECIPE
 
 from itt_composer.basics.errors import UserError
 from itt_composer.models.composer_model import unwrap
 from itt_composer.recipe.changes import UNSET, impossible, is_changeable, is_free, why_fixed
-from itt_composer.recipe.components import Section
+from itt_composer.recipe.reference import Key, recipe_keys
 from itt_composer.recipe.schema import Recipe, load_recipe, recipe_values
-from itt_composer.recipe.thinking import ThinkingSettings
 from itt_composer.runs.folder import RunFolder
 
 BATCHES = 3
 
 
-def keys_of(group: Any, prefix: str = "") -> Iterator[str]:
-    """Every key of the recipe's schema; of a component without settings its name."""
-    if dataclasses.is_dataclass(group):
-        yield from (f"{prefix}{field.name}" for field in dataclasses.fields(group))
-        return
-    fields = {name: field for name, field in group.model_fields.items() if name != "parts"}
-    if not fields:
-        yield prefix.rstrip(".")
-    for name, field in fields.items():
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind]
-        inner = next((kind for kind in kinds if _is_group(kind)), None)
-        if inner is None:
-            yield prefix + name
-        else:
-            yield from keys_of(inner, f"{prefix}{name}.")
+def names_of(keys: Iterable[Key]) -> Iterator[str]:
+    """Every key but the parts; of a component without settings its name."""
+    for key in keys:
+        if key.name != "parts":
+            yield from names_of(key.keys) if key.keys else [key.name]
 
 
-def _is_group(kind: Any) -> bool:
-    return kind is ThinkingSettings or (isinstance(kind, type) and issubclass(kind, BaseModel))
-
-
-KEYS = list(keys_of(Recipe))
+KEYS = list(names_of(recipe_keys()))
 FIXED = [key for key in KEYS if why_fixed(key)]
 
 # Settings that no resumed trainer shows: no checkpoint holds them, and each start reads them anew.
@@ -481,8 +464,3 @@ def test_any_optimizer_goes_on_with_its_own_settings(cls):
     assert new.param_groups[0]["lr"] == 0.25
     assert new.param_groups[0]["weight_decay"] == new.defaults["weight_decay"]
     assert state.timestamp is timestamp
-
-
-def test_the_names_of_a_section_are_components():
-    """What `keys_of` takes for granted."""
-    assert issubclass(Recipe.model_fields["callbacks"].annotation, Section)

@@ -552,7 +552,9 @@ def test_a_configuration_that_is_none_is_told_with_its_file(overrides, tmp_path,
     file = tmp_path / "config.json"
     file.write_text(content)
     recipe = load_recipe(RECIPE, [*overrides, f"init_from={tmp_path}"])
-    with pytest.raises(UserError, match=f"^{file} is no configuration.*; make the folder again$"):
+    with pytest.raises(
+        UserError, match=f"^{file} is not a configuration.*; make the folder again$"
+    ):
         check_initial_weights(recipe)
 
 

@@ -182,7 +182,9 @@ def test_a_folder_that_cannot_be_made_or_written_to_is_told_before_the_start(
     below_a_file = RunFolder(small_recipe(f"run_folder={tmp_path / 'file/run'}"))
     with pytest.raises(UserError, match=r"file/run cannot be made: Not a directory; choose"):
         below_a_file.check_writable()
-    with pytest.raises(UserError, match=rf"^--out \S+/run: {tmp_path / 'file'} is no folder; name"):
+    with pytest.raises(
+        UserError, match=rf"^--out \S+/run: {tmp_path / 'file'} is not a folder; name"
+    ):
         check_place(tmp_path / "file/run", "--out")
     check_place(tmp_path / "other/run", "--out")
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
