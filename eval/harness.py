@@ -44,7 +44,7 @@ from itt_composer.basics.processes import is_first_rank
 from itt_composer.recipe.description import OF_ONE_RUN
 from itt_composer.results.model import MeasuredModel
 from itt_composer.results.tasks import SuiteOfTasks, TaskAnswers, TaskMeasured, TaskResults
-from itt_composer.runs.loading import EvaluatedModel, load_evaluated, think_causally
+from itt_composer.runs.loading import LoadedModel, load_named_model, think_causally
 
 # Fields of a model that the user knows by another name.
 NOT_SHARED = {"experiment_sha256": "recipe or shards", "trained_batches": "batches of training"}
@@ -64,7 +64,7 @@ def run(suite: TaskSuite, progress: TaskProgress) -> TaskResults:
         tasks = dict(_reported(suite, source))
         _check_settings(tasks, source)
         for path in suite.model.path:
-            evaluated = load_evaluated(suite.model, path, ranks.device())
+            evaluated = load_named_model(path, ranks.device(), suite.model, "model")
             if suite.model.router_selection is None:
                 think_causally(evaluated.model)
             sha256 = ranks.of_first(evaluated.sha256)
@@ -124,7 +124,7 @@ def _measure_all(
     suite: TaskSuite,
     tasks: dict[str, TaskSettings],
     source: OpenTasks,
-    evaluated: EvaluatedModel,
+    evaluated: LoadedModel,
     model: MeasuredModel,
     progress: TaskProgress,
 ) -> list[tuple[TaskMeasurement, TaskMeasured]]:

@@ -41,7 +41,7 @@ from itt_composer.results.perplexity import (
     Setting,
     SuiteOfPerplexity,
 )
-from itt_composer.runs.loading import load_evaluated, think_as, why_no_numbers
+from itt_composer.runs.loading import load_named_model, think_as, why_no_numbers
 
 
 class Sums(NamedTuple):
@@ -86,7 +86,7 @@ def run(suite: PerplexitySuite, on_progress: Callable[[int, int], None]) -> Perp
     data, manifest = Path(suite.data), Manifest.read(suite.data)
     domains = manifest.rows(suite.split)
     check_files(data, [(suite.split, domain) for domain in domains], suite.validate_hash)
-    evaluated = load_evaluated(suite.model, suite.model.path[0], ranks.device())
+    evaluated = load_named_model(suite.model.path[0], ranks.device(), suite.model, "model")
     model = evaluated.model
     weights = ranks.of_first(operator.attrgetter("weights_sha256"), evaluated)
     described = MeasuredModel(**evaluated.description(), weights_sha256=weights)

@@ -16,12 +16,12 @@ from itt_composer.data.manifest import Manifest
 from itt_composer.recipe.fields import Positive
 from itt_composer.recipe.layers import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
 from itt_composer.recipe.thinking import RouterSelection
+from itt_composer.runs.model_place import model_name
 from itt_composer.runs.model_settings import (
     Epsilon,
     ModelSettings,
     Ratio,
     check_model,
-    model_name,
     without_repeats,
 )
 

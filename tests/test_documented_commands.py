@@ -84,7 +84,8 @@ READ_ALONE = {
     r"--engine spark": "takes Java: tests/data_prep/test_spark_engine.py",
     r"--shares shares\.yaml": "tests/data_prep/test_budgets.py",
     r"eval fetch": "takes the hub: tests/evaluation/test_fetch.py",
-    r"^python -m (data_prep|eval|itt_composer)( (?!recipes)[a-z-]+( tokens| gradients)?)?$": "names a program",
+    r"^python -m (data_prep|eval|itt_composer)"
+    r"( (?!recipes)[a-z-]+( tokens| gradients)?)?$": "names a program",
     r"^python -m itt_composer\.train$": "names a program",
     r"…|COMMAND": "shows the form of commands",
     r"--print-config": "is what reading it does",

@@ -2,12 +2,8 @@
 
 from pathlib import Path
 
-import yaml
-
 from itt_composer.basics.errors import UserError
-from itt_composer.recipe.layers import values_of
-
-RECIPE = "recipe.yaml"
+from itt_composer.runs.folder import RunFolder
 
 
 def result_file(model: str, name: str, output: Path | None) -> Path:
@@ -26,8 +22,8 @@ def result_file(model: str, name: str, output: Path | None) -> Path:
             raise UserError(
                 f"{model} does not exist; name a run folder, or another model with --output"
             )
-        if not (Path(model) / RECIPE).is_file():
-            why = f"it has no {RECIPE}" if Path(model).exists() else "it does not exist"
+        if not RunFolder(model).is_run():
+            why = "it has no recipe.yaml" if Path(model).exists() else "it does not exist"
             raise UserError(
                 f"{model} is not a run folder ({why}); for another model, or one on the hub, say "
                 "where the result goes with --output FILE"
@@ -46,16 +42,13 @@ def shards_of(model: str, data: Path | None) -> Path:
     """
     if data is not None:
         return data
-    recipe = Path(model) / RECIPE
-    if not recipe.is_file():
-        raise UserError(f"{model} is not a run folder (it has no {RECIPE}): give --data SHARDS")
-    try:
-        shards = Path(values_of(recipe.read_text(encoding="utf-8"))["data"]["local"])
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError(f"{recipe} names no data.local; is it damaged?") from None
+    run = RunFolder(model)
+    if not run.is_run():
+        raise UserError(f"{model} is not a run folder (it has no recipe.yaml): give --data SHARDS")
+    shards = run.shards()
     if not shards.is_dir():
         raise UserError(
-            f"{recipe} names the shards in {shards}, which does not exist: start from the folder "
-            "that the run was trained in, or give --data SHARDS"
+            f"{run.recipe_file} names the shards in {shards}, which does not exist: start from "
+            "the folder that the run was trained in, or give --data SHARDS"
         )
     return shards

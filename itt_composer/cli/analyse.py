@@ -3,8 +3,8 @@
     itt analyse gradients runs/itt_x4_162m --problems aqua/dev.jsonl
     itt analyse tokens runs/itt_x4_162m --text story.txt
 
-`gradients` takes the gradients' nuclear norms for easy and hard problems, `tokens` tells which
-tokens think. Both print a table and write JSON into the run's folder.
+`gradients` measures the nuclear norms of the gradients of easy and hard problems, `tokens` finds
+out which tokens think. Both print a table and write JSON into the run's folder.
 """
 
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from itt_composer.basics.tables import Table
     from itt_composer.results.base import AnalysisFile
     from itt_composer.results.thinking import ThinkingResults
-    from itt_composer.runs.loading import EvaluatedModel
+    from itt_composer.runs.loading import LoadedModel
 
 BATCH_SIZE = 16
 LONGEST_DOCUMENT = 512  # tokens that are shown one by one
@@ -42,7 +42,8 @@ app = typer.Typer(
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL", help="A run folder, a transformers folder or a model on the hub."
+        metavar="MODEL",
+        help="A run folder, a checkpoint, a transformers folder or a model on the hub.",
     ),
 ]
 Output = Annotated[
@@ -57,14 +58,14 @@ def gradients(
     fine_tune: Annotated[
         int, typer.Option(min=0, help="Fine-tune on the first so many problems of the file.")
     ] = 100,
-    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Of fine-tuning.")] = 5e-5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 5e-5,
     measure: Annotated[
         int | None, typer.Option(min=1, help="Problems to measure; by default all that are left.")
     ] = None,
     output: Output = None,
 ) -> None:
-    """Nuclear norms of the gradients of easy and hard problems, by layer and projection."""
+    """Measure the gradients' nuclear norms of easy and hard problems, by layer and projection."""
     with errors_as_sentences():
         if not 0 < learning_rate < float("inf"):
             raise UserError(f"--learning-rate must be a positive number, not {learning_rate}")
@@ -106,7 +107,7 @@ def tokens(
     ] = None,
     output: Output = None,
 ) -> None:
-    """Which tokens think: shares, router weights, overlap of steps, kinds of tokens, texts."""
+    """See which tokens think: shares, router weights, overlap of steps, kinds of tokens, texts."""
     with errors_as_sentences():
         files = _result_files(models, "thinking.json", output)
         shards = {name: shards_of(name, data) for name in files}
@@ -124,7 +125,7 @@ def tokens(
 
 
 def _thinking_of(
-    evaluated: "EvaluatedModel", shards: Path, rows: int, texts: dict[str, str], asked: dict
+    evaluated: "LoadedModel", shards: Path, rows: int, texts: dict[str, str], asked: dict
 ) -> "ThinkingResults":
     """Measure what `thinking.json` holds."""
     from itt_composer.analysis.rows import (
@@ -182,7 +183,7 @@ def _thinking_of(
     )
 
 
-def _identity(evaluated: "EvaluatedModel") -> dict[str, Any]:
+def _identity(evaluated: "LoadedModel") -> dict[str, Any]:
     """Return what a result says of its model, as the model came."""
     return {
         "model_sha256": evaluated.sha256(),
@@ -191,7 +192,7 @@ def _identity(evaluated: "EvaluatedModel") -> dict[str, Any]:
 
 
 def _result_files(models: list[str], name: str, output: Path | None) -> dict[str, Path]:
-    """Of each model the file of its result."""
+    """Return the file of each model's result."""
     if output is not None and len(models) > 1:
         raise UserError(f"--output is for one model, and there are {len(models)}; leave it out")
     if output is not None:
@@ -199,16 +200,15 @@ def _result_files(models: list[str], name: str, output: Path | None) -> dict[str
     return {model: result_file(model, name, output) for model in models}
 
 
-def _load(name: str) -> "EvaluatedModel":
+def _load(name: str) -> "LoadedModel":
     import torch
     from transformers import logging
 
-    from itt_composer.runs.loading import load_evaluated
-    from itt_composer.runs.model_settings import ModelSettings
+    from itt_composer.runs.loading import load_named_model
 
     logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_evaluated(ModelSettings(path=[name]), name, device)
+    return load_named_model(name, device)
 
 
 def _read(file: Path) -> str:
@@ -223,7 +223,7 @@ def _read(file: Path) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, told what is done, how much of it, and how much of it there is."""
+    """Yield a function that shows what is done, how much, and of how much, as a bar on stderr."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)

@@ -51,6 +51,18 @@ PARTIAL_NAMES = ("partial_rotary_factor", "rotary_pct")
 CODE_KEYS = frozenset({"auto_map"})
 
 
+class NoConfigError(UserError):
+    """A folder or the hub gives no configuration of that name.
+
+    Attributes:
+        reason: of transformers, on one line.
+    """
+
+    def __init__(self, source: str, reason: str):
+        self.reason = reason
+        super().__init__(f"{source} cannot be loaded: {reason}")
+
+
 def load_model(folder: str | Path, revision: str | None = None) -> PreTrainedModel:
     """Load a causal language model, ours or any of transformers, in evaluation mode and its dtype.
 
@@ -84,8 +96,11 @@ def load_config(source: str, revision: str | None = None) -> PretrainedConfig:
     named = f"{source} cannot be loaded: it"
     try:
         raw, _ = PretrainedConfig.get_config_dict(source, revision=revision or "main")
+    except Exception as error:  # broken files and configurations raise all kinds
+        raise NoConfigError(source, first_words(error)) from None
+    try:
         if not raw.get("model_type"):
-            raise UserError(f"{named} has no config.json that names its model_type")
+            raise NoConfigError(source, "it has no config.json that names its model_type")
         if raw["model_type"] not in CONFIG_MAPPING:
             raise UserError(
                 f"{named} is of a kind that transformers {transformers.__version__} does not "
@@ -94,7 +109,7 @@ def load_config(source: str, revision: str | None = None) -> PretrainedConfig:
         return _config_from(CONFIG_MAPPING[raw["model_type"]], raw, named)
     except UserError:
         raise
-    except Exception as error:  # broken files and configurations raise all kinds
+    except Exception as error:  # as above
         raise UserError(f"{source} cannot be loaded: {first_words(error)}") from None
 
 

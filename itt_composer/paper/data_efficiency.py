@@ -16,6 +16,7 @@ from itt_composer.paper import figures as paper
 from itt_composer.recipe.changes import changes, is_free
 from itt_composer.recipe.description import GEOMETRY_FIELDS
 from itt_composer.results.files import LossLog
+from itt_composer.runs.folder import RunFolder
 
 # Settings in which compared runs may differ: how they think, and what follows from that.
 MAY_DIFFER = (
@@ -180,6 +181,6 @@ def _warnings(run: LossLog, dense: LossLog) -> list[str]:
     unfinished = [
         f"{log.path.name} is not finished, and its last validation is taken"
         for log in (dense, run)
-        if not (log.path / "summary.json").is_file()
+        if not RunFolder(log.path).has_ended()
     ]
     return _unlike_settings(run, dense) + unfinished

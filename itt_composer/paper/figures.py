@@ -189,7 +189,7 @@ def row_of(description: Mapping[str, Any]) -> str | None:
     of the thinking layers do: every other layer, and for the two larger sizes layer 3 alone.
 
     Args:
-        description: of the model, see `EvaluatedModel.description`.
+        description: of the model, see `LoadedModel.description`.
     """
     size, kind, steps = size_of(description), kind_of(description), steps_of(description)
     if size is None or kind is None or description.get("early_exit"):

@@ -145,7 +145,7 @@ def _is_of_another_model(run: Run, layers: set[int], steps: set[int]) -> bool:
 
 def _of_the_way(file: Path, trained: int | None, run: Run, again: str) -> list[str]:
     """Write a sentence where a result is of weights from before the run's end, or from now."""
-    end = run.summary["batches"] if run.summary is not None else None
+    end = run.summary.batches if run.summary is not None else None
     if trained is None or trained == end:
         return []
     of = f"of {end:,}" if end is not None else "of a run in progress"

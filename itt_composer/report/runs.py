@@ -1,6 +1,5 @@
 """Reads the runs of a report: their recipes, ends and curves."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -8,27 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.text import readable
 from itt_composer.recipe.description import GEOMETRY_FIELDS, kind_label
-from itt_composer.recipe.layers import values_of
 from itt_composer.results.files import LossLog
-from itt_composer.runs.metrics import read_metrics
-from itt_composer.runs.repeats import rows_of_run, with_thinking_of_today
+from itt_composer.runs.folder import LOSSES, RunFolder
+from itt_composer.runs.repeats import with_thinking_of_today
+from itt_composer.runs.summary import RunSummary
 
 if TYPE_CHECKING:
     from itt_composer.models.configuration import IttConfig
 
 TRAINING_LOSS = "loss/train/total"
-VALIDATION = {
-    "loss": "metrics/eval/LanguageCrossEntropy",
-    "by_threshold": "metrics/eval_threshold/LanguageCrossEntropy",
-}
+VALIDATION = dict(zip(("loss", "by_threshold"), LOSSES, strict=True))
 HOURS = "time/train"
 RATIO = re.compile(r"capacity_annealing/select_ratio/step_(\d+)")
 STATISTIC = re.compile(r"thinking/layer_(\d+)/step_(\d+)/(\w+)")
@@ -62,7 +55,7 @@ class Run:
         name: unlike that of any other run of the report.
         recipe: as resolved when it was started.
         summary: of its end; None while it is not finished.
-        rows: digests of what it trains on, see `rows_of_run`.
+        rows: digests of what it trains on, see `RunFolder.row_digests`.
         batches, tokens, hours, flops: what it had taken at each batch that was logged; executed
             FLOPs of forward and backward, hours of training without evaluations (NaN in a run
             that did not log them).
@@ -74,7 +67,7 @@ class Run:
     path: Path
     name: str
     recipe: dict[str, Any]
-    summary: dict[str, Any] | None
+    summary: RunSummary | None
     rows: dict[str, str] = field(default_factory=dict)
     batches: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -133,7 +126,7 @@ class Run:
         if self.summary is None or not self.validations:
             return None
         last = self.validations[-1]
-        return last if last.batch == self.summary["batches"] else None
+        return last if last.batch == self.summary.batches else None
 
     def loss_log(self) -> LossLog:
         """Return what the table of data efficiency takes, with a label that no other run has."""
@@ -164,11 +157,12 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: as `read_runs`.
     """
-    recipe = readable(_read_recipe(folder))
-    summary = _read_summary(folder / "summary.json")
-    run = Run(folder, str(recipe["run_name"]), recipe, summary, rows_of_run(folder, "train"))
-    if (folder / "metrics.jsonl").is_file():
-        _read_curves(run)
+    place = RunFolder(folder)
+    recipe = readable(_read_recipe(place))
+    rows = place.row_digests("train")
+    run = Run(folder, str(recipe["run_name"]), recipe, place.summary(), rows)
+    if place.metrics_file.is_file():
+        _read_curves(run, place.metrics(_wanted))
     return run
 
 
@@ -238,28 +232,22 @@ def without_end(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         if run.summary is None or run.end is not None:
             continue
-        loss = run.summary["validation_loss"]
+        loss = run.summary.validation_loss
         if math.isfinite(loss):
-            why = f"has no validation of its last batch, {run.summary['batches']:,}, in its log"
+            why = f"has no validation of its last batch, {run.summary.batches:,}, in its log"
         else:
             why = f"has diverged: its validation loss at the end is {loss}"
         sentences.append(f"{run.name} {why}; it is left out of what the runs reached at their end")
     return sentences
 
 
-def _read_recipe(folder: Path) -> dict[str, Any]:
-    file = folder / "recipe.yaml"
+def _read_recipe(run: RunFolder) -> dict[str, Any]:
+    recipe, file = run.recipe(), run.recipe_file
     try:
-        recipe = values_of(file.read_text(encoding="utf-8"))
-        _ = (recipe["run_name"], recipe["thinking"]["thinking"], recipe["data"]["local"])
+        _ = (recipe["thinking"]["thinking"], recipe["data"]["local"])
         _ = recipe["train"]["max_duration"]
         sizes = {f"{section}.{key}": recipe[section][key] for section, key in WHOLE_NUMBERS}
-    except OSError:
-        raise UserError(
-            f"{folder} is not the folder of a run: it has no {file.name}; name what a recipe has "
-            "as run_folder, such as runs/quickstart/itt_x4"
-        ) from None
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
+    except KeyError:
         raise UserError(f"{file} is not the recipe of a run; name another folder") from None
     for key, size in sizes.items():
         if not isinstance(size, int) or size < 1:
@@ -270,31 +258,12 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     return with_thinking_of_today(recipe)
 
 
-def _read_summary(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        summary = json.loads(file.read_bytes())
-        if summary["validation_loss"] is None:  # of a model that diverged
-            summary["validation_loss"] = math.nan
-        for name in ("batches", "tokens", "train_seconds", "validation_loss"):
-            if not isinstance(summary[name], (int, float)):
-                raise TypeError
-        if not isinstance(summary.get("validation_loss_by_threshold"), (int, float, NoneType)):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{file} cannot be read; delete it and start the run again, which then writes it anew"
-        ) from None
-    return summary
-
-
 def _wanted(name: str) -> bool:
     return name in NAMES or bool(RATIO.fullmatch(name) or STATISTIC.fullmatch(name))
 
 
-def _read_curves(run: Run) -> None:
-    lines = [_finite(line) for line in read_metrics(run.path, _wanted)]
+def _read_curves(run: Run, logged: list[dict[str, Any]]) -> None:
+    lines = [_finite(line) for line in logged]
     lines = [line for line in lines if isinstance(line.get("tokens"), int)]
     run.batches = [line["batch"] for line in lines]
     run.tokens = [line["tokens"] for line in lines]

@@ -134,7 +134,7 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
 
 def total_flops(run: Run) -> float | None:
     """Return executed training FLOPs so far; None where the log lacks some or all of the run."""
-    if not run.flops or (run.summary is not None and run.batches[-1] < run.summary["batches"]):
+    if not run.flops or (run.summary is not None and run.batches[-1] < run.summary.batches):
         return None
     return run.flops[-1]
 
@@ -142,28 +142,28 @@ def total_flops(run: Run) -> float | None:
 def validation_loss(run: Run) -> float | None:
     """Return the validation loss at the end, or the last one so far, nats per token."""
     if run.summary is not None:
-        return run.summary["validation_loss"]
+        return run.summary.validation_loss
     return run.validations[-1].loss if run.validations else None
 
 
 def loss_by_threshold(run: Run) -> float | None:
     """Return the same by thresholds; None for a model without a router."""
     if run.summary is not None:
-        return run.summary.get("validation_loss_by_threshold")
+        return run.summary.validation_loss_by_threshold
     return run.validations[-1].by_threshold if run.validations else None
 
 
 def trained_tokens(run: Run) -> int:
     """Return how many tokens a run was trained on so far."""
     if run.summary is not None:
-        return run.summary["tokens"]
+        return run.summary.tokens
     return run.tokens[-1] if run.tokens else 0
 
 
 def seconds(run: Run) -> float | None:
     """Return the training time so far, without evaluations; None where it was not logged."""
     if run.summary is not None:
-        return run.summary["train_seconds"]
+        return run.summary.train_seconds
     return 3600 * run.hours[-1] if run.hours and not math.isnan(run.hours[-1]) else None
 
 

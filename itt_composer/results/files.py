@@ -5,20 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from itt_composer.basics.errors import UserError
 from itt_composer.recipe.description import kind_label
-from itt_composer.recipe.layers import values_of
 from itt_composer.results.base import ResultFile, read_result
 from itt_composer.results.perplexity import PerplexityResults
 from itt_composer.results.tasks import TaskResults
-from itt_composer.runs.metrics import read_metrics
-from itt_composer.runs.repeats import rows_of_run
+from itt_composer.runs.folder import LOSSES, RunFolder
 
 TASKS_FILE, METRICS_FILE = "results.json", "metrics.jsonl"
-RECIPE_FILE = "recipe.yaml"
-VALIDATION_LOSS = "metrics/eval/LanguageCrossEntropy"
+VALIDATION_LOSS = LOSSES[0]
 WHAT_TO_GIVE = (
     "give results of a task suite (its folder or results.json), of a perplexity suite (a JSON "
     "file), or the folder of a run"
@@ -97,23 +92,14 @@ def read_loss_log(folder: Path) -> LossLog:
     Raises:
         UserError: there is no recipe, or no validation loss.
     """
-    try:
-        recipe = values_of((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-        _ = (recipe["model"].items(), recipe["thinking"]["thinking"], recipe["run_name"])
-    except OSError as error:
-        raise UserError(
-            f"{folder / RECIPE_FILE} cannot be read ({error.strerror}); name the folder of a run"
-        ) from None
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError(f"{folder / RECIPE_FILE} is not the recipe of a run") from None
+    run = RunFolder(folder)
+    recipe = run.recipe()
     losses = [
-        (line["tokens"], line[VALIDATION_LOSS])
-        for line in read_metrics(folder)
-        if VALIDATION_LOSS in line
+        (line["tokens"], line[VALIDATION_LOSS]) for line in run.metrics() if VALIDATION_LOSS in line
     ]
     if not losses:
         raise UserError(
             f"{folder / METRICS_FILE} has no {VALIDATION_LOSS}: the run has not come to its first "
             "validation (train.eval_interval)"
         )
-    return LossLog(folder, recipe, losses, rows_of_run(folder, "validation"))
+    return LossLog(folder, recipe, losses, run.row_digests("validation"))

@@ -406,7 +406,10 @@ def test_a_mistake_is_told_in_one_sentence(runs, problems_file, tmp_path):
     tells(invoke("gradients", run, "--problems", "no.txt"), "no.txt is not a file of JSON lines")
     tells(invoke("gradients", run / "model", *given), "is not a run folder (it has no recipe.yaml)")
     output = ("--output", tmp_path / "out.json")
-    tells(invoke("gradients", tmp_path / "no", *given, *output), "no is no model; name a run")
+    tells(
+        invoke("gradients", tmp_path / "no", *given, *output),
+        "no is not there; name a run",
+    )
     tells(invoke("gradients", run, run, *given, *output), "--output is for one model")
     tells(
         invoke("gradients", run, *given, "--output", tmp_path), "is not a JSON file; name one, like"

@@ -42,10 +42,10 @@ print("SIGTERM" if signal.sigtimedwait({signal.SIGTERM}, 60) else "nothing", flu
 # Saves after each line on stdin; without one it waits outside of Python, as for another rank.
 ASKED = """
 import hashlib, os, signal, sys
-from itt_composer.basics import processes as launched
+from itt_composer.basics import processes
 
-launched.ONE_KEY_PRESS = 0.2
-with launched.StopSignals("the same command goes on after batch 7") as signals:
+processes.ONE_KEY_PRESS = 0.2
+with processes.StopSignals("the same command goes on after batch 7") as signals:
     signals.finishing = "the batch is saved" if sys.argv[1] == "training" else None
     child = os.fork()
     if child == 0:

@@ -14,10 +14,10 @@ from eval.suite import read_task_suite
 from eval.task_data import open_tasks
 from eval.task_figures import figure_of
 from itt_composer.basics.errors import UserError
-from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.loading import load_tokenizer, think_causally
 from itt_composer.runs.metrics import read_metrics
 from itt_composer.training.before_start import check_before_start
+from itt_composer.training.training_run import TrainingRun
 
 TEXTS = [f"The {thing} was shut. So she opened the {thing}" for thing in ("door", "window", "box")]
 PERPLEXITY = "lm_eval/lambada_openai/perplexity"  # tells any change of the model
@@ -134,7 +134,7 @@ def test_a_mistake_is_told_before_the_first_batch(small_recipe, settings):
 def test_a_mistake_in_the_tasks_is_told_with_the_others_before_torch(small_recipe, settings):
     recipe = small_recipe(f"callbacks.lm_eval={settings}", "init_from=nowhere")
     with pytest.raises(UserError) as caught:
-        check_before_start(recipe, RunFolder(recipe))
+        check_before_start(recipe, TrainingRun(recipe))
     of_init, of_tasks = str(caught.value).splitlines()
     assert "init_from=nowhere" in of_init
     assert MISTAKES[settings] in of_tasks

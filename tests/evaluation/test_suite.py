@@ -12,7 +12,7 @@ from eval.suite import load_suite
 from itt_composer.basics.errors import UserError
 from itt_composer.results.perplexity import Setting
 from itt_composer.results.perplexity_report import cost_of_exit
-from itt_composer.runs.model_settings import model_name
+from itt_composer.runs.model_place import model_name
 
 SUITES = Path(__file__).parents[2] / "eval/suites"
 

@@ -28,7 +28,7 @@ RECIPES = dict(find_recipes(Path(__file__).parents[2] / "yamls/pretrain"))
 
 
 def description(recipe, **changes):
-    """What `EvaluatedModel.description` says of a recipe's model."""
+    """What `LoadedModel.description` says of a recipe's model."""
     config = model_config(RECIPES[recipe])
     fields = {name: getattr(config, name) for name in (*GEOMETRY_FIELDS, *THINKING_FIELDS)}
     count = dense_parameters(config) + thinking_parameters(config)

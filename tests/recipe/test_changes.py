@@ -16,7 +16,7 @@ from itt_composer.models.composer_model import unwrap
 from itt_composer.recipe.changes import UNSET, impossible, is_changeable, is_free, why_fixed
 from itt_composer.recipe.reference import Key, recipe_keys
 from itt_composer.recipe.schema import Recipe, load_recipe, recipe_values
-from itt_composer.runs.folder import RunFolder
+from itt_composer.training.training_run import TrainingRun
 
 BATCHES = 3
 
@@ -309,7 +309,7 @@ def begun(shards, tmp_path_factory):
     file.write_text(RECIPE)
     given = [*BEFORE.splitlines(), f"data.local={shards}", f"run_folder={folder / 'run'}"]
     recipe = load_recipe(file, [*given, f"train.max_duration={BATCHES}ba"])
-    run = RunFolder(recipe)
+    run = TrainingRun(recipe)
     trainer = build_trainer(recipe, run, build_model(recipe), "cpu")
     trainer.fit()
     trainer.close()
@@ -330,7 +330,7 @@ def resumed(begun, shards, tmp_path_factory):
     loggers = [f"loggers.json_lines.path={moved / 'other.jsonl'}"]
     loggers += [f"loggers.tensorboard={{log_dir: {moved / 'board'}, flush_interval: 7}}"]
     recipe = load_recipe(file, [*given, *places, *loggers, *AFTER.splitlines()])
-    run = RunFolder(recipe)
+    run = TrainingRun(recipe)
     run.check_resumable(allow_changes=True)
     with pytest.MonkeyPatch.context() as patch:
         # Composer would refuse mixed precision on a CPU.
@@ -396,7 +396,7 @@ def test_a_key_of_another_version_is_a_difference_like_others():
 def test_what_a_begun_run_cannot_follow_is_refused_by_name(begun, key):
     _, file, given = begun
     recipe = load_recipe(file, given)
-    run = RunFolder(recipe)
+    run = TrainingRun(recipe)
     saved = run.recipe_file.read_text()
     values = yaml.safe_load(saved)
     *groups, name = key.split(".")
@@ -422,11 +422,11 @@ def test_annealing_is_not_taken_out_of_a_begun_run_and_may_be_before_its_first_c
     folder, file, given = begun
     without = load_recipe(file, [*given, "algorithms.capacity_annealing=null"])
     with pytest.raises(UserError, match=r"start_temperature 2\.0 → unset \(the routers' temp"):
-        RunFolder(without).check_resumable(allow_changes=True)
+        TrainingRun(without).check_resumable(allow_changes=True)
     checkpoints = folder / "run" / "checkpoints"
     hidden = checkpoints.rename(folder / "hidden")
     try:
-        assert RunFolder(without).check_resumable(allow_changes=True)
+        assert TrainingRun(without).check_resumable(allow_changes=True)
     finally:
         hidden.rename(checkpoints)
 

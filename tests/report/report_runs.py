@@ -66,6 +66,9 @@ def write_run(
         seconds = batches * 0.25
         summary = {
             "run_name": recipe.run_name,
+            "thinking": recipe.thinking.thinking,
+            "thinking_steps": recipe.thinking.thinking_steps,
+            "parameters": 100_000,
             "batches": batches,
             "tokens": batches * BATCH_TOKENS,
             "train_seconds": seconds,

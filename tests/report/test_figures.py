@@ -651,7 +651,7 @@ def test_the_command_writes_the_page_and_the_table_and_tells_mistakes(runs, tmp_
     assert "| itt | 54.60 | 55.15 | ITT×3 | 50/80 |" in table.read_text()
     assert list(out.parent.iterdir()) == [out]
     for wrong, sentence in (
-        ([str(tmp_path)], "is not the folder of a run"),
+        ([str(tmp_path)], "is not a run folder"),
         ([str(runs[0]), "--out", str(tmp_path)], "is a folder; name a file"),
         ([str(runs[0]), "--perplexity", str(tmp_path / "no.json")], "does not exist"),
     ):
