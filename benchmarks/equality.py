@@ -134,13 +134,13 @@ def train_one(recipe_file: Path, overrides: list[str]) -> dict[str, Any] | None:
 
     from itt_composer.models.building import build_model
     from itt_composer.recipe.schema import load_recipe
-    from itt_composer.runs.folder import RunFolder
     from itt_composer.training.sharding import whole_model
     from itt_composer.training.train import build_trainer
+    from itt_composer.training.training_run import TrainingRun
 
     recipe = load_recipe(recipe_file, overrides)
     reproducibility.seed_all(recipe.seed)
-    trainer = build_trainer(recipe, RunFolder(recipe), build_model(recipe), "cpu")
+    trainer = build_trainer(recipe, TrainingRun(recipe), build_model(recipe), "cpu")
     log = InMemoryLogger()
     log.init(trainer.state, trainer.logger)
     trainer.logger.destinations = (*trainer.logger.destinations, log)

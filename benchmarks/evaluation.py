@@ -38,7 +38,7 @@ from itt_composer.models.building import build_model
 from itt_composer.models.calibration import calibrate
 from itt_composer.models.folder import write_model_folder
 from itt_composer.recipe.schema import load_recipe
-from itt_composer.runs.loading import EvaluatedModel, load_evaluated, think_causally
+from itt_composer.runs.loading import LoadedModel, load_named_model, think_causally
 from itt_composer.runs.model_settings import ModelSettings
 
 # lm-eval's documents for a task, so that a run takes a minute.
@@ -112,7 +112,7 @@ def worst_difference(ours: list[Any], theirs: list[Any]) -> float:
 
 
 def compare(
-    evaluated: EvaluatedModel,
+    evaluated: LoadedModel,
     source: OpenTasks,
     task: str,
     settings: TaskSettings,
@@ -135,8 +135,8 @@ def compare(
     }
 
     def answers_of(side: str) -> list[Any]:
-        results = measure(suite, task, settings, source, lms[side])  # type: ignore[arg-type]
-        return likelihoods(results["harness"]["samples"][task])
+        answers = measure(suite, task, settings, source, lms[side])  # type: ignore[arg-type]
+        return likelihoods(answers.harness["samples"][task])
 
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in lms}
     for _ in range(rounds):
@@ -192,8 +192,7 @@ def main(
     )
     with tempfile.TemporaryDirectory() as place, open_tasks(chosen, str(task_data)) as source:
         for folder in write_models(Path(place), tokenizer, models.split(",")):
-            settings = ModelSettings(path=[str(folder)])
-            evaluated = load_evaluated(settings, str(folder), torch.device("cpu"))
+            evaluated = load_named_model(str(folder), torch.device("cpu"))
             think_causally(evaluated.model)
             for task in chosen:
                 rows.append(compare(evaluated, source, task, chosen[task], rounds))

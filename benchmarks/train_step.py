@@ -251,8 +251,8 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
     from itt_composer.models.building import build_model
     from itt_composer.models.composer_model import unwrap
     from itt_composer.recipe.schema import load_recipe
-    from itt_composer.runs.folder import RunFolder
     from itt_composer.training.train import build_trainer
+    from itt_composer.training.training_run import TrainingRun
 
     class BareSteps(Callback):
         """After each batch of the trainer, the same step without it."""
@@ -281,7 +281,7 @@ def trainer_share(size: str, name: str, work: Work, rounds: int, is_compiled: bo
         kind = "llama" if name == DENSE else "itt_x4"
         recipe = load_recipe(REPOSITORY / f"yamls/pretrain/{kind}_162m.yaml", overrides)
         model = build_model(recipe)
-        trainer = build_trainer(recipe, RunFolder(recipe), model, "gpu" if IS_GPU else "cpu")
+        trainer = build_trainer(recipe, TrainingRun(recipe), model, "gpu" if IS_GPU else "cpu")
         bare_steps = BareSteps()
         trainer.state.callbacks.append(bare_steps)
         with contextlib.suppress(StopIteration):

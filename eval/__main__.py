@@ -1,13 +1,13 @@
-"""The command line.
+"""Runs suites and fetches their data.
 
-itt eval SUITE.yaml model=PATH [key=value …]      measure a model
-itt eval fetch DIR                                the tasks' data, for data_dir=DIR
-itt tables RESULTS…                          the paper's tables beside one's own
+itt eval SUITE.yaml model=PATH [key=value …]      measures a model
+itt eval fetch DIR                                fetches the tasks' data, for data_dir=DIR
+itt tables RESULTS…                               puts the paper's tables beside one's own
 """
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -28,10 +28,11 @@ from itt_composer.basics.tables import wide_console
 from itt_composer.cli import tables
 from itt_composer.paper import figures as paper
 from itt_composer.paper import task_report
+from itt_composer.results.perplexity import PerplexityResults
 
 
 class SuiteByDefault(TyperGroup):
-    """A suite is run where no command is named: `eval SUITE.yaml` is `eval run SUITE.yaml`."""
+    """Runs a suite where no command is named: `eval SUITE.yaml` is `eval run SUITE.yaml`."""
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -52,7 +53,7 @@ app = typer.Typer(
 
 @app.callback()
 def main() -> None:
-    """Keeps `run` a command among others."""
+    """Evaluate models."""
 
 
 @app.command()
@@ -111,6 +112,7 @@ def run_tasks(suite: TaskSuite, signals: StopSignals) -> None:
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # of which a second on one core is enough
     check_present(suite.selected_tasks(), suite.data_dir)
     from eval import harness, ranks
+    from eval.harness_files import write_harness_results
 
     signals.take()  # Composer has been imported
     with TaskProgress() as progress:
@@ -119,21 +121,25 @@ def run_tasks(suite: TaskSuite, signals: StopSignals) -> None:
         assert suite.output is not None  # load_suite names one
         folder = Path(suite.output)
         task_report.write_results(results, folder)
-        task_report.write_harness_results(results, folder)
+        write_harness_results(results, folder)
         task_report.print_results(results, wide_console())
         print(f"results in {folder}")
     ranks.leave()
 
 
-def plot_results(results: dict[str, Any], path: Path) -> None:
-    """Draw perplexity over FLOPs, if the model's FLOPs are counted."""
-    from eval.plots import has_points, plot_elastic
+def plot_results(results: PerplexityResults, path: Path) -> None:
+    """Draw perplexity over executed FLOPs as the report does, if there is a sweep to draw."""
+    from itt_composer.report import elastic
+    from itt_composer.report.figures import WIDE, Print, png
+    from itt_composer.report.measured import Measured
 
-    if has_points(results):
-        plot_elastic(results, path)
-        print(f"plot: {path}")
-    else:
-        print("no plot: FLOPs are counted for models of this project only")
+    figure = elastic.figure(Measured([(results.model.name, results)]), [])
+    if figure is None:
+        print("no plot: it needs a model of this project with a router, at three settings or more")
+        return
+    title = f"{results.model.name}: {results.suite.split} perplexity"
+    png(figure, Print("elastic", width=WIDE, title=title), path)
+    print(f"plot: {path}")
 
 
 app.command("fetch")(fetch.command)

@@ -1,4 +1,4 @@
-"""lm-eval's view of a tokenizer: prompts have the ids of training documents."""
+"""Gives lm-eval the tokens of prompts, with the ids of training documents."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class DocumentTokens(HFLM):
         left_truncate_len: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
-        """The ids of a text."""
+        """Return the ids of a text."""
         if add_special_tokens is not None or self.add_bos_token is not None:
             return super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
         return document_ids(self.tokenizer, string)[-(left_truncate_len or 0) :]
@@ -34,7 +34,7 @@ class DocumentTokens(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The ids of texts, padded, and the attention mask: both (texts, longest)."""
+        """Return the ids of texts, padded, and the attention mask: both (texts, longest)."""
         if self.add_bos_token is not None:
             return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
         ids = [own[-(left_truncate_len or 0) :] for own in documents_ids(self.tokenizer, strings)]

@@ -1,4 +1,4 @@
-"""`itt eval fetch DIR`: the data of tasks into a plain folder, for machines without network.
+"""`itt eval fetch DIR`: stores the data of tasks in a folder, for machines without network.
 
 Loads each task as the harness does and writes the splits that it needs to
 `DIR/<leaf task>/<split>.parquet`; `data_dir=DIR` runs a suite from there.
@@ -41,11 +41,11 @@ class _Tasks(BaseModel):
 
 @dataclass(frozen=True)
 class Fetched:
-    """What became of one leaf task.
+    """The files of one leaf task.
 
     Attributes:
         written: files that were fetched.
-        kept: files that were there.
+        kept: files that existed already.
         failure: why some are missing, or None.
     """
 
@@ -89,12 +89,12 @@ def command(
                 failures += failure_sentences(outcomes)
         if failures:
             raise UserError(
-                "\n".join([*failures, "what is there stays; run this again for the rest"])
+                "\n".join([*failures, "files that were fetched stay; run this again for the rest"])
             )
 
 
 def tasks_of(suite: Path) -> Mapping[str, TaskSettings]:
-    """The tasks of a suite's file.
+    """Read the tasks of a suite's file.
 
     Raises:
         UserError: the file cannot be read, or has no tasks.
@@ -108,14 +108,14 @@ def tasks_of(suite: Path) -> Mapping[str, TaskSettings]:
 
 
 def fetch(leaf: LeafTask, shots: int, folder: Path, unreachable: dict[str, str]) -> Fetched:
-    """Write the files of a leaf task that are not there yet, or not whole.
+    """Write the files of a leaf task that are missing or not whole.
 
     Args:
         leaf: whose data.
-        shots: whether the split of examples is needed, too.
+        shots: examples before each question; more than 0 needs their split, too.
         folder: `<leaf task>/<split>.parquet` are written into it.
-        unreachable: datasets not to ask for again, because of the network, and the failure; one
-            that proves so is added. (Each attempt takes half a minute, and MMLU has 57 tasks.)
+        unreachable: datasets that the network does not reach, with the failure, so as not to ask
+            again; a new one is added. (An attempt takes half a minute, and MMLU has 57 tasks.)
     """
     kept: list[Path] = []
     written: list[Path] = []
@@ -134,20 +134,20 @@ def fetch(leaf: LeafTask, shots: int, folder: Path, unreachable: dict[str, str])
         if missing:
             written.extend(write_splits(leaf, missing, folder / leaf.name))
     except ConnectionError as error:
-        unreachable[dataset] = reason(error)
+        unreachable[dataset] = reason_of(error)
         return Fetched(written, kept, unreachable[dataset])
     except Exception as error:  # whatever else the hub's libraries raise
-        return Fetched(written, kept, reason(error))
+        return Fetched(written, kept, reason_of(error))
     return Fetched(written, kept)
 
 
 def dataset_of(leaf: LeafTask) -> str:
-    """The name of a task's dataset on the hub."""
+    """Return the name of a task's dataset on the hub."""
     return leaf.config.get("dataset_path") or "its data"
 
 
 def write_splits(leaf: LeafTask, splits: Iterable[str], folder: Path) -> Iterator[Path]:
-    """Write splits of a task's dataset, each checked; yields the files."""
+    """Write splits of a task's dataset, check each, and yield the files."""
     dataset = load_dataset_of(leaf)
     for split in splits:
         file = folder / f"{split}.parquet"
@@ -158,14 +158,14 @@ def write_splits(leaf: LeafTask, splits: Iterable[str], folder: Path) -> Iterato
 
 
 def load_dataset_of(leaf: LeafTask) -> "DatasetDict":
-    """The dataset that lm-eval's `ConfigurableTask.download` would load."""
+    """Load the dataset that lm-eval's `ConfigurableTask.download` would load."""
     import datasets
     from huggingface_hub.utils import disable_progress_bars, logging
     from lm_eval.tasks._yaml_loader import load_yaml
 
     datasets.disable_progress_bars()
     disable_progress_bars()
-    logging.set_verbosity_error()  # of the client, which tells every attempt
+    logging.set_verbosity_error()  # of the client, which reports every attempt
     assert leaf.file is not None
     config = load_yaml(leaf.file)  # with functions, which the index has by name only
     options = config.get("dataset_kwargs") or {}
@@ -176,7 +176,7 @@ def load_dataset_of(leaf: LeafTask) -> "DatasetDict":
 
 
 def is_whole(file: Path, leaf: LeafTask) -> bool:
-    """Whether a file holds what the task reads."""
+    """Say whether a file holds what the task reads."""
     try:
         check_file(file, columns_of(leaf.name, leaf.config))
     except UserError:
@@ -184,19 +184,19 @@ def is_whole(file: Path, leaf: LeafTask) -> bool:
     return True
 
 
-def reason(error: BaseException) -> str:
-    """An exception on one line: its first two, the hub's errors say little in the first alone."""
+def reason_of(error: BaseException) -> str:
+    """Write an exception's first two lines as one; the hub's errors say little in the first."""
     from datasets.exceptions import DatasetGenerationError
 
     if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
-        return reason(error.__cause__)
+        return reason_of(error.__cause__)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = " ".join(lines[:2])
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def summary(name: str, outcomes: Iterable[Fetched]) -> str:
-    """`mmlu: files fetched: 100, kept: 14`."""
+    """Return `mmlu: files fetched: 100, kept: 14`."""
     outcomes = list(outcomes)
     written = sum(len(outcome.written) for outcome in outcomes)
     kept = sum(len(outcome.kept) for outcome in outcomes)
@@ -204,7 +204,7 @@ def summary(name: str, outcomes: Iterable[Fetched]) -> str:
 
 
 def failure_sentences(outcomes: Mapping[LeafTask, Fetched]) -> list[str]:
-    """One sentence for the tasks that failed for one reason, with their dataset."""
+    """Write one sentence for all tasks of a dataset that failed for one reason."""
     failed: dict[tuple[str, str], list[str]] = {}
     for leaf, outcome in outcomes.items():
         if outcome.failure is not None:

@@ -1,7 +1,7 @@
-"""lm-eval's view of a model: its own `HFLM`, with likelihoods that share what requests share.
+"""Gives lm-eval a model: its own `HFLM`, with likelihoods that compute shared prefixes once.
 
 Prompts and truncation are the harness's, tokens those of training documents. Every rank is given
-all requests, computes its share of the batches and learns the results of the others, so that
+all requests, computes its share of the batches and receives the results of the others, so that
 few-shot examples, and with them the results, are the same on any number of ranks.
 """
 
@@ -45,12 +45,12 @@ class EvaluatedLM(DocumentTokens):
         on_progress: called after each batch.
 
     Attributes:
-        requests_per_batch: None goes by the number of tokens and the memory.
+        requests_per_batch: None fits batches to the number of tokens and the memory.
         task: that is being asked, for messages.
-        asked: counts over what was asked; whoever reads them sets them back.
+        asked: counts over what was asked; the reader resets them.
 
     Raises:
-        UserError: by every method that asks the model: it computes NaN or infinity.
+        UserError: from every method that asks the model: it computes NaN or infinity.
     """
 
     def __init__(
@@ -70,21 +70,21 @@ class EvaluatedLM(DocumentTokens):
 
     @property
     def max_gen_toks(self) -> int:
-        """The harness's, but half of what the model takes at most."""
+        """The harness's number, but at most half of what the model takes."""
         return min(super().max_gen_toks, self.max_length // 2)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[Likelihood]:
-        """Likelihoods of (context, continuation) texts."""
+        """Return the likelihoods of (context, continuation) texts."""
         tokenized = self._tokenized(requests)
         self.asked.requests += len(requests)
         self.asked.cut += self._too_long(tokenized)
         return self._loglikelihood_tokens([(("", ""), *pair) for pair in tokenized])
 
     def _tokenized(self, requests: Sequence[Instance]) -> list[tuple[list[int], list[int]]]:
-        """The tokens of contexts and continuations."""
-        pairs = [_with_spaces_behind(*request.args) for request in requests]
+        """Return the tokens of contexts and continuations."""
+        pairs = [_with_spaces_moved(*request.args) for request in requests]
         texts = {text for context, rest in pairs if context for text in (context, context + rest)}
         ids = self._encode_all(texts)
         tokenized = []
@@ -100,11 +100,11 @@ class EvaluatedLM(DocumentTokens):
         return tokenized
 
     def _too_long(self, tokenized: Iterable[tuple[list[int], list[int]]]) -> int:
-        """How many contexts `plan` cuts."""
+        """Count the contexts that `plan` cuts."""
         return sum(len(context) + len(rest) > self.max_length + 1 for context, rest in tokenized)
 
     def cut(self, requests: Sequence[Instance]) -> int:
-        """How many requests would lose their first tokens, as the model takes too few."""
+        """Count the requests that would lose their first tokens, as the model takes too few."""
         scored = [one for one in requests if one.request_type == "loglikelihood"]
         generated = [one for one in requests if one.request_type == "generate_until"]
         return self._too_long(self._tokenized(scored)) + sum(
@@ -129,7 +129,7 @@ class EvaluatedLM(DocumentTokens):
         )
         own = share_out([batch.cost for batch in batches], ranks.world_size())[ranks.rank()]
         likelihoods: dict[int, Likelihood] = {}
-        for place in self._told(own, [batches[place].cost for place in own]):
+        for place in self._reported(own, [batches[place].cost for place in own]):
             found = self._scorer.score(batches[place])
             likelihoods.update(found)
             if any(math.isnan(value) for value, _ in found.values()):
@@ -141,9 +141,9 @@ class EvaluatedLM(DocumentTokens):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-likelihoods of whole texts, window by window.
+        """Return the log-likelihoods of whole texts, computed window by window.
 
-        A tokenizer that begins with BOS has it predicted after another one, as the harness does.
+        Where a tokenizer begins with BOS, that is predicted after another BOS, as in the harness.
         """
         bos = self.prefix_token_id
         starts = [self.tok_encode(request.args[0][:1])[:1] for request in requests]
@@ -156,7 +156,7 @@ class EvaluatedLM(DocumentTokens):
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations of prompts (or as the task samples them)."""
+        """Continue prompts greedily, or as the task samples."""
         rooms = [self._room(request) for request in requests]
         if min(rooms) <= 0:
             raise UserError(
@@ -177,7 +177,7 @@ class EvaluatedLM(DocumentTokens):
         costs = [len(batch) * lengths[batch[0]] for batch in batches]
         own = share_out(costs, ranks.world_size())[ranks.rank()]
         texts: dict[int, str | None] = {}
-        for place in self._told(own, [costs[place] for place in own]):
+        for place in self._reported(own, [costs[place] for place in own]):
             try:
                 texts.update(self._generate(batches[place], requests))
             except OverflowInLogitsError:
@@ -188,17 +188,17 @@ class EvaluatedLM(DocumentTokens):
         return [known[index] for index in range(len(requests))]
 
     def _lengths(self, requests: Sequence[Instance]) -> list[int]:
-        """Tokens of each prompt."""
+        """Return the number of tokens of each prompt."""
         ids = self._encode_all({request.args[0] for request in requests})
         return [len(ids[request.args[0]]) for request in requests]
 
     def _room(self, request: Instance) -> int:
-        """Tokens of a prompt that the harness leaves, beside those to be generated."""
+        """Return how many tokens of a prompt have room beside those to be generated."""
         generated = normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
         return self.max_length - int(generated)
 
     def _refuse_nan(self, is_there: bool) -> None:
-        """Ends the task on every rank alike, though one of them may have met it."""
+        """End the task on every rank, though only one of them may have computed NaN."""
         if is_there:
             raise UserError(
                 f"{self.task}: the model computes NaN or infinity, so there is no score; "
@@ -206,7 +206,7 @@ class EvaluatedLM(DocumentTokens):
             )
 
     def _batches_to_generate(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Requests by their places, the longest first."""
+        """Yield batches of requests by their places, the longest first."""
         places = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
         while places:
             size = self.requests_per_batch or max(
@@ -219,7 +219,7 @@ class EvaluatedLM(DocumentTokens):
             places = places[len(alike) :]
 
     def _generate(self, places: list[int], requests: Sequence[Instance]) -> dict[int, str]:
-        """One batch; halved where it does not fit the memory."""
+        """Generate for one batch; halve it where it does not fit the memory."""
         self.batch_size_per_gpu = len(places)
         try:
             texts = super().generate_until([requests[place] for place in places], disable_tqdm=True)
@@ -235,7 +235,7 @@ class EvaluatedLM(DocumentTokens):
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
     ) -> Tensor:
-        """As the harness's, but an overflow ends it; no cache where the model looks ahead."""
+        """Generate as the harness does, but stop at an overflow; use no cache with look-ahead."""
         generation_kwargs["logits_processor"] = LogitsProcessorList([RefuseOverflow()])
         generation_kwargs["remove_invalid_values"] = False
         if not self._scorer.looks_ahead:
@@ -254,14 +254,14 @@ class EvaluatedLM(DocumentTokens):
         )
 
     def _encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """The ids of each text, as `tok_encode` gives them; many at once take several cores."""
+        """Return the ids of each text, as `tok_encode` gives them; many use several cores."""
         texts = list(texts)
         if self.add_bos_token is not None:
             return {text: self.tok_encode(text) for text in texts}
         return dict(zip(texts, documents_ids(self.tokenizer, texts), strict=True))
 
-    def _told(self, places: Sequence[int], costs: Sequence[int]) -> Iterator[int]:
-        """Each place in turn, progress told after it."""
+    def _reported(self, places: Sequence[int], costs: Sequence[int]) -> Iterator[int]:
+        """Yield each place in turn, and report progress after it."""
         done, total = 0, sum(costs)
         for place, cost in zip(places, costs, strict=True):
             yield place
@@ -269,12 +269,12 @@ class EvaluatedLM(DocumentTokens):
             self.on_progress(done, total)
 
 
-def _with_spaces_behind(context: str, continuation: str) -> tuple[str, str]:
-    """Spaces at the end of a context belong to the continuation's first token."""
+def _with_spaces_moved(context: str, continuation: str) -> tuple[str, str]:
+    """Move spaces at the end of a context to the continuation, whose first token has them."""
     stripped = context.rstrip()
     return stripped, context[len(stripped) :] + continuation
 
 
 def _joined(own: dict[int, Any]) -> dict[int, Any]:
-    """What all ranks know together."""
+    """Join what each rank knows."""
     return {index: value for part in ranks.gather(own) for index, value in part.items()}

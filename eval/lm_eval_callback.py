@@ -1,4 +1,4 @@
-"""Tasks of lm-eval during training, on the model as it is at that moment."""
+"""Asks tasks of lm-eval during training, of the model as it is at that moment."""
 
 import contextlib
 import sys
@@ -23,7 +23,7 @@ from itt_composer.training.watching.progress_bar import progress_of
 
 @contextlib.contextmanager
 def causal(model: IttForCausalLM) -> Iterator[None]:
-    """By thresholds where they are estimated, and without learning: for likelihoods."""
+    """Let the model route by thresholds, where it has any, and not learn: for likelihoods."""
     selection, was_training = model.config.router_selection, model.training
     model.eval()
     if model.has_thresholds:
@@ -39,7 +39,7 @@ class TaskEvaluation(Callback):
     """Logs `lm_eval/<task>/<metric>` after those evaluations of the run that are due.
 
     Every rank answers a share of the questions. Training goes on as if nothing had been asked:
-    random states are put back.
+    random states are restored.
 
     Args:
         suite: YAML of the tasks; None takes the eleven tasks.
@@ -51,7 +51,8 @@ class TaskEvaluation(Callback):
         tokenizer: its folder.
 
     Raises:
-        UserError: no such suite, task or tokenizer; in training: the model computes NaN.
+        UserError: the suite, a task or the tokenizer does not exist; in training: the model
+            computes NaN.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class TaskEvaluation(Callback):
         self._tokenizer = tokenizer
         self._open = contextlib.ExitStack()
         self._source: OpenTasks | None = None
-        self._told: set[str] = set()
+        self._printed: set[str] = set()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Find the data before hours of training."""
@@ -100,16 +101,16 @@ class TaskEvaluation(Callback):
             )
             for name, settings in self._suite.selected_tasks().items():
                 measured = measure(self._suite, name, settings, source, lm)
-                metric, value = figure_of(measured["harness"], name, settings.metric)
+                metric, value = figure_of(measured.harness, name, settings.metric)
                 figures[f"lm_eval/{name}/{metric}"] = value
-                notes = [f"{name}: {note}" for note in measured["notes"]]
-                self._tell_once([*notes, *(f"lm-eval warns: {w}" for w in measured["warnings"])])
+                notes = [f"{name}: {note}" for note in measured.notes]
+                self._print_once([*notes, *(f"lm-eval warns: {w}" for w in measured.warnings)])
         reproducibility.load_rng_state(random_state)
         return figures
 
-    def _tell_once(self, notes: list[str]) -> None:
-        """What there is to know of the figures, the first time that it is so."""
+    def _print_once(self, notes: list[str]) -> None:
+        """Print each note on the figures the first time that it applies."""
         if dist.get_global_rank() == 0:
-            for note in dict.fromkeys(note for note in notes if note not in self._told):
+            for note in dict.fromkeys(note for note in notes if note not in self._printed):
                 print(note, file=sys.stdout, flush=True)
-        self._told.update(notes)
+        self._printed.update(notes)

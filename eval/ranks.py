@@ -1,4 +1,4 @@
-"""Evaluation on several ranks: each measures a part, and all know the results of all.
+"""Shares evaluation among ranks: each measures a part, and all receive the results of all.
 
 Only small results travel, on the CPU, so the processes talk over gloo whatever the device.
 """
@@ -12,28 +12,28 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-# A rank may wait for another one's share of a task as long as this.
+# How long a rank may wait for another one's share of a task.
 PATIENCE = datetime.timedelta(hours=24)
-Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 def rank() -> int:
-    """This process's number among all."""
+    """Return this process's number among all."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world_size() -> int:
-    """How many processes a launcher has started."""
+    """Return how many processes a launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_of_node() -> bool:
-    """Whether this process does what the ranks of a machine need only once."""
+    """Say whether this process does what the ranks of a machine need only once."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def device() -> torch.device:
-    """Where this rank's model lives."""
+    """Return the device of this rank's model."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -48,9 +48,9 @@ def join() -> None:
 
 
 def leave() -> None:
-    """The end of several ranks, all together; a single one goes on.
+    """End several ranks, all together; a single one goes on.
 
-    Threads of gloo can keep a process from ending: it ends here, with all that is written.
+    Threads of gloo can keep a process from ending, so it ends here, after all is written.
     """
     if world_size() > 1:
         distributed.barrier()
@@ -59,8 +59,8 @@ def leave() -> None:
         os._exit(0)
 
 
-def gather(result: Result) -> list[Result]:
-    """Every rank's result, in the order of ranks, on every rank."""
+def gather(result: Answer) -> list[Answer]:
+    """Return every rank's result, in the order of ranks, on every rank."""
     if world_size() == 1:
         return [result]
     gathered: list[Any] = [None] * world_size()
@@ -68,7 +68,7 @@ def gather(result: Result) -> list[Result]:
     return gathered
 
 
-def of_first(ask: Callable[..., Result], *arguments: Any) -> Result:
-    """What rank 0 answers, on every rank; the others are not asked."""
+def of_first(ask: Callable[..., Answer], *arguments: Any) -> Answer:
+    """Return rank 0's answer on every rank; the others are not asked."""
     answers: list[Any] = gather(ask(*arguments) if rank() == 0 else None)
     return answers[0]

@@ -1,4 +1,4 @@
-"""An evaluation suite: a YAML file and `key=value` overrides, checked before torch is loaded.
+"""Reads an evaluation suite: YAML and `key=value` overrides, checked before torch is loaded.
 
 A suite with `tasks` runs them through lm-eval; one without measures perplexity on shards.
 `model=PATH` is short for `model.path=PATH`.
@@ -13,22 +13,22 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from itt_composer.basics.errors import FieldError, UserError
 from itt_composer.data.manifest import Manifest
+from itt_composer.recipe.fields import Positive
 from itt_composer.recipe.layers import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
 from itt_composer.recipe.thinking import RouterSelection
+from itt_composer.runs.model_place import model_name
 from itt_composer.runs.model_settings import (
     Epsilon,
     ModelSettings,
     Ratio,
     check_model,
-    model_name,
     without_repeats,
 )
 
 ELEVEN_TASKS = Path(__file__).parent / "suites/eleven_tasks.yaml"
-Positive = Annotated[int, Field(ge=1)]
 BatchSize = Positive | Literal["auto"]
-LONGEST_NAME = 200  # of a folder, in characters
-FORMS = {"batch_size": 'should be a positive integer or "auto"'}
+LONGEST_FOLDER_NAME = 200  # of a folder, in characters
+SUITE_FORMS = {"batch_size": 'should be a positive integer or "auto"'}
 
 
 class _Group(BaseModel):
@@ -52,7 +52,7 @@ class PerplexitySuite(_Group):
             it only their sizes.
         output: JSON file for the results; tables as Markdown and CSV go beside it. null is
             `results/<suite>/<model>.json`.
-        plot: draw perplexity over FLOPs, a PNG beside `output`.
+        plot: draw perplexity over executed FLOPs, a PNG beside `output`.
     """
 
     model: ModelSettings
@@ -98,7 +98,7 @@ class TaskSuite(_Group):
         shots_that_fit: ask with fewer shots where the model has no room for all: as many whole
             ones as fit before every question. Without it the harness cuts what does not fit.
         batch_size: see `TaskSettings`.
-        bootstrap_iters: resamples for the error of metrics that are no means.
+        bootstrap_iters: resamples for the error of metrics that are not means.
         log_samples: keep every prompt and answer, in lm-eval's format.
         compare_with: row of the paper's Table 1, like "ITT×4-162M"; null takes the one whose
             geometry and thinking the model has.
@@ -126,7 +126,7 @@ class TaskSuite(_Group):
         for name in self.only or []:
             if self.tasks.get(name) is None:
                 raise FieldError(
-                    f"only names {name!r}, which is none of the tasks; add tasks.{name}={{}}",
+                    f"only names {name!r}, which is not one of the tasks; add tasks.{name}={{}}",
                     *("only", "tasks"),
                 )
         if not self.selected_tasks():
@@ -134,7 +134,7 @@ class TaskSuite(_Group):
         return self
 
     def selected_tasks(self) -> dict[str, TaskSettings]:
-        """The tasks to run, in the suite's order."""
+        """Return the tasks to run, in the suite's order."""
         return {
             name: settings
             for name, settings in self.tasks.items()
@@ -146,7 +146,7 @@ Suite = PerplexitySuite | TaskSuite
 
 
 def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
-    """Read a suite and see that the files it names are there.
+    """Read a suite and check that the files it names exist.
 
     Raises:
         UserError: one sentence per mistake.
@@ -159,13 +159,13 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
         _name_model_path(content)
     suite: Suite
     if "tasks" in layers[0][1]:
-        suite = validate(TaskSuite, layers, FORMS)
+        suite = validate(TaskSuite, layers, SUITE_FORMS)
     else:
         suite = validate(PerplexitySuite, layers)
     check_model(suite.model)
     if suite.output is None:
         names = "+".join(model_name(place, suite.model.revision) for place in suite.model.path)
-        names = names[:LONGEST_NAME]
+        names = names[:LONGEST_FOLDER_NAME]
         ending = "" if isinstance(suite, TaskSuite) else ".json"
         suite.output = f"results/{path.stem}/{names}{ending}"
     if isinstance(suite, PerplexitySuite):
@@ -179,7 +179,7 @@ def _check_perplexity(suite: PerplexitySuite, output: str) -> None:
     if len(suite.model.path) > 1:
         raise UserError("model.path: perplexity is measured of one model at a time; name one")
     if Path(output).suffix != ".json":
-        raise UserError(f"output={output} is no JSON file; name one, like elastic.json")
+        raise UserError(f"output={output} is not a JSON file; name one, like elastic.json")
     if Path(output).is_dir():
         raise UserError(f"output={output} is a folder; name a file for the results")
     if not Manifest.read(suite.data).rows(suite.split):
@@ -187,11 +187,11 @@ def _check_perplexity(suite: PerplexitySuite, output: str) -> None:
 
 
 def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
-    """A suite of tasks for a model that is at hand.
+    """Read a suite of tasks for a model that is loaded already.
 
     Args:
         path: its YAML.
-        given: keys to set; those of None are left as they are.
+        given: keys to set; None leaves a key as it is.
 
     Raises:
         UserError: one sentence per mistake, or a suite of another kind.
@@ -200,14 +200,16 @@ def read_task_suite(path: Path, given: dict[str, Any]) -> TaskSuite:
     at_hand = OmegaConf.create({"model": {"path": "at hand"}, **own})
     content = read_yaml(path)
     if "tasks" not in content:
-        raise UserError(f"{path} is no suite of tasks; name one with `tasks`")
-    return validate(TaskSuite, [(str(path), content), ("callbacks.lm_eval", at_hand)], FORMS)
+        raise UserError(f"{path} is not a suite of tasks; name one with `tasks`")
+    return validate(TaskSuite, [(str(path), content), ("callbacks.lm_eval", at_hand)], SUITE_FORMS)
 
 
 def training_suite(
     suite: str | None, only: list[str] | None, limit: float | None, data_dir: str | None
 ) -> TaskSuite:
-    """The suite of the callback `lm_eval`, whose settings these are; None for the eleven tasks.
+    """Read the suite of the callback `lm_eval`, whose settings these are.
+
+    A `suite` of None stands for the eleven tasks.
 
     Raises:
         UserError: as `read_task_suite`.
@@ -217,7 +219,7 @@ def training_suite(
 
 
 def _spelled_out(overrides: Sequence[str]) -> list[str]:
-    """`model=PATH` as `model.path=PATH`, so that it can stand beside `model.dtype=…`."""
+    """Write `model=PATH` as `model.path=PATH`, so that it can stand beside `model.dtype=…`."""
     return [
         f"model.path={override.partition('=')[2]}" if override.startswith("model=") else override
         for override in overrides
@@ -225,7 +227,7 @@ def _spelled_out(overrides: Sequence[str]) -> list[str]:
 
 
 def _name_model_path(content: DictConfig) -> None:
-    """The same in a file."""
+    """Do the same in the content of a file."""
     model = content.get("model")
     if model is not None and not isinstance(model, DictConfig):
         content["model"] = {"path": model}

@@ -1,4 +1,4 @@
-"""The columns that the tasks of the paper's suite read from their data files."""
+"""Declares the columns that the tasks of the paper's suite read from their data files."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -52,7 +52,7 @@ class WinoGrande(Columns):
 
 
 class Choices(BaseModel):
-    """Options of an ARC question and what they are called."""
+    """Options of an ARC question and their labels."""
 
     model_config = ConfigDict(strict=True)
 
@@ -72,7 +72,7 @@ class Arc(Columns):
         if len(self.choices.text) != len(self.choices.label):
             raise ValueError("choices: text and label should be of one length")
         if self.answerKey not in self.choices.label:
-            raise ValueError(f"answerKey={self.answerKey!r} is none of the labels of choices")
+            raise ValueError(f"answerKey={self.answerKey!r} is not one of the labels of choices")
         return self
 
 
@@ -144,5 +144,5 @@ MMLU_DATASET = "cais/mmlu"
 
 
 def columns_of(task: str, config: Mapping[str, Any]) -> type[Columns] | None:
-    """What a leaf task reads, or None for tasks outside of the paper's suite."""
+    """Return the columns of a leaf task, or None for tasks outside of the paper's suite."""
     return Mmlu if config.get("dataset_path") == MMLU_DATASET else BY_TASK.get(task)

@@ -1,4 +1,4 @@
-"""Where the data of lm-eval's tasks comes from: the hub, or a plain folder without network.
+"""Finds the data of lm-eval's tasks: on the hub, or in a plain folder without network.
 
 A folder holds `<leaf task>/<split>.parquet` or `.jsonl`, as `itt eval fetch` writes it.
 Tasks stay the harness's own: small files that include theirs replace nothing but the data.
@@ -44,7 +44,7 @@ NAMED = 3  # of many
 
 @dataclass(frozen=True, eq=False)
 class LeafTask:
-    """One task of the harness that is no group of others.
+    """One task of the harness that is not a group of others.
 
     Attributes:
         name: its name, which is also that of its data folder.
@@ -61,7 +61,7 @@ class LeafTask:
     in_python: bool
 
     def shots(self, settings: TaskSettings) -> int:
-        """How many examples stand before each question."""
+        """Return how many examples stand before each question."""
         return self.config.get("num_fewshot") or 0 if settings.shots is None else settings.shots
 
     @property
@@ -81,13 +81,13 @@ class LeafTask:
 
     @property
     def examples_leave_out_the_question(self) -> bool:
-        """Whether the harness draws one example more, to drop the question itself."""
+        """Whether the harness draws one more example, to drop the question itself."""
         fewshot = self.config.get("fewshot_config") or {}
         named = fewshot.get("split") or self.config.get("fewshot_split")
         return named == self.config.get("test_split")
 
     def needed_splits(self, shots: int) -> list[str]:
-        """Splits without which the task cannot be run; the one that is evaluated comes first."""
+        """Return the splits that the task needs; the one that is evaluated comes first."""
         fewshot = self.config.get("fewshot_config") or {}
         # The harness looks into a split that `fewshot_config` names even without shots.
         examples = self.fewshot_split if shots else fewshot.get("split")
@@ -112,15 +112,15 @@ class OpenTasks:
         self._files = files
 
     def leaves(self, name: str) -> list[str]:
-        """The leaf tasks of one of the tasks that were opened."""
+        """Return the names of the leaf tasks of a task that was opened."""
         return [leaf.name for leaf in self._leaves[name]]
 
     def leaf_tasks(self, name: str) -> list[LeafTask]:
-        """The same with their definitions."""
+        """Return its leaf tasks with their definitions."""
         return self._leaves[name]
 
     def fingerprint(self, name: str) -> str:
-        """A hash of what decides the documents and prompts of one of the tasks.
+        """Hash what decides the documents and prompts of a task.
 
         That is lm-eval's version, the definitions of the leaf tasks, and with a data folder the
         content of every file used.
@@ -146,15 +146,15 @@ class OpenTasks:
 
 @contextmanager
 def open_tasks(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> Iterator[OpenTasks]:
-    """The harness's tasks, with the data of `tasks` taken from a folder if one is named.
+    """Open the harness's tasks, with the data of `tasks` from a folder if one is named.
 
     Args:
         tasks: names in lm-eval (tasks, groups, tags), with their shots.
         data_dir: folder of `<leaf task>/<split>.parquet` or `.jsonl`; None leaves the hub.
 
     Raises:
-        UserError: an unknown task; a missing or malformed file; too few examples for the shots; a
-            task whose data cannot come from a folder.
+        UserError: a task is unknown; a file is missing or malformed; there are too few examples
+            for the shots; a task's data cannot come from a folder.
     """
     manager = task_manager()
     check_names(manager, tasks)
@@ -166,7 +166,7 @@ def open_tasks(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> Itera
         files = _find_files(leaves, tasks, Path(data_dir))
         for name, settings in tasks.items():
             for leaf in leaves[name]:
-                _check_files(name, leaf, leaf.shots(settings), files[leaf.name])
+                _check_rows(name, leaf, leaf.shots(settings), files[leaf.name])
         with (
             TemporaryDirectory(prefix="tasks-") as folder,
             _redirected(manager, Path(folder), leaves, files),
@@ -175,7 +175,7 @@ def open_tasks(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> Itera
 
 
 def check_present(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> None:
-    """Refuse tasks that there are not or whose files are missing, all at once and without torch.
+    """Refuse tasks that do not exist or whose files are missing, all at once, without torch.
 
     Raises:
         UserError: a sentence for each.
@@ -188,10 +188,10 @@ def check_present(tasks: Mapping[str, TaskSettings], data_dir: str | None) -> No
 
 
 def check_training_tasks(settings: LmEvalSettings) -> None:
-    """The same for the callback `lm_eval` of a recipe.
+    """Do the same for the callback `lm_eval` of a recipe.
 
     Raises:
-        UserError: a sentence for each; no such suite.
+        UserError: a sentence for each, or the suite does not exist.
     """
     suite = training_suite(settings.suite, settings.only, settings.limit, settings.data_dir)
     check_present(suite.selected_tasks(), suite.data_dir)
@@ -199,7 +199,7 @@ def check_training_tasks(settings: LmEvalSettings) -> None:
 
 @cache
 def task_manager() -> "TaskManager":
-    """The harness's tasks and ours; made once, because it reads 14,000 files in five seconds."""
+    """Return the harness's tasks and ours; made once, as it reads 14,000 files in five seconds."""
     from lm_eval.tasks import TaskManager
 
     with _silent("lm_eval.tasks._index"):
@@ -207,7 +207,7 @@ def task_manager() -> "TaskManager":
 
 
 def check_names(manager: "TaskManager", names: Mapping[str, Any] | list[str]) -> None:
-    """Refuse tasks that there are not.
+    """Refuse tasks that do not exist.
 
     Raises:
         UserError: one sentence for each, with the nearest names.
@@ -223,16 +223,16 @@ def check_names(manager: "TaskManager", names: Mapping[str, Any] | list[str]) ->
 
 
 def leaf_tasks(manager: "TaskManager", name: str) -> list[LeafTask]:
-    """What a task, group or tag consists of, as the harness would load it."""
-    leaves = _walk(manager, name, {}, "")
+    """Return what a task, group or tag consists of, as the harness would load it."""
+    leaves = _leaves_of(manager, name, {}, "")
     return list({leaf.name: leaf for leaf in leaves}.values())
 
 
 def load_files(data_files: Mapping[str, str], **_: Any) -> "DatasetDict":
-    """What redirected tasks load instead of a dataset of the hub, as `custom_dataset`.
+    """Load the files of a redirected task, instead of a dataset of the hub.
 
     Args:
-        data_files: checked file of each split.
+        data_files: the checked file of each split.
 
     Raises:
         UserError: a column holds values of several types.
@@ -251,28 +251,28 @@ def load_files(data_files: Mapping[str, str], **_: Any) -> "DatasetDict":
     return splits
 
 
-def _walk(
+def _leaves_of(
     manager: "TaskManager", name: str, overrides: Mapping[str, Any], group: str
 ) -> Iterator[LeafTask]:
-    """Leaf tasks of a name, in the harness's order."""
+    """Yield the leaf tasks of a name, in the harness's order."""
     entry = manager.task_index.get(name)
     if entry is None:
         yield LeafTask(f"{group}::{name}", overrides, frozenset(overrides), None, False)
     elif entry.kind.name == "GROUP":
-        yield from _walk_group(manager, name, entry.cfg or {}, overrides)
+        yield from _leaves_of_group(manager, name, entry.cfg or {}, overrides)
     elif entry.kind.name == "TAG":
         for task in sorted(entry.tags & manager.task_index.keys()):
-            yield from _walk(manager, task, overrides, group)
+            yield from _leaves_of(manager, task, overrides, group)
     else:
         config = {**(entry.cfg or {}), **overrides}
         in_python = entry.kind.name == "PY_TASK"
         yield LeafTask(name, config, frozenset(overrides), entry.yaml_path, in_python)
 
 
-def _walk_group(
+def _leaves_of_group(
     manager: "TaskManager", name: str, config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> Iterator[LeafTask]:
-    """Leaf tasks of a group; what it sets beside its members holds for all of them."""
+    """Yield the leaf tasks of a group; what it sets beside its members holds for all of them."""
     from dataclasses import fields
 
     from lm_eval.config.group import GroupConfig
@@ -283,27 +283,27 @@ def _walk_group(
     members = config.get("task")
     for member in members if isinstance(members, list) else []:
         if isinstance(member, str):
-            yield from _walk(manager, member, overrides, name)
+            yield from _leaves_of(manager, member, overrides, name)
         elif "group" not in member:
-            yield from _walk(manager, member["task"], {**overrides, **member}, name)
+            yield from _leaves_of(manager, member["task"], {**overrides, **member}, name)
         elif member["group"] in manager.task_index:
             rest = {key: value for key, value in member.items() if key != "group"}
-            yield from _walk(manager, member["group"], {**overrides, **rest}, name)
+            yield from _leaves_of(manager, member["group"], {**overrides, **rest}, name)
         else:
-            yield from _walk_group(manager, f"{name}::{member['group']}", member, overrides)
+            yield from _leaves_of_group(manager, f"{name}::{member['group']}", member, overrides)
 
 
 def _find_files(
     leaves: Mapping[str, list[LeafTask]], tasks: Mapping[str, TaskSettings], data_dir: Path
 ) -> dict[str, dict[str, Path]]:
-    """By leaf task and split: every file that is needed.
+    """Return every file that is needed, by leaf task and split.
 
     Raises:
         UserError: see `open_tasks`.
     """
     if not data_dir.is_dir():
         raise UserError(
-            f"data_dir={data_dir} is no folder; fill one with `itt eval fetch {data_dir}`"
+            f"data_dir={data_dir} is not a folder; fill one with `itt eval fetch {data_dir}`"
         )
     files: dict[str, dict[str, Path]] = {}
     sentences: list[str] = []
@@ -325,7 +325,7 @@ def _find_files(
 
 
 def find_file(data_dir: Path, task: str, split: str) -> Path | None:
-    """The file of a leaf task's split, if there is one."""
+    """Return the file of a leaf task's split; None if there is none."""
     candidates = (data_dir / task / f"{split}{suffix}" for suffix in FORMATS)
     return next((file for file in candidates if file.is_file()), None)
 
@@ -346,7 +346,7 @@ def check_redirectable(leaf: LeafTask) -> None:
 
 
 def _missing_files(name: str, missing: Mapping[str, list[str]], data_dir: Path) -> list[str]:
-    """One sentence for the questions of a task that are not there, and one for the examples."""
+    """Write one sentence for missing questions of a task, and one for missing examples."""
     fetch = f"run `itt eval fetch {data_dir} {name}` where there is a network"
     purposes = {
         "questions": f"the questions of {name}; {fetch}, or leave it out by tasks.{name}=null",
@@ -362,12 +362,12 @@ def _missing_files(name: str, missing: Mapping[str, list[str]], data_dir: Path) 
 
 
 def listed(names: list[str]) -> str:
-    """`a, b, c and 54 more`."""
+    """Return `a, b, c and 54 more`."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
-def _check_files(name: str, leaf: LeafTask, shots: int, files: Mapping[str, Path]) -> None:
+def _check_rows(name: str, leaf: LeafTask, shots: int, files: Mapping[str, Path]) -> None:
     """Check a leaf task's rows, and that there are as many examples as the harness draws."""
     columns = columns_of(leaf.name, leaf.config)
     rows = {split: check_file(file, columns) for split, file in files.items()}
@@ -404,7 +404,7 @@ def _redirected(
 
 
 def _redirection(leaf: LeafTask, files: Mapping[str, Path]) -> str:
-    """A task file that includes the harness's and replaces where the data comes from."""
+    """Write a task file that includes the harness's and replaces where the data comes from."""
     unused = [key for key in SPLIT_KEYS if leaf.config.get(key) not in files]
     content = {
         "include": str(leaf.file),
@@ -435,7 +435,7 @@ def _sha256(file: Path) -> str:
 
 @contextmanager
 def _silent(logger_name: str) -> Iterator[None]:
-    """No warnings of a logger: that our tasks replace the harness's is meant to be."""
+    """Silence a logger's warnings: our tasks replace the harness's on purpose."""
     logger = logging.getLogger(logger_name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -447,7 +447,7 @@ def _silent(logger_name: str) -> Iterator[None]:
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Drop what the harness tells about every task with a `custom_dataset`."""
+    """Drop the advice that the harness logs for every task with a `custom_dataset`."""
 
     def is_no_advice(record: logging.LogRecord) -> bool:
         return "Custom kwargs can be passed" not in str(record.msg)

@@ -1,4 +1,4 @@
-"""What a user must know of a task's figure: requests that were cut, BOS after BOS, warnings."""
+"""Collects what a user must know of a task's figure: cut requests, BOS after BOS, warnings."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-# Counted here instead, and told once for a task.
+# Counted here instead, and reported once for a task.
 OWN_COUNT = "Left truncation applied"
 
 
@@ -17,10 +17,10 @@ class Asked:
 
     Attributes:
         requests: likelihoods, rolling likelihoods and texts to generate.
-        cut: of these, whose first tokens the model had no room for.
-        begin_with_bos: rolling texts, whose BOS is predicted after another one.
+        cut: requests whose first tokens the model had no room for.
+        begin_with_bos: rolling texts whose BOS is predicted after another one.
         bos_nats: what that adds to each text's negative log-likelihood.
-        most_generated: tokens a text may have, where that is less than lm-eval asks for.
+        most_generated: tokens that a text may have; None where that is lm-eval's number.
     """
 
     requests: int = 0
@@ -30,7 +30,7 @@ class Asked:
     most_generated: int | None = None
 
     def notes(self, max_length: int, shots: int) -> list[str]:
-        """A sentence for each of these that is not as one would expect.
+        """Write a sentence for each of these that is not as one would expect.
 
         Args:
             max_length: tokens that the model takes.
@@ -52,15 +52,15 @@ class Asked:
         if self.begin_with_bos:
             notes.append(
                 f"each of {self.begin_with_bos:,} texts begins with a BOS that is predicted after "
-                f"another BOS, as in lm-eval: {self.bos_nats:.1f} nats per text in this figure are "
-                "none of the text's"
+                f"another BOS, as in lm-eval: {self.bos_nats:.1f} nats per text in this figure do "
+                "not belong to the text"
             )
         return notes
 
 
 @contextlib.contextmanager
 def harness_warnings() -> Iterator[list[str]]:
-    """Collects what lm-eval warns of, each sentence once, in place of printing it."""
+    """Collect lm-eval's warnings, each sentence once, instead of printing them."""
     collected: list[str] = []
 
     class Collector(logging.Handler):
@@ -83,7 +83,7 @@ def harness_warnings() -> Iterator[list[str]]:
 
 
 def questions_sha256(tasks: Iterable[Any]) -> str:
-    """Of the questions and answers that were asked, whatever stood before them.
+    """Hash the questions and answers that were asked, whatever stood before them.
 
     Args:
         tasks: leaf tasks of lm-eval, after `evaluate`.

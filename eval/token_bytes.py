@@ -1,9 +1,9 @@
-"""How many bytes of text each token stands for, so that loss can be told per byte.
+"""Counts how many bytes of text each token stands for, to give loss per byte.
 
 Bits per byte do not depend on how a tokenizer cuts text, so models of different tokenizers compare.
 Added over a document, the bytes are those of its own text in UTF-8: tokens around documents count
 none, and neither does the space that a tokenizer puts before the first word. What a tokenizer does
-to text before it cuts (Unicode normalization, SentencePiece reading `▁` as a space) is not undone.
+to a text before it cuts it (Unicode normalization, SentencePiece reading `▁` as a space) stays.
 
 Shapes: V vocabulary, B batch, S sequence.
 """
@@ -37,7 +37,7 @@ class TokenBytes:
     boundary: int
 
     def count(self, input_ids_BS: Tensor) -> int | None:
-        """Bytes of all tokens but each row's first; None if a token's text is unknown."""
+        """Count the bytes of all tokens but each row's first; None if a token's text is unknown."""
         ids, before = input_ids_BS[:, 1:], input_ids_BS[:, :-1]
         bytes_BS = self.bytes_V[ids]
         if (bytes_BS == UNKNOWN).any():
@@ -47,17 +47,17 @@ class TokenBytes:
 
 
 def read_token_bytes(data: Path, manifest: ShardSettings) -> TokenBytes | None:
-    """The table of the tokenizer that lies beside shards.
+    """Read the table of the tokenizer that lies beside shards.
 
     Args:
         data: the folder of shards.
         manifest: its content.
 
     Returns:
-        None for a tokenizer whose tokens do not tell their bytes, such as WordPiece.
+        None for a tokenizer whose tokens do not show their bytes, such as WordPiece.
     """
     path = data / manifest.tokenizer.file
-    of_file = _of_sentencepiece if path.suffix == ".model" else _of_byte_level
+    of_file = _bytes_of_sentencepiece if path.suffix == ".model" else _bytes_of_byte_level
     table = of_file(path.read_bytes())
     if table is None:
         return None
@@ -70,8 +70,8 @@ def read_token_bytes(data: Path, manifest: ShardSettings) -> TokenBytes | None:
     return TokenBytes(torch.tensor(sizes), torch.tensor(is_prefix), boundary)
 
 
-def _of_sentencepiece(content: bytes) -> tuple[list[int], list[bool]]:
-    """Bytes of every piece, and whether it begins with the space put before a document."""
+def _bytes_of_sentencepiece(content: bytes) -> tuple[list[int], list[bool]]:
+    """Return bytes of every piece, and whether it begins with the space before a document."""
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor(model_proto=content)
@@ -91,8 +91,8 @@ def _of_sentencepiece(content: bytes) -> tuple[list[int], list[bool]]:
     return sizes, [has_prefix and piece.startswith(SENTENCEPIECE_SPACE) for piece in pieces]
 
 
-def _of_byte_level(content: bytes) -> tuple[list[int], list[bool]] | None:
-    """The same for a `tokenizer.json` whose tokens are bytes, each written as one character."""
+def _bytes_of_byte_level(content: bytes) -> tuple[list[int], list[bool]] | None:
+    """Return the same for a `tokenizer.json` that writes each byte as one character."""
     from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import ByteLevel
 

@@ -1,4 +1,4 @@
-"""Fewer shots where the model has no room for all: the most that no question is cut for."""
+"""Finds how many shots fit where the model has no room for all."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from eval.language_model import EvaluatedLM
 def most_whole_shots(
     tasks: Sequence[Any], shots: int, seed: int, limit: float | None, lm: EvaluatedLM
 ) -> int:
-    """The most examples that all requests have room for, or all but those too long without any.
+    """Return the most examples that fit before every question that fits without any.
 
-    lm-eval gives the same figure with as many shots. Leaves the tasks as they are with that number.
+    Leaves the tasks set to that number; lm-eval gives the same figure with as many shots.
 
     Args:
         tasks: leaf tasks of lm-eval, with their data.

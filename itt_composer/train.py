@@ -7,8 +7,8 @@ Writes into the recipe's `run_folder`: `recipe.yaml` (resolved), `checkpoints/`,
 files and, at the end, `model/` (a transformers folder) and `summary.json`. The same command
 goes on where an interrupted run was, and does nothing where one has finished.
 
-Exit codes: 0 finished, 1 a mistake or a failure that was told, 75 ended by SIGTERM and 130 by
-Ctrl-C, each saved after the batch under way.
+Exit codes: 0 finished, 1 a mistake or a failure, which is printed, 75 ended by SIGTERM and 130 by
+Ctrl-C, both after the batch under way was saved.
 """
 
 from pathlib import Path
@@ -25,8 +25,8 @@ from itt_composer.basics.processes import (
 )
 from itt_composer.recipe.changes import describe
 from itt_composer.recipe.schema import load_recipe, recipe_as_yaml
-from itt_composer.runs.folder import ALLOW_CHANGES, RunFolder
 from itt_composer.training.before_start import check_before_start, check_same_shards
+from itt_composer.training.training_run import ALLOW_CHANGES, TrainingRun
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,13 +35,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML recipe.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change.")
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Show the resolved recipe and stop.")
     ] = False,
     allow_changes: Annotated[
-        bool, typer.Option(ALLOW_CHANGES, help="Go on with a run whose recipe was another.")
+        bool,
+        typer.Option(
+            ALLOW_CHANGES,
+            help="Go on with a run that was begun with another recipe or other shards.",
+        ),
     ] = False,
 ) -> None:
     """Train a model from a recipe."""
@@ -51,7 +55,7 @@ def main(
         if print_config:
             print(recipe_as_yaml(recipe), end="")
             return
-        run = RunFolder(recipe)
+        run = TrainingRun(recipe)
         if run.is_finished():
             say(f"{run.path} holds the finished run: nothing to do (delete it to train anew)")
             return

@@ -73,7 +73,7 @@ chosen() {
     [ $# -gt 0 ] || lines=$all
     for run in "$@"; do
         lines+=$(grep -F " run_name=$run " <<<"$all")$'\n' || {
-            fail "$run is no run of $size; 'scripts/experiment.sh list $size' has them"
+            fail "$run is not a run of $size; 'scripts/experiment.sh list $size' has them"
         }
     done
     printf '%s\n' "${lines%$'\n'}"
@@ -84,9 +84,9 @@ fail() {
     exit 1
 }
 
-# Told before any work.
+# Mistakes are reported before any work.
 case ${1:-} in
-data) [ -d "${2:-}" ] || fail "data takes the folder of the text, and '${2:-}' is none" ;;
+data) [ -d "${2:-}" ] || fail "data takes the folder of the text, and '${2:-}' is not one" ;;
 list | train | measure | analyse | report)
     case ${2:-} in 2m | 6m) ;; *) fail "$1 takes a size, 2m or 6m, not '${2:-}'" ;; esac
     ;;
@@ -98,7 +98,7 @@ esac
 most=2
 [ "$1" != analyse ] || most=3
 [ "$1" = train ] || [ $# -le $most ] || fail "$1 takes no '${*:$((most + 1))}'"
-[ "$1" != analyse ] || [ -f "${3:-}" ] || fail "analyse takes AQuA's problems as well, and '${3:-}' is no file"
+[ "$1" != analyse ] || [ -f "${3:-}" ] || fail "analyse takes AQuA's problems as well, and '${3:-}' is not a file"
 case $1 in
 measure | analyse | report)
     compgen -G "$RUNS/$2/*/recipe.yaml" >/dev/null ||

@@ -104,13 +104,13 @@ def make_trainer() -> Iterator[Callable]:
     from composer.loggers import InMemoryLogger
 
     from itt_composer.models.building import build_model
-    from itt_composer.runs.folder import RunFolder
     from itt_composer.training.train import build_trainer
+    from itt_composer.training.training_run import TrainingRun
 
     trainers = []
 
     def build(recipe: Recipe, *callbacks):
-        trainer = build_trainer(recipe, RunFolder(recipe), build_model(recipe), "cpu")
+        trainer = build_trainer(recipe, TrainingRun(recipe), build_model(recipe), "cpu")
         trainers.append(trainer)
         trainer.state.callbacks.extend(callbacks)
         log = InMemoryLogger()

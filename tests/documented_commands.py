@@ -79,6 +79,16 @@ def documented() -> list[Documented]:
     return list(found)
 
 
+def python_blocks() -> list[tuple[str, str]]:
+    """The Python code of every page, a page's blocks as one text."""
+    pages = ((page, (REPOSITORY / page).read_text(encoding="utf-8")) for page in PAGES)
+    codes = (
+        (page, "\n".join(code for language, code in BLOCK.findall(text) if language == "python"))
+        for page, text in pages
+    )
+    return [(page, code) for page, code in codes if code]
+
+
 def _lines(text: str) -> Iterator[str]:
     for language, block in BLOCK.findall(text):
         if language == "bash":

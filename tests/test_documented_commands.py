@@ -11,7 +11,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
-from documented_commands import REPOSITORY, Documented, documented, parse
+from documented_commands import REPOSITORY, Documented, documented, parse, python_blocks
 
 from benchmarks import convert as benchmark
 from data_prep.documents import Fields
@@ -84,7 +84,8 @@ READ_ALONE = {
     r"--engine spark": "takes Java: tests/data_prep/test_spark_engine.py",
     r"--shares shares\.yaml": "tests/data_prep/test_budgets.py",
     r"eval fetch": "takes the hub: tests/evaluation/test_fetch.py",
-    r"^python -m (data_prep|eval|itt_composer)( (?!recipes)[a-z-]+( tokens)?)?$": "names a program",
+    r"^python -m (data_prep|eval|itt_composer)"
+    r"( (?!recipes)[a-z-]+( tokens| gradients)?)?$": "names a program",
     r"^python -m itt_composer\.train$": "names a program",
     r"…|COMMAND": "shows the form of commands",
     r"--print-config": "is what reading it does",
@@ -251,8 +252,23 @@ def test_documented_commands_run_one_after_another_on_small_data(fork_server, wo
             shutil.copytree(workspace / "runs/itt_x4_162m/model", workspace / "out/run")
         result = fork_server.run(arguments[0], *arguments[1:], cwd=workspace)
         assert result.returncode == 0, f"{command.page}: {words}\n{result.stdout}{result.stderr}"
+    for page, code in python_blocks():
+        script = workspace / f"{Path(page).stem}.py"
+        script.write_text(f"import torch\nids = torch.tensor([[1, 7, 9]])\n{small_code(code)}")
+        result = fork_server.run(script, cwd=workspace)
+        assert result.returncode == 0, f"{page}\n{code}\n{result.stdout}{result.stderr}"
     made = ("results/elastic.json", "tables/tables.md", "report.html", "figures", "runs.md")
     assert all((workspace / name).exists() for name in made)
+
+
+def small_code(code: str) -> str:
+    """Code of a page on what the commands have made."""
+    for there, here in {**STANDS_FOR, "runs/trial": "runs/itt_x4_162m", "[417]": "[0]"}.items():
+        pattern = (
+            re.escape(there) if there.startswith("[") else rf'(?<="){re.escape(there)}(?=["/])'
+        )
+        code = re.sub(pattern, here, code)
+    return code
 
 
 def _expanded(word: str, folder: Path) -> list[str]:

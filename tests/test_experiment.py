@@ -121,11 +121,11 @@ def test_the_report_is_of_all_runs_and_of_the_main_rows(call, checkout):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["data", "no/such"], "data takes the folder of the text, and 'no/such' is none"),
+        (["data", "no/such"], "data takes the folder of the text, and 'no/such' is not one"),
         (["train"], "train takes a size, 2m or 6m, not ''"),
         (["list", "3m"], "list takes a size, 2m or 6m, not '3m'"),
         (["list", "2m", "llama-seed17"], "list takes no 'llama-seed17'"),
-        (["train", "2m", "llama"], "llama is no run of 2m; 'scripts/experiment.sh list 2m' has"),
+        (["train", "2m", "llama"], "llama is not a run of 2m; 'scripts/experiment.sh list 2m'"),
         (["measure", "2m"], "nothing is trained in runs/experiments/2m; 'scripts/experiment.sh tr"),
         (["report", "6m"], "nothing is trained in runs/experiments/6m; 'scripts/experiment.sh tr"),
     ],

@@ -1,1 +1,1 @@
-"""What trained models do inside: gradients of easy and hard problems, and which tokens think."""
+"""Looks into trained models: gradients of easy and hard problems, and which tokens think."""

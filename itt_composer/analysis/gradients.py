@@ -1,4 +1,4 @@
-"""Gradient nuclear norms of easy and hard problems: the observation that motivates the paper.
+"""Measures gradient nuclear norms of easy and hard problems, which motivate the paper.
 
 A model is fine-tuned on a few problems and asked others. Those that it answers correctly are easy,
 the rest hard; for each, the nuclear norm of its loss gradient is taken at every layer's q, k, v and
@@ -29,9 +29,10 @@ from itt_composer.models.projections import (
     nuclear_norm,
 )
 from itt_composer.models.tokenizer import document_ids
+from itt_composer.results.gradients import GroupNorms, MeasuredGradients, Problems
 
 MOST_GRADIENT = 1.0  # norm at which gradients are clipped in fine-tuning
-# What is done, how much of it, and how much of it there is.
+# Called with the name of the stage, and how much of it is done and in all.
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -61,33 +62,29 @@ def analyse_gradients(
     fine_tuning: FineTuning,
     measured: int | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
-) -> dict[str, Any]:
+    file: str = "",
+) -> MeasuredGradients:
     """Fine-tune, ask, and take the gradients: the whole protocol.
 
     Args:
         model: on its device; it is changed.
         tokenizer: the model's own.
-        problems: the first ones are for fine-tuning, those behind them are asked.
+        problems: the first ones are for fine-tuning, those after them are asked.
         fine_tuning: how.
         measured: how many are asked; None is all that are left.
         on_progress: called after each problem.
-
-    Returns:
-        `problems` (how it was done, `accuracy`, that of `chance`, how often each letter was
-        `answered` and how often it was `correct`, and `cut` and `fine_tuning_cut`, the problems
-        asked and learnt whose rows were longer than the model takes), and
-        `projections`, `layers`, `thinking_layers`, `easy` and `hard` as `summary_of` gives them.
+        file: that the problems are from, for the result.
 
     Raises:
-        UserError: too few problems, fine-tuning that diverges, or a model whose projections are
-            of no known kind.
+        UserError: there are too few problems, fine-tuning diverges, or the model's projections
+            are not of a known kind.
     """
     projections = attention_projections(model)
     asked = list(problems[fine_tuning.problems :][:measured])
     if len(problems) < fine_tuning.problems or not asked:
         raise UserError(
             f"there are {len(problems)} problems, and {fine_tuning.problems} of them are for "
-            "fine-tuning: none is left to measure; lower --fine-tune"
+            "fine-tuning, so none is left to measure; lower --fine-tune"
         )
     encoded = encode_all(model, tokenizer, problems[: fine_tuning.problems + len(asked)])
     learnt, asked_rows = encoded[: fine_tuning.problems], encoded[fine_tuning.problems :]
@@ -97,27 +94,29 @@ def analyse_gradients(
         [given == problem.correct for given, problem in zip(answers, asked_rows, strict=True)]
     )
     norms_NLP = problem_nuclear_norms(model, asked_rows, projections, on_progress)
-    return {
-        "problems": {
-            **{f"fine_tuning_{name}": value for name, value in asdict(fine_tuning).items()},
-            "fine_tuned_on": len(learnt),
-            "fine_tuning_losses": losses,
-            "measured": len(asked),
-            "accuracy": is_easy_N.double().mean().item(),
-            "chance": sum(1 / len(problem.options) for problem in asked) / len(asked),
-            "answered": _counts(
+    settings = {f"fine_tuning_{name}": value for name, value in asdict(fine_tuning).items()}
+    return MeasuredGradients(
+        problems=Problems(
+            file=file,
+            fine_tuned_on=len(learnt),
+            measured=len(asked),
+            accuracy=is_easy_N.double().mean().item(),
+            chance=sum(1 / len(problem.options) for problem in asked) / len(asked),
+            answered=_counts(
                 problem.letters[place] for problem, place in zip(asked, answers, strict=True)
             ),
-            "correct": _counts(problem.correct for problem in asked),
-            "cut": sum(problem.lost > 0 for problem in asked_rows),
-            "fine_tuning_cut": sum(problem.lost > 0 for problem in learnt),
-        },
-        "projections": list(PROJECTIONS),
-        "layers": list(range(norms_NLP.shape[1])),
-        "thinking_layers": list(getattr(model.config, "thinking_layers", [])),
-        "easy": summary_of(norms_NLP[is_easy_N]),
-        "hard": summary_of(norms_NLP[~is_easy_N]),
-    }
+            correct=_counts(problem.correct for problem in asked),
+            cut=sum(problem.lost > 0 for problem in asked_rows),
+            fine_tuning_cut=sum(problem.lost > 0 for problem in learnt),
+            **settings,
+            fine_tuning_losses=losses,  # type: ignore[call-arg]  # undeclared, as the settings
+        ),
+        projections=list(PROJECTIONS),
+        layers=list(range(norms_NLP.shape[1])),
+        thinking_layers=list(getattr(model.config, "thinking_layers", [])),
+        easy=summary_of(norms_NLP[is_easy_N]),
+        hard=summary_of(norms_NLP[~is_easy_N]),
+    )
 
 
 def _counts(letters: Iterable[str]) -> dict[str, int]:
@@ -127,7 +126,7 @@ def _counts(letters: Iterable[str]) -> dict[str, int]:
 def encode_all(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
 ) -> list[EncodedProblem]:
-    """The problems as the model's tokens, as long as it has positions."""
+    """Encode the problems as the model's tokens, at most as many as it has positions."""
     config: Any = model.config
     eos = config.eos_token_id
     ends = [] if eos is None else [eos[0] if isinstance(eos, list) else eos]
@@ -145,16 +144,16 @@ def fine_tune(
     settings: FineTuning,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> list[float]:
-    """Train a model to give the responses; one row at a time, so that nothing is padded.
+    """Train a model to give the responses, one row at a time, so that nothing is padded.
 
     Args:
-        model: all of its weights are trained, in its own mode of training (dropout).
+        model: all of its weights are trained, with dropout if it has any.
         problems: may be empty; then nothing happens.
-        settings: how; `settings.problems` is not looked at.
+        settings: how; `settings.problems` is not used.
         on_progress: called after each problem.
 
     Returns:
-        the mean loss of each epoch, nats per token of the responses.
+        The mean loss of each epoch, nats per token of the responses.
 
     Raises:
         UserError: a loss is not finite.
@@ -173,7 +172,7 @@ def fine_tune(
                     loss = response_loss(model, problem)
                     if not loss.isfinite():
                         raise UserError(
-                            f"fine-tuning went wrong in epoch {epoch + 1}: the loss is "
+                            f"fine-tuning diverged in epoch {epoch + 1}: the loss is "
                             f"{loss.item()}; lower --learning-rate"
                         )
                     (loss / len(batch)).backward()
@@ -197,7 +196,7 @@ def _training(model: PreTrainedModel) -> Iterator[None]:
 
 
 def response_loss(model: PreTrainedModel, problem: EncodedProblem) -> Tensor:
-    """Mean cross entropy of the response's tokens, nats; the question is given."""
+    """Return the mean cross entropy of the response's tokens, nats; the question is given."""
     ids_1S = torch.tensor([problem.row], device=model.device)
     mask_1S = torch.ones_like(ids_1S)
     # Not the model's own loss, which some models (BART) take without a shift by one token.
@@ -207,12 +206,13 @@ def response_loss(model: PreTrainedModel, problem: EncodedProblem) -> Tensor:
 
 
 def answer(model: PreTrainedModel, problems: Sequence[EncodedProblem]) -> list[int]:
-    """The place of the option whose letter is likeliest after the question, for each problem."""
+    """Return, for each problem, the place of the option whose letter is likeliest."""
     requests = [choice for problem in problems for choice in problem.choices]
     scorer = Scorer(model)
     batches = plan(
         requests,
-        getattr(model.config, "max_position_embeddings", None) or max(map(_length, requests)),
+        getattr(model.config, "max_position_embeddings", None)
+        or max(map(_request_length, requests)),
         batch_size=None,
         tokens_per_batch=TOKENS_PER_BATCH.get(model.device.type, TOKENS_PER_BATCH["cpu"]),
         can_share=False,  # letters of one token are read from the same place
@@ -230,7 +230,7 @@ def answer(model: PreTrainedModel, problems: Sequence[EncodedProblem]) -> list[i
     return answers
 
 
-def _length(request: tuple[list[int], list[int]]) -> int:
+def _request_length(request: tuple[list[int], list[int]]) -> int:
     return len(request[0]) + len(request[1])
 
 
@@ -240,10 +240,10 @@ def problem_nuclear_norms(
     projections: Sequence[Projection] | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> Tensor:
-    """Nuclear norms of each problem's `response_loss` gradient, (N, L, P) in float64.
+    """Compute the nuclear norms of each problem's `response_loss` gradient.
 
-    One backward pass per problem, to the projections' weights alone; gradients are of the model's
-    own dtype, their singular values in float64.
+    Takes one backward pass per problem, to the projections' weights alone. Gradients have the
+    model's dtype, their singular values float64.
 
     Args:
         model: in evaluation mode.
@@ -251,8 +251,11 @@ def problem_nuclear_norms(
         projections: as `attention_projections` gives them, or None.
         on_progress: called after each problem.
 
+    Returns:
+        norms (N, L, P), float64.
+
     Raises:
-        UserError: a model whose projections are of no known kind.
+        UserError: the model's projections are not of a known kind.
     """
     projections = projections or attention_projections(model)
     weights = list(dict.fromkeys(projection.weight for projection in projections))
@@ -272,7 +275,7 @@ def problem_nuclear_norms(
 
 @contextlib.contextmanager
 def tokens_through(projections: Sequence[Projection]) -> Iterator[dict[torch.nn.Module, int]]:
-    """Counts the tokens that go through each projection's module, each time it is applied."""
+    """Count the tokens that go through each projection's module, each time it is applied."""
     tokens = dict.fromkeys((projection.module for projection in projections), 0)
 
     def count(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -286,15 +289,16 @@ def tokens_through(projections: Sequence[Projection]) -> Iterator[dict[torch.nn.
             handle.remove()
 
 
-def summary_of(norms_NLP: Tensor) -> dict[str, Any]:
-    """`problems` (N), and `mean` and `std` over them: by projection a list over the layers.
+def summary_of(norms_NLP: Tensor) -> GroupNorms:
+    """Summarise norms over the problems of a group.
 
     The deviation is that of the group itself (divided by N); without problems all are None.
     """
-    summary: dict[str, Any] = {"problems": len(norms_NLP), "mean": {}, "std": {}}
+    count, layers, _ = norms_NLP.shape
+    mean: dict[str, list[float | None]] = {}
+    std: dict[str, list[float | None]] = {}
     for place, name in enumerate(PROJECTIONS):
         own_NL = norms_NLP[:, :, place]
-        none = [None] * own_NL.shape[1]
-        summary["mean"][name] = own_NL.mean(dim=0).tolist() if len(own_NL) else none
-        summary["std"][name] = own_NL.std(dim=0, correction=0).tolist() if len(own_NL) else none
-    return summary
+        mean[name] = own_NL.mean(dim=0).tolist() if count else [None] * layers
+        std[name] = own_NL.std(dim=0, correction=0).tolist() if count else [None] * layers
+    return GroupNorms(problems=count, mean=mean, std=std)

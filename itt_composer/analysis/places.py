@@ -1,54 +1,54 @@
-"""Where an analysis reads and writes: the run folder of a model, its shards, its result."""
+"""Finds where an analysis reads and writes: a model's run folder, its shards, its result."""
 
 from pathlib import Path
 
-import yaml
-
 from itt_composer.basics.errors import UserError
-from itt_composer.recipe.layers import values_of
-
-RECIPE = "recipe.yaml"
+from itt_composer.runs.folder import RunFolder
 
 
 def result_file(model: str, name: str, output: Path | None) -> Path:
-    """Where the result of an analysis goes: `output`, else `analysis/<name>` of a run folder.
+    """Return where the result of an analysis goes.
+
+    Args:
+        model: as the user named it.
+        name: of the file in `analysis/` of a run folder.
+        output: a JSON file; None takes the run folder's.
 
     Raises:
-        UserError: `output` is no JSON file, or is not given for a model that is no run folder.
+        UserError: `output` is not a JSON file, or is None for a model that is not a run folder.
     """
     if output is None:
         if model.startswith(("/", ".")) and not Path(model).exists():
-            raise UserError(f"{model} is not there; name a run folder, or a model with --output")
-        if not (Path(model) / RECIPE).is_file():
-            why = f"it has no {RECIPE}" if Path(model).exists() else "it is not there"
             raise UserError(
-                f"{model} is no run folder ({why}); of another model, or one of the "
-                "hub, say where the result goes with --output FILE"
+                f"{model} does not exist; name a run folder, or another model with --output"
+            )
+        if not RunFolder(model).is_run():
+            why = "it has no recipe.yaml" if Path(model).exists() else "it does not exist"
+            raise UserError(
+                f"{model} is not a run folder ({why}); for another model, or one on the hub, say "
+                "where the result goes with --output FILE"
             )
         return Path(model) / "analysis" / name
     if output.suffix != ".json" or output.is_dir():
-        raise UserError(f"--output {output} is no JSON file; name one, like {name}")
+        raise UserError(f"--output {output} is not a JSON file; name one, like {name}")
     return output
 
 
 def shards_of(model: str, data: Path | None) -> Path:
-    """The shards to take rows from: `data`, else those that the recipe of a run folder names.
+    """Return the shards to take rows from: `data`, else those that a run's recipe names.
 
     Raises:
-        UserError: neither is there.
+        UserError: neither exists.
     """
     if data is not None:
         return data
-    recipe = Path(model) / RECIPE
-    if not recipe.is_file():
-        raise UserError(f"{model} is no run folder (it has no {RECIPE}): give --data SHARDS")
-    try:
-        shards = Path(values_of(recipe.read_text(encoding="utf-8"))["data"]["local"])
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError(f"{recipe} names no data.local; is it damaged?") from None
+    run = RunFolder(model)
+    if not run.is_run():
+        raise UserError(f"{model} is not a run folder (it has no recipe.yaml): give --data SHARDS")
+    shards = run.shards()
     if not shards.is_dir():
         raise UserError(
-            f"{recipe} names the shards in {shards}, which is not there: start from the folder "
-            "that the run was trained in, or give --data SHARDS"
+            f"{run.recipe_file} names the shards in {shards}, which does not exist: start from "
+            "the folder that the run was trained in, or give --data SHARDS"
         )
     return shards

@@ -49,12 +49,12 @@ class Problem(Columns):
         if len(set(self.letters)) < len(self.options):
             raise ValueError("two options have the same letter")
         if self.correct not in self.letters:
-            raise ValueError(f"correct={self.correct!r} is the letter of none of the options")
+            raise ValueError(f"correct={self.correct!r} is not the letter of an option")
         return self
 
     @property
     def letters(self) -> list[str]:
-        """Of the options, in their order."""
+        """The letters of the options, in their order."""
         return [option[0] for option in self.options]
 
     @property
@@ -69,13 +69,15 @@ class Problem(Columns):
 
 
 def read_problems(file: Path) -> list[Problem]:
-    """The problems of a file of JSON lines.
+    """Read the problems in a file of JSON lines.
 
     Raises:
-        UserError: no such file, or a line that is no problem; names file and line.
+        UserError: the file does not exist, or a line is not a problem; names file and line.
     """
     if file.suffix != ".jsonl":
-        raise UserError(f"--problems {file} is no file of JSON lines; give one that ends in .jsonl")
+        raise UserError(
+            f"--problems {file} is not a file of JSON lines; give one that ends in .jsonl"
+        )
     if file.is_file() and not file.read_bytes().strip():
         raise UserError(f"--problems {file} holds no problems; name a file of them")
     check_file(file, Problem)
@@ -106,7 +108,7 @@ class EncodedProblem:
 def encode_problem(
     problem: Problem, encode: Encode, eos: Sequence[int], max_length: int
 ) -> EncodedProblem:
-    """A problem as token ids; a row that is too long loses its first tokens, as in evaluation.
+    """Encode a problem; a row that is too long loses its first tokens, as in evaluation.
 
     Args:
         problem: the problem.
@@ -127,7 +129,7 @@ def encode_problem(
 
 
 def _split(encode: Encode, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Ids of a context and of what follows it, cut as in the whole text."""
+    """Return the ids of a context and of what follows it, cut where the whole text cuts them."""
     before, whole = encode(context), encode(context + continuation)
     place = 0
     while place < len(before) and before[place] == whole[place]:

@@ -1,4 +1,4 @@
-"""Rows and documents of a split that an analysis looks at."""
+"""Takes the rows and documents of a split that an analysis looks at."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ SPLIT = "validation"
 
 
 def open_shards(folder: Path) -> Manifest:
-    """The manifest of shards with validation rows.
+    """Read the manifest of shards that have validation rows.
 
     Raises:
-        UserError: no shards, or none with validation rows.
+        UserError: there are no shards, or none with validation rows.
     """
     manifest = Manifest.read(folder)
     if not manifest.rows(SPLIT):
@@ -25,7 +25,7 @@ def open_shards(folder: Path) -> Manifest:
 
 
 def validation_batches(folder: Path, rows: int, batch_size: int) -> list[dict[str, Tensor]]:
-    """A random sample of the validation rows, of all domains in proportion, in batches.
+    """Draw a random sample of the validation rows, of all domains in proportion, in batches.
 
     Args:
         folder: of shards.
@@ -37,15 +37,15 @@ def validation_batches(folder: Path, rows: int, batch_size: int) -> list[dict[st
 
 
 def document_beginning(folder: Path, manifest: Manifest, longest: int) -> tuple[str, list[int]]:
-    """The first validation document of the domain with most rows, to its end or that of its row.
+    """Return the first validation document of the domain with most rows, cut at its row's end.
 
     Args:
         folder: of shards.
-        manifest: theirs.
+        manifest: of these shards.
         longest: most tokens.
 
     Returns:
-        a name that says which it is, and its tokens.
+        A name that says which document it is, and its tokens.
     """
     domains = manifest.rows(SPLIT)
     domain = max(domains, key=lambda name: domains[name])
@@ -55,12 +55,12 @@ def document_beginning(folder: Path, manifest: Manifest, longest: int) -> tuple[
 
 
 def positions_of(config: Any, tokenizer: Any) -> int:
-    """Tokens that a model takes; where positions have no end (BLOOM), its tokenizer tells."""
+    """Return how many tokens a model takes; without a limit (BLOOM), its tokenizer's number."""
     return getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
 
 
 def first_document(ids: list[int], bos: int | None, eos: int | None) -> list[int]:
-    """A row's tokens until its second document begins: with BOS, or without one behind EOS."""
+    """Return a row's tokens up to its second document, which begins at BOS or after EOS."""
     if bos is not None:
         return ids[: ids.index(bos, 1)] if bos in ids[1:] else ids
     return ids[: ids.index(eos) + 1] if eos is not None and eos in ids else ids

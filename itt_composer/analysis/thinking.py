@@ -1,7 +1,7 @@
-"""Which tokens think: shares, router weights, overlap of steps, kinds of tokens; by layer and step.
+"""Measures which tokens think, by layer and step: shares, router weights, overlap, kinds.
 
-Step 0 is the first pass, which all tokens take; a step of ratio 0 is not there. "The step before"
-is that of the same layer, the first pass apart.
+Step 0 is the first pass, which all tokens take; there is no step of ratio 0. "The step before" is
+that of the same layer, the first pass apart.
 
 Shapes: B batch, S sequence, C kinds of tokens, H bins of a histogram.
 """
@@ -18,6 +18,14 @@ from itt_composer.analysis.token_classes import KINDS, TokenClasses
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.layer import ThinkingStep
 from itt_composer.models.text_stream import IncrementalDecoder
+from itt_composer.results.thinking import (
+    Histogram,
+    KindOfToken,
+    ShownText,
+    StepEncoding,
+    StepOfLayer,
+    StepOfText,
+)
 
 BINS = 50
 RANGES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
@@ -74,40 +82,41 @@ class StepTotals:
             self._counts_H += self._binned(exact_BS.flatten())
             self._selected_H += self._binned(exact_BS[is_selected_BS])
 
-    def figures(self) -> dict[str, Any]:
-        """What `thinking.json` says of the step; None where something has no meaning."""
-        mean = _ratio(self._weight, self._tokens)
-        variance = _ratio(self._square, self._tokens) or 0.0
-        figures: dict[str, Any] = {
-            "share": _ratio(self._selected, self._tokens),
-            "weight_mean": None,
-            "weight_std": None,
-            "selected_weight_mean": None,
-            "histogram": None,
-            "overlap": None,
-            "complement": None,
-            "union": None,
-        }
+    def summary(self, layer: int, step: int) -> StepOfLayer:
+        """Return the step's statistics; None where something has no meaning."""
+        mean, deviation, of_selected, histogram = None, None, None, None
         if self._range is not None:
-            assert mean is not None
-            figures["weight_mean"] = mean
-            figures["weight_std"] = max(variance - mean**2, 0.0) ** 0.5
-            figures["selected_weight_mean"] = _ratio(self._selected_weight, self._selected)
-            figures["histogram"] = {
-                "edges": torch.linspace(*self._range, BINS + 1, dtype=torch.float64).tolist(),
-                "counts": self._counts_H.tolist(),
-                "selected_counts": self._selected_H.tolist(),
-            }
+            mean = self._weight / self._tokens
+            deviation = max(self._square / self._tokens - mean**2, 0.0) ** 0.5
+            of_selected = _ratio(self._selected_weight, self._selected)
+            edges = torch.linspace(*self._range, BINS + 1, dtype=torch.float64)
+            histogram = Histogram(
+                edges=edges.tolist(),
+                counts=self._counts_H.tolist(),
+                selected_counts=self._selected_H.tolist(),
+            )
+        overlap, complement, union = None, None, None
         if self._has_step_before:
-            figures["overlap"] = _ratio(self._again, self._selected)
-            figures["complement"] = _ratio(self._selected - self._again, self._selected)
-            figures["union"] = _ratio(self._union, self._tokens)
+            overlap = _ratio(self._again, self._selected)
+            complement = _ratio(self._selected - self._again, self._selected)
+            union = _ratio(self._union, self._tokens)
         kinds = zip(KINDS, self._of_kind_C.tolist(), self._selected_C.tolist(), strict=True)
-        figures["classes"] = {
-            kind: {"tokens": tokens, "share": _ratio(selected, tokens)}
-            for kind, tokens, selected in kinds
-        }
-        return figures
+        return StepOfLayer(
+            layer=layer,
+            step=step,
+            share=_ratio(self._selected, self._tokens),
+            weight_mean=mean,
+            weight_std=deviation,
+            selected_weight_mean=of_selected,
+            histogram=histogram,
+            overlap=overlap,
+            complement=complement,
+            union=union,
+            classes={
+                kind: KindOfToken(tokens=tokens, share=_ratio(selected, tokens))
+                for kind, tokens, selected in kinds
+            },
+        )
 
     def _binned(self, weights: Tensor) -> Tensor:
         assert self._range is not None
@@ -121,7 +130,7 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 class StepWatcher:
-    """Adds up what a model's thinking steps do; pass `note` to `IttForCausalLM.watching`.
+    """Adds up the statistics of a model's thinking steps; give `note` to `model.watching`.
 
     Args:
         weights_range: as of `StepTotals`.
@@ -134,7 +143,7 @@ class StepWatcher:
         self._is_kind_CBS = torch.zeros(len(KINDS), 0, 0, dtype=torch.bool)
 
     def begin_batch(self, is_kind_CBS: Tensor) -> None:
-        """To be called before each batch goes through the model, with its tokens' kinds."""
+        """Note the kinds of a batch's tokens, before it goes through the model."""
         self._is_kind_CBS = is_kind_CBS
         self._before.clear()
 
@@ -148,19 +157,17 @@ class StepWatcher:
         totals.add(is_selected_BS, weights_BS, before_BS, self._is_kind_CBS)
         self._before[done.layer_idx] = is_selected_BS
 
-    def steps(self) -> list[dict[str, Any]]:
-        """Of each layer and step its figures."""
-        return [
-            {"layer": layer, "step": step, **totals.figures()}
-            for (layer, step), totals in sorted(self._totals.items())
-        ]
+    def steps(self) -> list[StepOfLayer]:
+        """Return the statistics of each layer and step."""
+        return [totals.summary(*place) for place, totals in sorted(self._totals.items())]
 
 
 @contextmanager
 def watched_norms(model: PreTrainedModel) -> Iterator[dict[int, float]]:
-    """Mean Euclidean norm of the tokens' states behind each layer; to be read after the context.
+    """Measure the mean Euclidean norm of the tokens' states after each layer.
 
-    Empty for a model that is none of ours.
+    Yields:
+        norms by layer, to be read after the context; empty for a model that is not an ITT.
     """
     found: dict[int, float] = {}
     tokens: dict[int, int] = {}
@@ -189,21 +196,14 @@ def thinking_steps(
     tokenizer: Any,
     batches: Sequence[Mapping[str, Tensor]],
     on_progress: Any = lambda done, total: None,
-) -> list[dict[str, Any]]:
-    """What each step of each layer does with the tokens of some rows, by the rule in force.
+) -> list[StepOfLayer]:
+    """Measure what each step of each layer does with the tokens of rows, by the rule in force.
 
     Args:
-        model: in evaluation mode; one that is none of ours gives an empty list.
+        model: in evaluation mode; one that is not an ITT gives an empty list.
         tokenizer: its own.
         batches: `input_ids` (B, S) without padding.
         on_progress: called after each batch with the batches done and in all.
-
-    Returns:
-        for each layer and step `layer`, `step`, and `share` (of all tokens), `weight_mean`,
-        `weight_std`, `selected_weight_mean`, `histogram` (None without a router), `overlap` and
-        `complement` (shares of this step's tokens that did and did not take the step before),
-        `union` (share of all tokens that took either; None for a layer's first step), and
-        `classes`, by kind of token how many there are and which share of them took the step.
     """
     if not isinstance(model, IttForCausalLM):
         return []
@@ -215,48 +215,42 @@ def thinking_steps(
     with model.watching(watcher.note):
         for done, batch in enumerate(batches, start=1):
             watcher.begin_batch(classes.of(batch["input_ids"]))
-            _run(model, batch["input_ids"])
+            _forward(model, batch["input_ids"])
             on_progress(done, len(batches))
     return watcher.steps()
 
 
-def step_encodings(model: PreTrainedModel) -> list[dict[str, Any]]:
-    """Mean, deviation and range of each φ_t over its values; empty for a model without."""
+def step_encodings(model: PreTrainedModel) -> list[StepEncoding]:
+    """Return mean, deviation and range of each φ_t over its values; empty for a model without."""
     found = []
     for layer in model.thinking_layers if isinstance(model, IttForCausalLM) else ():
         if layer.step_encoding is None:
             continue
         for step, encoding_D in enumerate(layer.step_encoding.detach().double()):
             found.append(
-                {
-                    "layer": layer.layer_idx,
-                    "step": step,
-                    "mean": encoding_D.mean().item(),
-                    "std": encoding_D.std(correction=0).item(),
-                    "min": encoding_D.min().item(),
-                    "max": encoding_D.max().item(),
-                }
+                StepEncoding(
+                    layer=layer.layer_idx,
+                    step=step,
+                    mean=encoding_D.mean().item(),
+                    std=encoding_D.std(correction=0).item(),
+                    min=encoding_D.min().item(),
+                    max=encoding_D.max().item(),
+                )
             )
     return found
 
 
 @torch.inference_mode()
-def think_about(
-    model: PreTrainedModel, tokenizer: Any, name: str, ids: Sequence[int]
-) -> dict[str, Any]:
-    """A text, every token with its weights and the steps it takes, by the rule in force.
+def think_about(model: PreTrainedModel, tokenizer: Any, name: str, ids: Sequence[int]) -> ShownText:
+    """Return a text, every token with its weights and the steps it takes, by the rule in force.
 
     Args:
         model: in evaluation mode.
         tokenizer: its own.
         name: of the text.
         ids: its tokens, which go through the model alone.
-
-    Returns:
-        `name`, `tokens` (see `texts_of`), and `steps`: for each layer and step `weights` (None
-        without a router) and `selected`, 0 or 1, one for each token.
     """
-    steps: list[dict[str, Any]] = []
+    steps: list[StepOfText] = []
 
     def note(done: ThinkingStep) -> None:
         weights = None
@@ -264,17 +258,17 @@ def think_about(
             weights = [round(weight, WEIGHT_DIGITS) for weight in done.weights_BS[0].tolist()]
         selected = done.is_selected_BS[0].int().tolist()
         steps.append(
-            {"layer": done.layer_idx, "step": done.step, "weights": weights, "selected": selected}
+            StepOfText(layer=done.layer_idx, step=done.step, weights=weights, selected=selected)
         )
 
     if isinstance(model, IttForCausalLM):
         with model.watching(note):
-            _run(model, torch.tensor([list(ids)]))
-    return {"name": name, "tokens": texts_of(tokenizer, ids), "steps": steps}
+            _forward(model, torch.tensor([list(ids)]))
+    return ShownText(name=name, tokens=texts_of(tokenizer, ids), steps=steps)
 
 
 def texts_of(tokenizer: Any, ids: Iterable[int]) -> list[str]:
-    """The text that each token completes, as in a generation; together they are the whole text.
+    """Return the text that each token completes, as in a generation; joined, the whole text.
 
     A token in the middle of a character has none; one around documents stands by its name.
     """
@@ -288,6 +282,6 @@ def texts_of(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     return texts
 
 
-def _run(model: IttForCausalLM, ids_BS: Tensor) -> None:
+def _forward(model: IttForCausalLM, ids_BS: Tensor) -> None:
     ids_BS = ids_BS.to(model.device)
     model.model(input_ids=ids_BS, attention_mask=torch.ones_like(ids_BS), use_cache=False)

@@ -1,11 +1,11 @@
-"""Kinds of tokens, by their text and by how often they occur.
+"""Sorts tokens into kinds, by their text and by how often they occur.
 
 A token that stands for text is of one of the first five kinds at most: `whitespace` (blanks and
 line breaks alone), `digit` (digits alone), `punctuation` (neither letters nor digits: operators,
 too), and with a letter in it `word begin` or `word inside`. A word is a run of letters and digits:
 a token is inside of one if it begins with a letter or digit and the token before it ends in one.
-Tokens around documents, and bytes that are no whole character, are of no kind; such bytes count as
-letters to the token behind them.
+Tokens around documents, and bytes that are not a whole character, are of no kind; such bytes count
+as letters for the token after them.
 
 `frequent` are the most frequent tokens of some rows that together make up half of them, `rare` the
 least frequent that together make up a tenth; those around documents are left out of both.
@@ -27,7 +27,7 @@ ANCHOR = "a"
 
 
 class TokenClasses:
-    """Tells the kinds of tokens in rows.
+    """Finds the kinds of the tokens in rows.
 
     Args:
         tokenizer: whose tokens they are.
@@ -53,9 +53,9 @@ class TokenClasses:
         self._is["rare"], self._is["frequent"] = rare_and_frequent(known_V)
 
     def of(self, ids_BS: Tensor) -> Tensor:
-        """Which kinds, in the order of `KINDS`, each token is of: (C, B, S) booleans.
+        """Return whether each token is of each kind, in the order of `KINDS`: (C, B, S) booleans.
 
-        The first token of a row has none before it.
+        The first token of a row has no token before it.
         """
         ids_BS = ids_BS.cpu()
         is_word_BS = self._is["word"][ids_BS]
@@ -67,7 +67,7 @@ class TokenClasses:
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text that each id stands for behind other text, a blank at its beginning included."""
+    """Return the text that each id stands for after other text, with a blank at its beginning."""
     anchor = tokenizer(ANCHOR, add_special_tokens=False).input_ids
     settings = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     start = len(tokenizer.decode(anchor, **settings))
@@ -75,9 +75,9 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def rare_and_frequent(counts_V: Tensor) -> tuple[Tensor, Tensor]:
-    """Which ids are rare and which are frequent, (V,) booleans each.
+    """Return which ids are rare and which are frequent, (V,) booleans each.
 
-    Of ids that occur equally often, the lower ones count as the more frequent.
+    Among ids that occur equally often, the lower ones count as the more frequent.
     """
     order_V = counts_V.argsort(descending=True, stable=True)
     ordered_V = counts_V[order_V]

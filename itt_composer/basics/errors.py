@@ -1,4 +1,4 @@
-"""A user's mistake and Ctrl-C are one sentence, and end the command with exit code 1 and 130."""
+"""Reports a user's mistake (exit code 1) and Ctrl-C (130) as one sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ class FieldError(ValueError):
 
 
 class Mistakes:
-    """Lets several checks speak before the command ends, so that a user has all of it at once.
+    """Collects the mistakes of several checks, so that a user sees all of them at once.
 
     Example:
         >>> mistakes = Mistakes()
@@ -54,7 +54,7 @@ class Mistakes:
         return isinstance(error, UserError)
 
     def tell(self) -> None:
-        """End with what was found.
+        """Raise what was found.
 
         Raises:
             UserError: one line for each sentence, if there is any.
@@ -68,8 +68,8 @@ def errors_as_sentences(interrupted: str = "nothing was written") -> Iterator[No
     """Print a `UserError`, an `OSError` or Ctrl-C as one line on stderr instead of a traceback.
 
     Args:
-        interrupted: what is said after Ctrl-C: what there is of the work, or what goes on with it;
-            may be empty.
+        interrupted: printed after Ctrl-C: what became of the work, or how to go on with it; may
+            be empty.
 
     Raises:
         typer.Exit: with code 1, or 130 after Ctrl-C, after the line has been printed.

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there."""
+"""Writes files and folders that are either whole or not there."""
 
 import json
 import math
@@ -24,15 +24,15 @@ def write_json(path: Path, content: Any, **options: Any) -> None:
 
 
 def json_text(content: Any, place: str, **options: Any) -> str:
-    """JSON, in which there is no bare NaN or Infinity: other programs refuse a file with one.
+    """Write JSON without bare NaN or Infinity, for which other programs refuse a file.
 
     Args:
-        content: of plain types.
-        place: that the text is for, for the message.
-        options: of `json.dumps`.
+        content: plain types.
+        place: the file that the text is for, for the message.
+        options: those of `json.dumps`.
 
     Raises:
-        UserError: a number is none; names the key.
+        UserError: a number is NaN or infinite; the sentence names the key.
     """
     try:
         return json.dumps(content, allow_nan=False, ensure_ascii=False, **options)
@@ -41,12 +41,12 @@ def json_text(content: Any, place: str, **options: Any) -> str:
         if key is None:
             raise
         raise UserError(
-            f"{place} was not written: {key} is no number (NaN or infinity), which JSON cannot hold"
+            f"{place} was not written: {key} is NaN or infinite, which JSON cannot hold"
         ) from None
 
 
 def numbers_only(value: Any) -> Any:
-    """The same content with None for NaN and infinities, for which JSON has no number."""
+    """Replace NaN and infinities, for which JSON has no number, by None."""
     if isinstance(value, dict):
         return {key: numbers_only(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -55,7 +55,7 @@ def numbers_only(value: Any) -> Any:
 
 
 def _not_a_number(content: Any, key: str = "") -> str | None:
-    """Where the first NaN or infinity stands, keys joined by dots."""
+    """Return where the first NaN or infinity stands, keys joined by dots."""
     if isinstance(content, float):
         return None if math.isfinite(content) else key
     if isinstance(content, dict):
@@ -68,7 +68,7 @@ def _not_a_number(content: Any, key: str = "") -> str | None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A partial file beside `path` to write, which becomes it at the end and is gone on an error.
+    """Yield a partial file beside `path`, which becomes it at the end and is removed on an error.
 
     Makes missing folders.
     """
@@ -84,10 +84,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A partial folder to write into, which becomes `folder` at the end and is gone on an error.
+    """Yield a partial folder, which becomes `folder` at the end and is removed on an error.
 
-    What `folder` held before goes, but not before the new one is complete; ask `check_new_folder`
-    first where it must not.
+    The old content of `folder` is removed once the new one is complete; call `check_new_folder`
+    first where it must stay.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -106,22 +106,22 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_place(path: Path, option: str) -> None:
-    """Refuse, before any work, a place for a file or folder below something that is a file.
+    """Refuse, before any work, to write below something that is a file.
 
     Args:
-        path: of the file or folder that will be made.
-        option: that named it.
+        path: the file or folder to make.
+        option: the option that names it.
 
     Raises:
-        UserError: one of its parents is no folder.
+        UserError: one of its parents is not a folder.
     """
     for parent in path.absolute().parents:
         if parent.exists() and not parent.is_dir():
-            raise UserError(f"{option} {path}: {parent} is no folder; name another place")
+            raise UserError(f"{option} {path}: {parent} is not a folder; name another place")
 
 
 def check_new_folder(folder: Path) -> None:
-    """Refuse to write where something is.
+    """Refuse to write where something exists already.
 
     Raises:
         UserError: the path is a file, or a folder that is not empty.

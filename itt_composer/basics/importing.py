@@ -1,10 +1,10 @@
-"""Import strings, by which a room names what is above it or takes long to load."""
+"""Imports by a string: what takes long to load, or lies in a room above."""
 
 import importlib
 from typing import Any
 
 
 def imported(target: str) -> Any:
-    """What an import string ("module:attribute") names."""
+    """Import what a string ("module:attribute") names."""
     module, name = target.split(":")
     return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""A process among others: started by a launcher, left by other ranks, asked to end by a signal."""
+"""Handles what other processes do to this one: launchers start it, ranks leave, signals end it."""
 
 import contextlib
 import errno
@@ -20,14 +20,14 @@ SIGNAL_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 # Set by `scripts/forward_sigterm.sh`, which ends with 130 itself.
 FORWARDED = "ITT_SIGNALS_ARE_FORWARDED"
 NO_SIGNAL = b"\0"
-# torchrun hands on, a moment later, the SIGINT that the terminal has sent to every process.
+# torchrun passes on, a moment later, the SIGINT that the terminal has sent to every process.
 ONE_KEY_PRESS = 1.0  # seconds
 SIGNS_OF_LOSS = ("connection closed by peer", "connection reset by peer", "ncclremoteerror")
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def end_with_launcher() -> None:
-    """Have this rank saved and ended (by SIGTERM) when its launcher ends, however that comes.
+    """Make this rank save and end (by SIGTERM) when its launcher ends, for whatever reason.
 
     A launcher that is killed would leave its ranks training. A process that no launcher started
     may outlive its shell, and is left alone.
@@ -37,7 +37,7 @@ def end_with_launcher() -> None:
 
 
 def heed_parent_only(worker: int) -> None:
-    """Have this loader process end by SIGTERM only where its rank sends it, and never by SIGINT.
+    """Make this loader process end by SIGTERM only if its rank sends it, and never by SIGINT.
 
     A scheduler sends SIGTERM to every process of a job, a terminal's Ctrl-C SIGINT, and the rank
     needs its loaders for the batch under way. They end with the rank in any case.
@@ -67,9 +67,9 @@ class StopSignals:
 
     Attributes:
         asked: the signal by which training was asked to end; None before.
-        at_once: what is said where the process ends at once: what the same command does then.
-        finishing: what is said at the first Ctrl-C, as long as something is to be finished after
-            it; None ends at once.
+        at_once: printed where the process ends at once: what the same command does then.
+        finishing: printed at the first Ctrl-C while something is to be finished; None ends at
+            once.
     """
 
     def __init__(self, at_once: str = "the same command starts anew"):
@@ -85,7 +85,7 @@ class StopSignals:
         self._pipe = reader, writer
         self._former = {number: signal.getsignal(number) for number in SIGNAL_NAMES}
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=_hear_no_more)  # what a child hears is not for this one
+        os.register_at_fork(after_in_child=_hear_no_more)  # a child's signals are its own
         self.take()
         self._listener = threading.Thread(target=self._listen, args=[reader], daemon=True)
         self._listener.start()
@@ -98,19 +98,19 @@ class StopSignals:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         reader, writer = self._pipe
-        os.write(writer, NO_SIGNAL)  # closing it alone would not do: forked loaders hold it, too
+        os.write(writer, NO_SIGNAL)  # closing it is not enough: forked loaders hold it, too
         self._listener.join()
         os.close(reader)
         os.close(writer)
 
     def take(self) -> None:
-        """Take the signals (back): Composer does so itself when it is imported."""
+        """Take the signals (again): Composer takes them when it is imported."""
         for number in SIGNAL_NAMES:
             signal.signal(number, _left_to_the_listener)
 
     def _listen(self, reader: int) -> None:
         while (numbers := os.read(reader, 1)) != NO_SIGNAL:
-            if numbers[0] in SIGNAL_NAMES:  # Python hands on every signal that has a handler
+            if numbers[0] in SIGNAL_NAMES:  # Python passes on every signal that has a handler
                 self._hear(signal.Signals(numbers[0]))
 
     def _hear(self, number: signal.Signals) -> None:
@@ -134,10 +134,10 @@ class StopSignals:
 
 
 def exit_code(number: signal.Signals) -> int:
-    """Of a rank that a signal has ended in good order: 75 after SIGTERM, 130 after Ctrl-C.
+    """Return the exit code of a rank that a signal has ended: 75 after SIGTERM, 130 after Ctrl-C.
 
-    After Ctrl-C a node's first rank says it for all: a launcher prints the output, or a traceback,
-    of each one that does not end with 0.
+    After Ctrl-C a node's first rank reports for all: a launcher prints the output, or a traceback,
+    of each rank that does not end with 0.
     """
     if number == signal.SIGTERM:
         return PREEMPTED
@@ -146,7 +146,7 @@ def exit_code(number: signal.Signals) -> int:
 
 
 def _left_to_the_listener(number: int, frame: object) -> None:
-    """A handler of Python's, without which `set_wakeup_fd` is given nothing."""
+    """Do nothing: without a Python handler `set_wakeup_fd` would receive nothing."""
 
 
 def _hear_no_more() -> None:
@@ -156,7 +156,7 @@ def _hear_no_more() -> None:
 def tell_at_once(sentence: str) -> None:
     """Print a line on stderr, on this node's first rank, from any thread.
 
-    Past Python's streams, which the main thread may hold, and over a progress bar.
+    It bypasses Python's streams, which the main thread may hold, and overwrites a progress bar.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         start = "\r\x1b[2K\x1b[?25h" if os.isatty(2) else ""  # a bar may hide the cursor
@@ -164,7 +164,7 @@ def tell_at_once(sentence: str) -> None:
 
 
 def is_loss_of_a_rank(error: RuntimeError) -> bool:
-    """Whether an operation of several ranks failed as one of them is gone."""
+    """Return whether an operation of several ranks failed because one of them is gone."""
     text = str(error).lower()
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(
         sign in text for sign in SIGNS_OF_LOSS
@@ -172,12 +172,12 @@ def is_loss_of_a_rank(error: RuntimeError) -> bool:
 
 
 def is_loss_of_a_worker(error: Exception) -> bool:
-    """Whether a loader process was killed; torch says so wherever the rank is at the moment."""
+    """Return whether a loader process was killed; torch raises that wherever the rank is."""
     return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def is_first_rank() -> bool:
-    """Whether this process prints and writes what all have come to."""
+    """Return whether this process prints and writes for all ranks."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -189,23 +189,23 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def failures_told_once() -> Iterator[None]:
-    """End with one sentence where a user can put things right, whatever the number of ranks.
+    """End with one sentence where the user can put things right, whatever the number of ranks.
 
     Raises:
         SystemExit: with code 1, after the sentence has been printed.
     """
     try:
-        with _told():
+        with _failures_as_sentences():
             yield
     except RuntimeError as error:
         if not is_loss_of_a_worker(error):
             raise
-        # torch raises for each loader that dies, be it while the first one is being told.
+        # torch raises for each loader that dies, even while the first one is being reported.
         fail(LoaderError(f"rank {os.environ.get('RANK', '0')}: {error}"))
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _failures_as_sentences() -> Iterator[None]:
     try:
         yield
     except UserError as error:
@@ -229,15 +229,15 @@ def _told() -> Iterator[None]:
 
 
 def fail(error: UserError) -> NoReturn:
-    """Tell the mistake once per node, not once per rank, and exit with code 1."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each
+    """Print the mistake once per node, not once per rank, and exit with code 1."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for each loader
     for loader in multiprocessing.active_children():
-        loader.kill()  # a frozen one would be waited for at the exit
+        loader.kill()  # the exit would wait for a frozen one
     if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, LoaderError):
         for number in SIGNAL_NAMES:
             signal.signal(number, signal.SIG_DFL)
         # The launcher prints the output of every rank that failed, but not of those it stops:
-        # whoever is still there then is alone with the mistake.
+        # a rank that is still there then is the only one with the mistake.
         time.sleep(30)
     print(f"error: {error}", file=sys.stderr, flush=True)
     raise SystemExit(1)

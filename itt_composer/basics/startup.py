@@ -1,4 +1,4 @@
-"""What every command of this project does before anything else, while Python still imports it."""
+"""Prepares every command of this project while Python still imports it."""
 
 import codecs
 import ctypes
@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-# What a shell makes of a process that SIGINT ends.
+# The exit code that a shell gives a process that SIGINT ends.
 INTERRUPTED = 130
 SIGNAL_AT_PARENTS_END = 1  # PR_SET_PDEATHSIG of prctl(2)
 PACKAGES = ("itt_composer", "data_prep", "eval")
@@ -23,12 +23,12 @@ TRANSLITERATED = {
 def prepare(is_command: bool | None = None) -> None:
     """Make a command end without a traceback by Ctrl-C, and print on any terminal.
 
-    Until a command begins, Ctrl-C ends the process as it does a program that is not Python's.
-    What an output cannot show (`PYTHONIOENCODING=ascii`) is transliterated or becomes "?".
+    Until a command begins, Ctrl-C ends the process as it ends any other program. What an output
+    cannot show (`PYTHONIOENCODING=ascii`) is transliterated or becomes "?".
 
     Args:
-        is_command: whether this process runs one; None finds out, since other programs that
-            import the package are left as they are.
+        is_command: whether this process runs one; None finds out. Other programs that import the
+            package are left as they are.
     """
     if not (is_running_a_command() if is_command is None else is_command):
         return
@@ -41,7 +41,7 @@ def prepare(is_command: bool | None = None) -> None:
 
 
 def is_running_a_command() -> bool:
-    """Whether this is `itt`, or Python was started as `python -m` with a module of this project."""
+    """Return whether this is `itt`, or `python -m` with a module of this project."""
     if Path(sys.argv[0]).name == "itt":
         return True
     options = sys.orig_argv
@@ -50,20 +50,20 @@ def is_running_a_command() -> bool:
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Have Linux send this process a signal when its parent ends, however that comes."""
+    """Make Linux send this process a signal when its parent ends, for whatever reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_END, number)
 
 
 def heed_interrupts() -> None:
-    """Have Ctrl-C raise a KeyboardInterrupt from here on, where `prepare` has changed that."""
+    """Make Ctrl-C raise a KeyboardInterrupt again, where `prepare` has changed that."""
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def transliterate(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of `codecs`: (what is printed instead, where to go on)."""
+    """Handle an error for `codecs`: return what is printed instead and where to go on."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     return "".join(TRANSLITERATED.get(character, "?") for character in text), error.end

@@ -1,4 +1,4 @@
-"""A table of results for a terminal, a page and a spreadsheet."""
+"""Renders a table of results for a terminal, a page and a spreadsheet."""
 
 import csv
 import io
@@ -13,10 +13,11 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 NO_LIMIT = 10_000  # columns of what is printed where there is no terminal
+GAP = "–"  # a cell without a figure
 
 
 def wide_console() -> Console:
-    """Of the terminal, or where there is none wide enough that tables stay whole."""
+    """Return the terminal's console; without a terminal, one so wide that tables stay whole."""
     console = Console()
     if not console.is_terminal:  # a pipe has no width of its own
         console.width = NO_LIMIT
@@ -28,9 +29,9 @@ class Table:
     """Cells as they are shown; the first `text_columns` are text, the others figures.
 
     Attributes:
-        title: above the table.
-        columns: may hold line breaks, for the terminal.
-        rows: as many cells each as there are columns.
+        title: printed above the table.
+        columns: headings, which may hold line breaks, for the terminal.
+        rows: one cell for each column.
         notes: sentences below the table.
     """
 
@@ -41,10 +42,10 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def print(self, console: Console) -> None:
-        """For a terminal: no column is narrowed.
+        """Print on a terminal; no column is narrowed.
 
-        A table that is wider comes in parts, the first columns in each; a part that is wider even
-        so goes on beyond the edge.
+        A table that is wider is printed in parts, the first columns in each; a part that is still
+        wider goes on beyond the edge.
         """
         if self.title:
             console.print(f"[table.title]{escape(self.title)}[/]", highlight=False, soft_wrap=True)
@@ -52,20 +53,23 @@ class Table:
             if number:
                 console.print("further columns of the same rows:", highlight=False)
             table, width = self._of_columns(part), console.width
-            console.width = max(width, _width(table, console))
+            console.width = max(width, _table_width(table, console))
             console.print(table)
             console.width = width
         for note in self.notes:
             console.print(note, highlight=False, markup=False, soft_wrap=True)
 
     def _parts(self, console: Console) -> list[list[int]]:
-        """Columns by their places, as many together as the console is wide."""
+        """Divide the columns, by their places, into parts that fit the console."""
         first = list(range(self.text_columns))
-        if _width(self._of_columns(first), console) > console.width / 2:
+        if _table_width(self._of_columns(first), console) > console.width / 2:
             first = [0]
         parts, part = [], list(first)
         for place in range(len(first), len(self.columns)):
-            if part != first and _width(self._of_columns([*part, place]), console) > console.width:
+            if (
+                part != first
+                and _table_width(self._of_columns([*part, place]), console) > console.width
+            ):
                 parts.append(part)
                 part = list(first)
             part.append(place)
@@ -82,7 +86,7 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """For a page: a heading, the table, its notes."""
+        """Write Markdown for a page: a heading, the table, its notes."""
         rules = [":---" if place < self.text_columns else "---:" for place in self._places()]
         lines = [[_in_one_line(column) for column in self.columns], rules, *self.rows]
         table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
@@ -92,8 +96,8 @@ class Table:
         return range(len(self.columns))
 
 
-def _width(table: RichTable, console: Console) -> int:
-    """Of a table that no column of is narrowed."""
+def _table_width(table: RichTable, console: Console) -> int:
+    """Return the width of a table in which no column is narrowed."""
     options = console.options.update(max_width=NO_LIMIT)
     return Measurement.get(console, options, table).maximum
 
@@ -103,9 +107,9 @@ class Section:
     """A table and the same figures for programs.
 
     Attributes:
-        name: of its files.
-        table: as it is shown.
-        records: flat and all of the same keys; None where there is nothing.
+        name: the name of its files.
+        table: the table as it is shown.
+        records: flat, all with the same keys; None where there is no value.
     """
 
     name: str
@@ -113,13 +117,25 @@ class Section:
     records: list[dict[str, Any]]
 
     def csv(self) -> str:
-        """The records, a line each."""
+        """Write the records as CSV, a line each."""
         columns = list(self.records[0]) if self.records else []
         return as_csv(columns, [list(record.values()) for record in self.records])
 
 
+def shown(value: float | None, digits: int, sign: str = "", missing: str = GAP) -> str:
+    """Show a number with so many digits after the point.
+
+    Args:
+        value: the number; None is shown as `missing`.
+        digits: after the point.
+        sign: "+" shows the sign of positive numbers, too.
+        missing: "–", or the empty text.
+    """
+    return missing if value is None else f"{value:{sign},.{digits}f}"
+
+
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """For a spreadsheet: None becomes an empty cell."""
+    """Write rows for a spreadsheet; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -128,7 +144,7 @@ def as_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _in_one_line(text: str) -> str:
-    """A heading of several lines; a part that was divided is put together again."""
+    """Join a heading of several lines; words that were divided become whole again."""
     return " ".join(text.replace("-\n", "").split())
 
 

@@ -1,13 +1,13 @@
-"""Texts of files and names of folders as UTF-8 can hold them."""
+"""Makes texts of files and names of folders fit for UTF-8."""
 
 from typing import Any
 
 
 def readable(content: Any) -> Any:
-    """A text, or lists and mappings of texts, with a "?" for each lone surrogate.
+    """Replace each lone surrogate by "?" in a text, or in lists and mappings of texts.
 
-    They stand for the bytes of a file's name that is not UTF-8, and come from JSON and YAML that
-    has half of an escaped pair (`\\ud83d`).
+    Lone surrogates stand for bytes of a file name that are not UTF-8, and come from JSON and YAML
+    with half of an escaped pair (`\\ud83d`).
     """
     if isinstance(content, str):
         return content.encode("utf-8", errors="replace").decode()

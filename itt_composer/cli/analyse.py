@@ -3,13 +3,14 @@
     itt analyse gradients runs/itt_x4_162m --problems aqua/dev.jsonl
     itt analyse tokens runs/itt_x4_162m --text story.txt
 
-`gradients` takes the gradients' nuclear norms for easy and hard problems, `tokens` tells which
-tokens think. Both print a table and write JSON into the run's folder.
+`gradients` measures the nuclear norms of the gradients of easy and hard problems, `tokens` finds
+out which tokens think. Both print a table and write JSON into the run's folder.
 """
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,9 +25,11 @@ from itt_composer.basics.text import readable
 from itt_composer.recipe.layers import comma_separated
 
 if TYPE_CHECKING:
-    from itt_composer.runs.loading import EvaluatedModel
+    from itt_composer.basics.tables import Table
+    from itt_composer.results.base import AnalysisFile
+    from itt_composer.results.thinking import ThinkingResults
+    from itt_composer.runs.loading import LoadedModel
 
-FORMAT = 1
 BATCH_SIZE = 16
 LONGEST_DOCUMENT = 512  # tokens that are shown one by one
 
@@ -39,7 +42,8 @@ app = typer.Typer(
 Models = Annotated[
     list[str],
     typer.Argument(
-        metavar="MODEL", help="A run folder, a transformers folder or a model on the hub."
+        metavar="MODEL",
+        help="A run folder, a checkpoint, a transformers folder or a model on the hub.",
     ),
 ]
 Output = Annotated[
@@ -54,14 +58,14 @@ def gradients(
     fine_tune: Annotated[
         int, typer.Option(min=0, help="Fine-tune on the first so many problems of the file.")
     ] = 100,
-    epochs: Annotated[int, typer.Option(min=1, help="Of fine-tuning.")] = 3,
-    learning_rate: Annotated[float, typer.Option(help="Of fine-tuning.")] = 5e-5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 5e-5,
     measure: Annotated[
         int | None, typer.Option(min=1, help="Problems to measure; by default all that are left.")
     ] = None,
     output: Output = None,
 ) -> None:
-    """Nuclear norms of the gradients of easy and hard problems, by layer and projection."""
+    """Measure the gradients' nuclear norms of easy and hard problems, by layer and projection."""
     with errors_as_sentences():
         if not 0 < learning_rate < float("inf"):
             raise UserError(f"--learning-rate must be a positive number, not {learning_rate}")
@@ -69,17 +73,20 @@ def gradients(
         from itt_composer.analysis.gradients import FineTuning, analyse_gradients
         from itt_composer.analysis.problems import read_problems
         from itt_composer.analysis.tables import gradient_tables
+        from itt_composer.results.gradients import GradientResults
 
-        read = read_problems(problems)
+        read, source = read_problems(problems), readable(str(problems))
         fine_tuning = FineTuning(fine_tune, epochs, learning_rate)
         for name, file in files.items():
             evaluated = _load(name)
-            result = _beginning("gradients", evaluated)
+            identity = _identity(evaluated)
             model, tokenizer = evaluated.model.float(), evaluated.tokenizer()
             with _progress() as show:
-                found = analyse_gradients(model, tokenizer, read, fine_tuning, measure, show)
-            found["problems"] = {"file": str(problems), **found["problems"]}
-            _tell(result | found, name, file, gradient_tables)
+                norms = analyse_gradients(
+                    model, tokenizer, read, fine_tuning, measure, show, source
+                )
+            result = GradientResults(**identity, **dict(norms))
+            _finish(result, name, file, partial(gradient_tables, result))
 
 
 @app.command()
@@ -100,7 +107,7 @@ def tokens(
     ] = None,
     output: Output = None,
 ) -> None:
-    """Which tokens think: shares, router weights, overlap of steps, kinds of tokens, texts."""
+    """See which tokens think: shares, router weights, overlap of steps, kinds of tokens, texts."""
     with errors_as_sentences():
         files = _result_files(models, "thinking.json", output)
         shards = {name: shards_of(name, data) for name in files}
@@ -113,15 +120,14 @@ def tokens(
 
         for name, file in files.items():
             evaluated = _load(name)
-            result = _beginning("thinking", evaluated)
-            found = _thinking_of(evaluated, shards[name], rows, texts, asked)
-            _tell(result | found, name, file, thinking_tables)
+            result = _thinking_of(evaluated, shards[name], rows, texts, asked)
+            _finish(result, name, file, partial(thinking_tables, result))
 
 
 def _thinking_of(
-    evaluated: "EvaluatedModel", shards: Path, rows: int, texts: dict[str, str], asked: dict
-) -> dict[str, Any]:
-    """What `thinking.json` says behind its kind, format and model."""
+    evaluated: "LoadedModel", shards: Path, rows: int, texts: dict[str, str], asked: dict
+) -> "ThinkingResults":
+    """Measure what `thinking.json` holds."""
     from itt_composer.analysis.rows import (
         SPLIT,
         document_beginning,
@@ -137,8 +143,10 @@ def _thinking_of(
     )
     from itt_composer.data.shards import check_vocabulary
     from itt_composer.models.tokenizer import document_ids
+    from itt_composer.results.thinking import RowsSeen, StateNorm, ThinkingResults
     from itt_composer.runs.loading import think_as
 
+    identity = _identity(evaluated)
     model, tokenizer = evaluated.model, evaluated.tokenizer()
     config: Any = model.config
     manifest = open_shards(shards)
@@ -158,34 +166,33 @@ def _thinking_of(
     longest = positions_of(config, tokenizer)
     for name, text in texts.items():
         shown[name] = document_ids(tokenizer, text)[:longest]
-    return {
-        "data": {
-            "folder": str(shards),
-            "split": SPLIT,
-            "rows": sum(len(batch["input_ids"]) for batch in batches),
-            "tokens": sum(batch["input_ids"].numel() for batch in batches),
-        },
-        "router_selection": getattr(config, "router_selection", None),
-        "select_ratios": list(getattr(config, "select_ratios", [])),
-        "steps": steps,
-        "step_encodings": step_encodings(model),
-        "state_norms": [{"layer": layer, "mean": norm} for layer, norm in norms.items()],
-        "texts": [think_about(model, tokenizer, name, ids) for name, ids in shown.items()],
-    }
+    return ThinkingResults(
+        **identity,
+        data=RowsSeen(
+            folder=readable(str(shards)),
+            split=SPLIT,
+            rows=sum(len(batch["input_ids"]) for batch in batches),
+            tokens=sum(batch["input_ids"].numel() for batch in batches),
+        ),
+        router_selection=getattr(config, "router_selection", None),
+        select_ratios=list(getattr(config, "select_ratios", [])),
+        steps=steps,
+        step_encodings=step_encodings(model),
+        state_norms=[StateNorm(layer=layer, mean=norm) for layer, norm in norms.items()],
+        texts=[think_about(model, tokenizer, readable(name), ids) for name, ids in shown.items()],
+    )
 
 
-def _beginning(kind: str, evaluated: "EvaluatedModel") -> dict[str, Any]:
-    """What a result says of itself and of its model."""
+def _identity(evaluated: "LoadedModel") -> dict[str, Any]:
+    """Return what a result says of its model, as the model came."""
     return {
-        "kind": kind,
-        "format": FORMAT,
         "model_sha256": evaluated.sha256(),
         "trained_batches": evaluated.trained_batches,
     }
 
 
 def _result_files(models: list[str], name: str, output: Path | None) -> dict[str, Path]:
-    """Of each model the file of its result."""
+    """Return the file of each model's result."""
     if output is not None and len(models) > 1:
         raise UserError(f"--output is for one model, and there are {len(models)}; leave it out")
     if output is not None:
@@ -193,16 +200,15 @@ def _result_files(models: list[str], name: str, output: Path | None) -> dict[str
     return {model: result_file(model, name, output) for model in models}
 
 
-def _load(name: str) -> "EvaluatedModel":
+def _load(name: str) -> "LoadedModel":
     import torch
     from transformers import logging
 
-    from itt_composer.runs.loading import load_evaluated
-    from itt_composer.runs.model_settings import ModelSettings
+    from itt_composer.runs.loading import load_named_model
 
     logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_evaluated(ModelSettings(path=[name]), name, device)
+    return load_named_model(name, device)
 
 
 def _read(file: Path) -> str:
@@ -217,7 +223,7 @@ def _read(file: Path) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, told what is done, how much of it, and how much of it there is."""
+    """Yield a function that shows what is done, how much, and of how much, as a bar on stderr."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
@@ -226,14 +232,15 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         )
 
 
-def _tell(
-    result: dict[str, Any], name: str, file: Path, tables: Callable[[dict[str, Any], str], list]
+def _finish(
+    result: "AnalysisFile", name: str, file: Path, tables: Callable[[str], "list[Table]"]
 ) -> None:
+    """Write a result, and print its tables, which are given the model's name."""
     from itt_composer.basics.tables import wide_console
 
-    result, name = readable(result), readable(name)
+    name = readable(name)
     try:
-        text = json.dumps(result, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(result.content(), allow_nan=False, ensure_ascii=False)
     except ValueError:
         raise UserError(
             f"the results of {name} are not finite (NaN or infinite), as those of a model that "
@@ -241,7 +248,7 @@ def _tell(
         ) from None
     write_whole(file, text + "\n")
     console = wide_console()
-    after = result["trained_batches"]
-    for table in tables(result, name if after is None else f"{name}, after {after:,} batches"):
+    after = result.trained_batches
+    for table in tables(name if after is None else f"{name}, after {after:,} batches"):
         table.print(console)
     print(readable(f"written to {file}"))

@@ -14,7 +14,7 @@ from itt_composer.basics.importing import imported
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command is, and what it does.
+    """A command: where it is, and what it does.
 
     Attributes:
         app: "module:attribute" of its `typer.Typer`.
@@ -84,7 +84,7 @@ class LazyCommands(TyperGroup):
 
 
 def listing() -> str:
-    """Every command with what it does."""
+    """Return a list of every command with what it does."""
     width = max(map(len, COMMANDS))
     lines = ["Usage: itt COMMAND …; itt COMMAND --help says more."]
     for title, commands in GROUPS.items():

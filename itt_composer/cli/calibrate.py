@@ -1,7 +1,7 @@
 """Measure a model's thresholds: `itt calibrate MODEL --data SHARDS`.
 
-Training ends with the same measurement; this is for exported checkpoints, other text, or a model
-whose weights have changed.
+Training ends with the same measurement. Run this command on an exported checkpoint, for other
+text, or after a model's weights have changed.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.table import Table
 from itt_composer.basics.errors import UserError, errors_as_sentences
 from itt_composer.data.manifest import Manifest
 from itt_composer.data.shards import check_vocabulary
+from itt_composer.runs.model_place import find_model
 
 if TYPE_CHECKING:
     import torch
@@ -26,21 +27,23 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    model_folder: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A transformers folder; it is updated.")
+    model_named: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run folder, whose model/ is updated, or a transformers folder.",
+        ),
     ],
     data: Annotated[Path, typer.Option(help="Shards whose tokens the model was trained on.")],
-    split: Annotated[str, typer.Option(help="Of the shards: validation or train.")] = "validation",
+    split: Annotated[
+        str, typer.Option(help="Split of the shards: validation or train.")
+    ] = "validation",
     rows: Annotated[int, typer.Option(min=1, help="Rows to measure on.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 16,
 ) -> None:
     """Measure the thresholds by which a model's routers pick tokens, and save them with it."""
     with errors_as_sentences():
-        if not (model_folder / "config.json").is_file():
-            raise UserError(
-                f"{model_folder} is not a transformers folder: it has no config.json; a finished "
-                "training run has one in its folder model/"
-            )
+        model_folder = find_model(model_named).writable_folder("calibrate")
         manifest = Manifest.read(data)
         if not manifest.rows(split):
             raise UserError(f"--data {data} has no rows in its split {split!r}")
@@ -88,7 +91,7 @@ def _load(folder: Path, shards: Path, manifest: Manifest) -> "IttForCausalLM":
 def _batches(
     folder: Path, count: int, batch_size: int, device: "torch.device"
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Batches to measure on, and batches of other rows to check the result on."""
+    """Return batches to measure on, and batches of other rows to check the result on."""
     from itt_composer.data.stored_rows import batches_of, sample_of_split
 
     rows, sample = sample_of_split(folder, 2 * count)

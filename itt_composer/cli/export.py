@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from itt_composer.basics.errors import Mistakes, errors_as_sentences
+from itt_composer.basics.errors import Mistakes, UserError, errors_as_sentences
 from itt_composer.basics.files import check_new_folder, check_place
 from itt_composer.models.tokenizer import check_tokenizer_folder
-from itt_composer.runs.folder import find_checkpoint
+from itt_composer.runs.checkpoints.places import find_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ModelType = Literal["llama", "itt"]
@@ -65,7 +65,13 @@ def main(
         with mistakes:
             check_tokenizer_folder(tokenizer)
         mistakes.tell()
+        from itt_composer.runs.checkpoints.reading import CodeInCheckpointError
         from itt_composer.runs.export import export_checkpoint
 
-        export_checkpoint(checkpoint, out, tokenizer, allow_code_execution, model_type)
+        try:
+            export_checkpoint(checkpoint, out, tokenizer, allow_code_execution, model_type)
+        except CodeInCheckpointError as error:
+            raise UserError(
+                f"{error}; if you trust whoever wrote it, add --allow-code-execution"
+            ) from None
         typer.echo(f"model in {out}")

@@ -13,6 +13,8 @@ from itt_composer.basics.files import check_new_folder, check_place
 from itt_composer.recipe.layers import comma_separated
 from itt_composer.recipe.llama_config import check_llama_folder
 from itt_composer.recipe.thinking import ThinkingSettings
+from itt_composer.runs.folder import RunFolder
+from itt_composer.runs.model_place import find_model
 
 MANY_LAYERS = 1000  # where the model is on the hub, its layers are counted later
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")]
@@ -23,7 +25,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def main(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A transformers folder or a hub name: a LLaMA.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A LLaMA: a transformers folder, the folder of a dense run, or a hub name.",
+        ),
     ],
     out: Out,
     thinking_steps: Annotated[
@@ -44,7 +50,7 @@ def main(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Of the routers, all that is random.")
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of the routers, the only random part.")
     ] = 17,
 ) -> None:
     """Make a LLaMA an ITT that computes the same until it is trained further."""
@@ -55,6 +61,8 @@ def main(
             check_new_folder(out)
             check_place(out, "OUT")
         with mistakes:
+            if RunFolder(model).is_run():
+                model = str(find_model(model).writable_folder("from-llama"))
             llama = check_llama_folder(model)
         with mistakes:
             ratios = comma_separated(select_ratios, float, "--select-ratios")

@@ -1,11 +1,10 @@
-"""`make quickstart`: from this Python installation's text to a trained ITT and what it bought.
+"""`itt quickstart`: from this Python installation's text to a trained ITT and what it bought.
 
 Runs the product's own commands one after another and prints each. A stage whose output is there
 and valid is skipped, so an interrupted quickstart goes on where it was. Torch is imported only
 by the commands, not here.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -17,15 +16,19 @@ from types import FrameType
 from typing import Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from itt_composer.basics.errors import errors_as_sentences
 from itt_composer.basics.importing import imported
+from itt_composer.basics.tables import Table
 from itt_composer.data.manifest import Manifest
 from itt_composer.recipe.schema import load_recipe
+from itt_composer.results.base import read_result
+from itt_composer.results.perplexity import PerplexityResults, Setting
+from itt_composer.results.perplexity_report import percentages
 from itt_composer.runs.folder import RunFolder
+from itt_composer.runs.summary import RunSummary
+from itt_composer.training.training_run import TrainingRun
 
 FOLDER = Path("runs/quickstart")
 CORPUS, TOKENIZER, SHARDS = FOLDER / "corpus", FOLDER / "tokenizer", FOLDER / "shards"
@@ -50,8 +53,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main() -> None:
     """Train a tiny ITT and the dense model on text of this Python, and compare them.
 
-    Takes half an hour of CPU time, on two cores, and writes into runs/quickstart; stages that are
-    done are left as they are.
+    Takes half an hour of CPU time, on two cores, and writes into runs/quickstart.
+    Stages that are done are left as they are.
     """
     started = time.monotonic()
     with errors_as_sentences(GOES_ON):
@@ -61,8 +64,8 @@ def main() -> None:
             evaluate(runs[0], "eval/suites/perplexity.yaml", ["null"]),
             evaluate(runs[1], "eval/suites/elastic.yaml", ["null", *ELASTIC_SETTINGS]),
         ]
-        summaries = [json.loads(run.summary.read_bytes()) for run in runs]
-        look_into(runs[1])
+        summaries = [summary for run in runs if (summary := run.summary()) is not None]
+        analyse_thinking(runs[1])
         page = report(runs)
     print_comparison(summaries, results)
     print(
@@ -79,17 +82,17 @@ def print_next(run: RunFolder) -> None:
         (["analyse", "tokens", run.path, "--data", SHARDS], "which tokens think"),
         (["recipes"], "the paper's models, to train on your own text: docs/data.md"),
     ):
-        print(f"\n# {what}\n{' '.join([typed(str(ITT)), *map(str, arguments)])}")
+        print(f"\n# {what}\n{' '.join([as_typed(str(ITT)), *map(str, arguments)])}")
 
 
-def typed(word: str) -> str:
-    """A word of a command as a user would type it here."""
+def as_typed(word: str) -> str:
+    """Return a word of a command as a user would type it here."""
     path = Path(word)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else word)
 
 
 def prepare_data() -> None:
-    """Corpus, tokenizer, shards; each command skips what is complete."""
+    """Make corpus, tokenizer and shards; each command skips what is complete."""
     recipe = load_recipe(ITT_RECIPE)
     run_itt("sample-corpus", "--out", CORPUS)
     vocab_size = ["--vocab-size", recipe.model.vocab_size]
@@ -100,17 +103,17 @@ def prepare_data() -> None:
 
 def train(recipe_file: Path) -> RunFolder:
     """Train a recipe through the `composer` launcher, unless its run is finished."""
-    run = RunFolder(load_recipe(recipe_file))
+    run = TrainingRun(load_recipe(recipe_file))
     if run.is_finished():
         print(f"{run.path} holds the finished run of {recipe_file}: nothing to do", flush=True)
     else:
         launcher = [*LAUNCH, Path(sys.executable).with_name("composer"), "-n", RANKS]
-        call([*launcher, "-m", "itt_composer.train", recipe_file], THREADS_PER_RANK)
+        run_printed([*launcher, "-m", "itt_composer.train", recipe_file], THREADS_PER_RANK)
     return run
 
 
-def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> dict[str, Any]:
-    """Perplexity on all validation rows at each setting, unless it has been measured."""
+def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> PerplexityResults:
+    """Measure perplexity on all validation rows at each setting, unless that has been done."""
     output = run.path / "perplexity.json"
     overrides = [
         f"model={run.model}",
@@ -118,26 +121,26 @@ def evaluate(run: RunFolder, suite_file: str, settings: list[str]) -> dict[str, 
         f"select_ratios=[{','.join(settings)}]",
         f"output={output}",
     ]
-    if is_newer(output, run.summary):
-        measured = json.loads(output.read_bytes())
-        if measured["suite"] == imported(LOAD_SUITE)(Path(suite_file), overrides).model_dump():
+    if is_newer(output, run.summary_file):
+        measured = read_result(output, PerplexityResults, advice=f"delete {output}")
+        if measured.suite.given() == imported(LOAD_SUITE)(Path(suite_file), overrides).model_dump():
             print(f"{output} holds the evaluation: nothing to do", flush=True)
             return measured
     run_itt("eval", suite_file, *overrides)
-    return json.loads(output.read_bytes())
+    return read_result(output, PerplexityResults, advice=f"delete {output}")
 
 
-def look_into(run: RunFolder) -> None:
-    """Which tokens think, unless it has been measured."""
+def analyse_thinking(run: RunFolder) -> None:
+    """Measure which tokens think, unless that has been done."""
     output = run.path / THINKING
-    if is_newer(output, run.summary):
+    if is_newer(output, run.summary_file):
         print(f"{output} holds which tokens think: nothing to do", flush=True)
     else:
         run_itt("analyse", "tokens", run.path, "--data", SHARDS)
 
 
 def report(runs: list[RunFolder]) -> Path:
-    """One page of the runs, unless it is there and newer than what it shows."""
+    """Write one page on the runs, unless it is there and newer than what it shows."""
     page = FOLDER / "report.html"
     shown = ("summary.json", "perplexity.json", THINKING)
     sources = [run.path / name for run in runs for name in shown]
@@ -155,10 +158,10 @@ def is_newer(output: Path, source: Path) -> bool:
 
 def run_itt(*arguments: object) -> None:
     """Run a command of this project in a process of its own."""
-    call([ITT, *arguments])
+    run_printed([ITT, *arguments])
 
 
-def call(command: list[Any], environment: dict[str, str] | None = None) -> None:
+def run_printed(command: list[Any], environment: dict[str, str] | None = None) -> None:
     """Print a command as a user would type it, and run it.
 
     Raises:
@@ -167,13 +170,13 @@ def call(command: list[Any], environment: dict[str, str] | None = None) -> None:
     """
     words = [str(word) for word in command]
     settings = [f"{name}={value}" for name, value in (environment or {}).items()]
-    print(f"\n$ {' '.join([*settings, *map(typed, words)])}", flush=True)
+    print(f"\n$ {' '.join([*settings, *map(as_typed, words)])}", flush=True)
     # Threads that wait asleep: spinning, two of them crawl as soon as anything else runs.
     variables = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(environment or {})}
     is_interrupted = False
 
     def wait_for_its_end(number: int, frame: FrameType | None) -> None:
-        """The terminal has interrupted the command as well, which saves and says so."""
+        """Wait: the terminal has interrupted the command as well, which saves and says so."""
         nonlocal is_interrupted
         is_interrupted = True
 
@@ -189,54 +192,40 @@ def call(command: list[Any], environment: dict[str, str] | None = None) -> None:
         raise SystemExit(code if code > 0 else 128 - code)
 
 
-def by_both_rules(settings: list[dict[str, Any]]) -> Iterator[tuple[dict, dict]]:
-    """Each elastic setting as measured by top-k and by thresholds; a dense model has one rule."""
+def by_both_rules(settings: list[Setting]) -> Iterator[tuple[Setting, Setting]]:
+    """Yield each setting by top-k and by thresholds; a dense model has the same figures twice."""
     causal = {
-        tuple(setting["select_ratios"]): setting
+        tuple(setting.select_ratios): setting
         for setting in settings
-        if setting["router_selection"] != "top_k"
+        if setting.router_selection != "top_k"
     }
     for setting in settings:
-        if setting["router_selection"] != "threshold":
-            yield setting, causal[tuple(setting["select_ratios"])]
+        if setting.router_selection != "threshold":
+            yield setting, causal[tuple(setting.select_ratios)]
 
 
-def print_comparison(summaries: list[dict[str, Any]], results: list[dict[str, Any]]) -> None:
+def print_comparison(summaries: list[RunSummary], results: list[PerplexityResults]) -> None:
     """Print a row per model, then the ITT's elastic settings; fits 80 columns."""
     manifest = Manifest.read(SHARDS)
     documents = manifest.totals["validation"].documents
     table = Table(
-        title=f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
-        f"(trained on {summaries[0]['tokens'] / 1e6:.2f} M tokens, vocabulary "
+        f"What thinking bought: perplexity on {documents} held-out documents, one seed\n"
+        f"(trained on {summaries[0].tokens / 1e6:.2f} M tokens, vocabulary "
         f"{manifest.vocab_size:,}; MFLOPs per token of a\nforward pass; causal: by thresholds)",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
+        [
+            *("\nmodel", "select\nratios %", "\nparams", "MFLOPs\npaper", "MFLOPs\nexecuted"),
+            *("perplexity\ntop-k", "\ncausal"),
+        ],
     )
-    table.add_column("\nmodel", no_wrap=True)
-    for header in (
-        "select\nratios %",
-        "\nparams",
-        "MFLOPs\npaper",
-        "MFLOPs\nexecuted",
-        "perplexity\ntop-k",
-        "\ncausal",
-    ):
-        table.add_column(header, justify="right", no_wrap=True)
     for summary, result in zip(summaries, results, strict=True):
-        name = "LLaMA" if summary["thinking"] == "dense" else f"ITT×{summary['thinking_steps']}"
-        parameters = f"{summary['parameters'] / 1e6:.3f} M"
-        for setting, causal in by_both_rules(result["settings"]):
-            table.add_row(
-                name,
-                "/".join(f"{100 * ratio:.0f}" for ratio in setting["select_ratios"]) or "–",
-                parameters,
-                f"{setting['paper_flops_per_token'] / 1e6:.2f}",
-                f"{setting['executed_flops_per_token'] / 1e6:.2f}",
-                f"{setting['perplexity']:.2f}",
-                f"{causal['perplexity']:.2f}",
-            )
+        name = "LLaMA" if summary.thinking == "dense" else f"ITT×{summary.thinking_steps}"
+        parameters = f"{summary.parameters / 1e6:.3f} M"
+        for setting, causal in by_both_rules(result.settings):
+            flops = (setting.paper_flops_per_token, setting.executed_flops_per_token)
+            in_millions = ["–" if count is None else f"{count / 1e6:.2f}" for count in flops]
+            perplexities = [f"{one.perplexity:.2f}" for one in (setting, causal)]
+            cells = [name, percentages(setting.select_ratios), parameters]
+            table.rows.append([*cells, *in_millions, *perplexities])
             name, parameters = "  elastic", "same"
     print()
-    Console().print(table)
+    table.print(Console())

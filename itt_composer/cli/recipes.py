@@ -32,12 +32,11 @@ PAPER_TFLOPS = recipe_tflops()
 PAPER_TOKENS = 4096  # of the forward pass that the TFLOPs columns count
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-Share = Annotated[float, typer.Option(min=0.01, max=1, help="Assumed share of the GPU's peak.")]
 
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the recipes do not say.
+    """What is assumed, as the recipes do not say it.
 
     Attributes:
         mfu_a100, mfu_h100: share of the GPU's dense bf16 peak that training reaches.
@@ -51,7 +50,7 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe; a figure that does not apply is None.
+    """The figures of a recipe; one that does not apply is None.
 
     Attributes:
         recipe: name of its file.
@@ -83,9 +82,13 @@ def main(
     pattern: Annotated[
         str, typer.Argument(help="Part of a recipe's name; may hold * and ?.")
     ] = "*",
-    folder: Annotated[Path, typer.Option(help="Where the recipes lie.")] = FOLDER,
-    mfu_a100: Share = 0.4,
-    mfu_h100: Share = 0.3,
+    folder: Annotated[Path, typer.Option(help="The folder of the recipes.")] = FOLDER,
+    mfu_a100: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Assumed share of an A100's peak.")
+    ] = 0.4,
+    mfu_h100: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Assumed share of an H100's peak.")
+    ] = 0.3,
     gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs to shard over.")] = 8,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -112,7 +115,7 @@ def main(
 
 
 def find_recipes(folder: Path, pattern: str = "*") -> Iterator[tuple[str, Recipe]]:
-    """The recipes of a folder whose names contain the pattern: by size, then as in Table 1.
+    """Yield the recipes of a folder whose names match: by size, then as in Table 1.
 
     Raises:
         UserError: there is none, or one is broken.
@@ -124,22 +127,22 @@ def find_recipes(folder: Path, pattern: str = "*") -> Iterator[tuple[str, Recipe
     files = sorted(file for file in folder.glob("*.yaml") if fnmatch(file.stem, f"*{pattern}*"))
     if not files:
         raise UserError(
-            f"{folder} has no recipe whose name contains {pattern!r}; python -m "
-            "itt_composer.cli.recipes, in the project's folder, lists them all"
+            f"{folder} has no recipe whose name contains {pattern!r}; `itt recipes`, "
+            "in the project's folder, lists them all"
         )
     loaded = [(file.stem, load_recipe(file)) for file in files]
     yield from sorted(loaded, key=lambda named: _place_in_list(named[1]))
 
 
 def _place_in_list(recipe: Recipe) -> tuple:
-    """Smaller models first, and among those of a size LLaMA, Loop, ITT by their steps."""
+    """Return a key that sorts by size, and models of a size as LLaMA, Loop, ITT by their steps."""
     thinking = recipe.resolved_thinking()
     size = recipe.model.num_hidden_layers * recipe.model.hidden_size
     return (size, get_args(Thinking).index(thinking.thinking), thinking.thinking_steps)
 
 
 def describe(name: str, recipe: Recipe, assumptions: Assumptions) -> Row:
-    """Work out a recipe's row."""
+    """Compute a recipe's figures."""
     from itt_composer.models.estimates import PEAK_FLOPS, gpu_hours
     from itt_composer.models.flops import (
         dense_parameters,
@@ -174,7 +177,7 @@ def describe(name: str, recipe: Recipe, assumptions: Assumptions) -> Row:
 
 
 def memory_bytes(config: "IttConfig", recipe: Recipe, gpus_per_node: int) -> int | None:
-    """On each GPU, at the peak of a training step; None where the microbatch is left open."""
+    """Return the bytes on each GPU at the peak of a step; None if the microbatch is left open."""
     from itt_composer.models.estimates import TrainingStep, training_memory
 
     train = recipe.train
@@ -209,7 +212,7 @@ LEFT = ("recipe", "sharding")  # columns of text
 
 
 def cells(row: Row) -> list[str]:
-    """A row's cells, in the order of `HEADERS`."""
+    """Return a row's cells, in the order of `HEADERS`."""
 
     def number(value: float | None, digits: int = 2) -> str:
         return "–" if value is None else f"{value:,.{digits}f}"
@@ -238,13 +241,13 @@ def cells(row: Row) -> list[str]:
 
 
 def table_of(rows: list[Row]) -> Table:
-    """For a terminal."""
+    """Return the table for a terminal."""
     headers = [header.replace(" ", "\n") for header in HEADERS]
     return Table("", headers, [cells(row) for row in rows])
 
 
 def markdown_table(rows: list[Row]) -> str:
-    """For a page."""
+    """Return the table for a page."""
     rules = [":---" if header in LEFT else "---:" for header in HEADERS]
     lines = [list(HEADERS), rules]
     lines += [[f"`{name}`", *others] for name, *others in map(cells, rows)]
@@ -252,7 +255,7 @@ def markdown_table(rows: list[Row]) -> str:
 
 
 def caption(assumptions: Assumptions) -> str:
-    """What the figures of a table mean."""
+    """Return what the figures of a table mean."""
     return (
         "TFLOPs of a forward pass over 4,096 tokens: as the paper prints them, as its formula "
         "counts them, as the code executes them. Hours of one GPU, for the executed FLOPs of "

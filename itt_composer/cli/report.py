@@ -46,7 +46,7 @@ def main(
             help="Gradient norms besides RUN/analysis/gradients.json; may be repeated.",
         ),
     ] = None,
-    title: Annotated[str, typer.Option(help="Of the page.")] = "What the runs have measured",
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "What the runs have measured",
 ) -> None:
     """Draw runs on one page: summary, curves, elastic settings, routers and a routing map."""
     with errors_as_sentences():
@@ -58,7 +58,7 @@ def main(
 
 
 def _check_places(out: Path, figures: Path | None, markdown: Path | None) -> None:
-    """Told before anything is read."""
+    """Refuse impossible places before anything is read."""
     for option, file in (("--out", out), ("--markdown", markdown)):
         if file is not None and file.is_dir():
             raise UserError(f"{option} {file} is a folder; name a file, such as {file / 'report'}")

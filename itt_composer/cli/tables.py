@@ -1,7 +1,7 @@
 """`itt tables RESULTS…`: the paper's tables from result files, ours beside its own.
 
 Table 1 comes from results of task suites, Tables 2 and 3 from perplexity results, data efficiency
-from the loss logs of runs. What no result covers is marked.
+from the loss logs of runs. Cells that no result covers are marked.
 """
 
 import re
@@ -33,7 +33,7 @@ def command(
     results: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RESULTS...",
+            metavar="RESULTS",
             help="Results of suites (folders, JSON files) and folders of runs.",
         ),
     ],
@@ -42,7 +42,7 @@ def command(
     ] = None,
     compare_with: Annotated[
         str | None,
-        typer.Option(help='Row of Table 1, like "ITT×4-162M", for models that are none of its.'),
+        typer.Option(help='Row of Table 1, like "ITT×4-162M", for models that are not in it.'),
     ] = None,
 ) -> None:
     """Rebuild the paper's tables from results."""
@@ -62,14 +62,14 @@ def command(
 
 
 def build(results: Results, compare_with: str | None) -> list[Section]:
-    """Every table that something was given for.
+    """Return every table that something was given for.
 
     Args:
         results: of suites and runs.
         compare_with: row of Table 1 for models that are none of its, or None.
 
     Raises:
-        UserError: a row that there is not; no dense run.
+        UserError: a row that the paper does not have; no dense run.
     """
     sections = []
     if results.tasks:
@@ -96,13 +96,13 @@ def build(results: Results, compare_with: str | None) -> list[Section]:
 
 
 def _numbered(name: str, items: list[Item]) -> list[tuple[str, Item]]:
-    """Names for the files of several tables: `table_2`, `table_2_2`, …"""
+    """Name the files of several tables: `table_2`, `table_2_2`, …"""
     names = [name] + [f"{name}_{number}" for number in range(2, len(items) + 1)]
     return list(zip(names, items, strict=False))
 
 
 def write(sections: list[Section], out: Path) -> None:
-    """`tables.md`, `tables.json`, and a CSV file for each table; older ones go."""
+    """Write `tables.md`, `tables.json` and a CSV file for each table; older ones go."""
     kept = {f"{section.name}.csv" for section in sections}
     for old in out.glob("*.csv"):
         if OWN_FILE.fullmatch(old.name) and old.name not in kept:

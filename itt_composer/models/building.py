@@ -1,4 +1,4 @@
-"""The model of a recipe."""
+"""Builds the model of a recipe."""
 
 from itt_composer.models.configuration import IttConfig
 from itt_composer.models.modeling import IttForCausalLM
@@ -6,10 +6,10 @@ from itt_composer.recipe.schema import Recipe
 
 
 def model_config(recipe: Recipe) -> IttConfig:
-    """The configuration of a recipe's model."""
+    """Return the configuration of a recipe's model."""
     return IttConfig(**recipe.model.model_dump(), **vars(recipe.resolved_thinking()))
 
 
 def build_model(recipe: Recipe) -> IttForCausalLM:
-    """The recipe's model with random weights."""
+    """Build the recipe's model with random weights."""
     return IttForCausalLM(model_config(recipe))

@@ -1,7 +1,7 @@
-"""Estimating thresholds: what the routers' scores look like, in training and afterwards.
+"""Estimates thresholds: measures how the routers' scores are distributed, in training and after.
 
 In training the distributions are followed by a running estimate at the ratios in force
-(`algorithms/threshold_estimate.py`). `calibrate` measures them at every anchor setting.
+(`training/threshold_estimate.py`). `calibrate` measures them at every anchor setting.
 
 Shapes: B batch, S sequence, A anchors, T thinking steps, Q quantiles.
 """
@@ -18,7 +18,7 @@ from itt_composer.models.layer import IttDecoderLayer, ThinkingStep
 from itt_composer.models.modeling import IttForCausalLM
 from itt_composer.models.thresholds import anchor_settings, quantiles_of
 
-# At an anchor of ratio 0 the step's scores are wanted all the same, and no token to take it.
+# At an anchor of ratio 0 the step's scores are measured, but no token should take the step.
 ALMOST_NONE = 1e-9
 
 # Called with a thinking layer, the step's place in its tables (from 0) and its scores, (B, S).
@@ -27,7 +27,7 @@ OnScores = Callable[[IttDecoderLayer, int, Tensor], None]
 
 @contextlib.contextmanager
 def watched_scores(model: IttForCausalLM, on_scores: OnScores) -> Iterator[None]:
-    """Be told the scores of every router, before tokens are selected by them."""
+    """Pass the scores of every router to `on_scores`, before tokens are selected by them."""
 
     def watch(layer: IttDecoderLayer, step: int) -> Callable[..., None]:
         return lambda router, inputs, scores_BS: on_scores(layer, step, scores_BS)
@@ -51,7 +51,7 @@ def calibrate(
     gather: Callable[[Tensor], Tensor] = lambda scores: scores,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Measure the scores' distribution at every anchor setting; fills in the model's tables.
+    """Measure the scores' distribution at every anchor setting, and fill in the model's tables.
 
     In each batch a step's threshold is that of the batch itself, so that later steps and layers
     see the tokens that the ratios ask for; tables are the means over the batches. Batches should
@@ -60,11 +60,11 @@ def calibrate(
     Args:
         model: with routers; its mode and settings are left as they are.
         batches: `input_ids` and `attention_mask`, each (B, S), without padding.
-        gather: the scores of all ranks from this one's, where each has batches of its own.
+        gather: collects the scores of all ranks, where each has batches of its own.
         on_progress: called after each batch with the batches done and in all.
 
     Raises:
-        ValueError: a model without routers, or no batch.
+        ValueError: the model has no routers, or there is no batch.
     """
     config = model.config
     if not config.adaptive_routing:
@@ -125,7 +125,7 @@ def update_estimate(layer: IttDecoderLayer, step: int, quantiles_Q: Tensor, deca
 
 @dataclass
 class RealisedShares:
-    """Which share of the tokens took each step of each thinking layer.
+    """Counts the share of the tokens that took each step of each thinking layer.
 
     Pass `count` to a model as `on_step`.
     """
@@ -139,13 +139,13 @@ class RealisedShares:
         self.tokens[key] += done.is_selected_BS.numel()
 
     def add(self, other: "RealisedShares") -> None:
-        """Count what another one has counted, too."""
+        """Add the counts of another one."""
         for own, more in ((self.taken, other.taken), (self.tokens, other.tokens)):
             for key, count in more.items():
                 own[key] += count
 
     def by_step(self, thinking_steps: int) -> list[list[float]]:
-        """For each step after the first pass, the share in each thinking layer that took it."""
+        """Return the share that took each step after the first pass, by step and thinking layer."""
         return [
             [self.taken[key] / self.tokens[key] for key in sorted(self.taken) if key[1] == step]
             for step in range(1, thinking_steps)

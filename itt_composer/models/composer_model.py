@@ -16,7 +16,7 @@ class ComposerItt(HuggingFaceModel):
     """`IttForCausalLM` with next-token loss, evaluation perplexity and FLOPs for the monitors.
 
     Args:
-        model: what is trained.
+        model: the model to train.
         loss_chunk_tokens: tokens whose logits exist at the same time in the training loss.
     """
 
@@ -33,7 +33,7 @@ class ComposerItt(HuggingFaceModel):
         self.loss_chunk_tokens = loss_chunk_tokens
 
     def forward(self, batch: dict[str, Any]) -> Any:
-        """Without a key/value cache, which only decoding needs; in training without logits.
+        """Run the model without a key/value cache, and in training without logits.
 
         Rows of training are whole, and their masks all ones: to find that out, transformers would
         wait for the GPU in every microbatch.
@@ -44,13 +44,13 @@ class ComposerItt(HuggingFaceModel):
         return super().forward(inputs)
 
     def flops_per_batch(self, batch: dict[str, Any]) -> int:
-        """Executed FLOPs of forward and backward (twice the forward's) at the ratios in force."""
+        """Count the executed FLOPs of forward and backward (twice the forward's)."""
         batch_size, seq_len = batch["input_ids"].shape
         return 3 * executed_flops(unwrap(self).config, batch_size, seq_len)
 
 
 def unwrap(module: nn.Module) -> IttForCausalLM:
-    """The transformers model inside what Composer's state holds.
+    """Return the transformers model inside what Composer's state holds.
 
     Args:
         module: a `ComposerItt`, possibly wrapped for data parallelism.

@@ -14,7 +14,7 @@ from itt_composer.recipe.thinking import (
 
 
 def _signature() -> inspect.Signature:
-    """The keywords that `IttConfig` takes, for `help` and editors."""
+    """Return the keywords that `IttConfig` takes, for `help` and editors."""
     own = inspect.signature(ThinkingSettings).parameters.values()
     llama = list(inspect.signature(LlamaConfig.__init__).parameters.values())[1:]
     named = [each for each in llama if each.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -54,7 +54,7 @@ class IttConfig(LlamaConfig):
         settings.resolve(self.num_hidden_layers)
 
     def checked_select_ratios(self, select_ratios: Sequence[float]) -> list[float]:
-        """ρ_t of the steps after the first pass, if this model can use them.
+        """Return ρ_t of the steps after the first pass, if this model can use them.
 
         Raises:
             ValueError: wrong count, values outside 0..1, or parts of the tokens without a router.
@@ -63,7 +63,7 @@ class IttConfig(LlamaConfig):
         return [float(ratio) for ratio in select_ratios]
 
     def is_causal(self, select_ratios: Sequence[float]) -> bool:
-        """Whether no token's logits depend on later tokens, at the given ratios."""
+        """Return whether no token's logits depend on later tokens, at the given ratios."""
         looks_ahead = self.adaptive_routing and self.router_selection != "threshold"
         return not (looks_ahead and any(0 < ratio < 1 for ratio in select_ratios))
 

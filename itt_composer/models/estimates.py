@@ -1,4 +1,4 @@
-"""What a training run will take, before it runs: GPU-hours, and memory per GPU.
+"""Estimates what a training run will take: GPU-hours, and memory per GPU.
 
 Pure functions of a model's configuration and a recipe's settings. Memory is that of the tensors of
 a training step without `torch.compile`, which keeps fewer of them; what CUDA, NCCL and
@@ -20,7 +20,7 @@ COMPUTE = {"fp32": FLOAT32, "amp_bf16": 2}  # bytes: what matrix products read a
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What a training step does, as far as its memory goes.
+    """A training step, as far as its memory is concerned.
 
     Attributes:
         microbatch_size: sequences that go through the model at once.
@@ -44,7 +44,7 @@ class TrainingStep:
 
     @property
     def compute(self) -> int:
-        """Bytes of a number in a matrix product."""
+        """The bytes of a number in a matrix product."""
         return COMPUTE[self.precision]
 
 
@@ -69,10 +69,10 @@ class Memory:
 
 
 def gpu_hours(config: IttConfig, tokens: int, seq_len: int, peak_flops: float, mfu: float) -> float:
-    """Hours of one GPU for training on so many tokens.
+    """Return the hours of one GPU for training on so many tokens.
 
     Counts the executed FLOPs of forward and backward (twice the forward's) at the full ratios;
-    what activation checkpointing computes again is no part of them, as in every MFU.
+    what activation checkpointing computes again does not count, as in every MFU.
 
     Args:
         config: the model.
@@ -86,7 +86,7 @@ def gpu_hours(config: IttConfig, tokens: int, seq_len: int, peak_flops: float, m
 
 
 def training_memory(config: IttConfig, step: TrainingStep) -> Memory:
-    """Bytes on one GPU at the peak of a training step."""
+    """Estimate the bytes on one GPU at the peak of a training step."""
     kept, recomputed = zip(
         *(_layer_bytes(config, step, index) for index in range(config.num_hidden_layers)),
         strict=True,
@@ -104,10 +104,10 @@ def training_memory(config: IttConfig, step: TrainingStep) -> Memory:
 
 
 def _state_bytes(config: IttConfig, step: TrainingStep) -> int:
-    """Weights, gradients and moments in float32.
+    """Count weights, gradients and moments in float32.
 
-    Under "ddp" gradients travel in buckets of their own. Of sharded weights two layers and the
-    embeddings are whole at a time, with their gradients.
+    Under "ddp" gradients travel in buckets of their own. Sharded weights are whole for two layers
+    and the embeddings at a time, with their gradients.
     """
     embeddings, layers = _parameters(config)
     states = 4 * FLOAT32 * (embeddings + layers)
@@ -118,22 +118,22 @@ def _state_bytes(config: IttConfig, step: TrainingStep) -> int:
 
 
 def _weight_copy_bytes(config: IttConfig, step: TrainingStep) -> int:
-    """The layers' weights as mixed precision casts them, for as long as a forward pass."""
+    """Count the layers' weights as mixed precision casts them for a forward pass."""
     if step.compute == FLOAT32:
         return 0
     return step.compute * _parameters(config)[1]
 
 
 def _parameters(config: IttConfig) -> tuple[int, int]:
-    """Of the embeddings, and of everything else."""
+    """Return the parameters of the embeddings, and those of everything else."""
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return embeddings, dense_parameters(config) + thinking_parameters(config) - embeddings
 
 
 def _loss_bytes(config: IttConfig, step: TrainingStep) -> int:
-    """The loss's gradients, taken in the forward pass, and a chunk's logits.
+    """Count the loss's gradients, taken in the forward pass, and a chunk's logits.
 
-    A logit stands there as the product's output, as log-probability in float32, twice while it is
+    Each logit is held as the product's output, as log-probability in float32, twice while it is
     computed, and as the gradient of the chunk before.
     """
     embedding = config.vocab_size * config.hidden_size
@@ -147,7 +147,7 @@ def _loss_bytes(config: IttConfig, step: TrainingStep) -> int:
 
 
 def _layer_bytes(config: IttConfig, step: TrainingStep, index: int) -> tuple[int, int]:
-    """Of one sequence: what a layer keeps, and what it computes again in the backward pass."""
+    """Return, for one sequence, what a layer keeps and what the backward pass computes again."""
     state = FLOAT32 * config.hidden_size * step.seq_len
     first_pass = _pass_bytes(config, step, step.seq_len)
     again, between = [0], 0
@@ -166,7 +166,7 @@ def _layer_bytes(config: IttConfig, step: TrainingStep, index: int) -> tuple[int
 
 
 def _thinking_step_bytes(config: IttConfig, step: TrainingStep, ratio: float) -> int:
-    """What a thinking step keeps of one sequence, besides the state it starts from."""
+    """Return what a thinking step keeps of one sequence, besides the state it starts from."""
     tokens = capacity(ratio, step.seq_len)
     # w · f(Y), φ · (w · f(Y)), and what is put back, each with an input in float32.
     products = 2 * config.adaptive_routing + config.step_encoding
@@ -178,7 +178,7 @@ def _thinking_step_bytes(config: IttConfig, step: TrainingStep, ratio: float) ->
 
 
 def _pass_bytes(config: IttConfig, step: TrainingStep, tokens: int) -> int:
-    """What one application of a layer to so many tokens keeps."""
+    """Return what one application of a layer to so many tokens keeps."""
     width, compute = config.hidden_size, step.compute
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim

@@ -1,4 +1,4 @@
-"""The two FLOPs accountings: the paper's tables, and what the code executes.
+"""Counts FLOPs in two ways: the paper's tables, and what the code executes.
 
 They differ on purpose. The paper charges every extra step of a thinking layer with
 ρ_t · dense / L, embeddings included, and a routed step's attention with ρ. The code does the
@@ -14,7 +14,7 @@ from itt_composer.models.routing import capacity
 
 
 def dense_parameters(config: IttConfig) -> int:
-    """Parameters of the LLaMA without routers and step encodings, both embeddings counted."""
+    """Count the LLaMA's parameters, both embeddings included, without routers and encodings."""
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     norms_per_layer = 2 * config.hidden_size
     layer = _linear_weights_per_layer(config) + _biases_per_layer(config) + norms_per_layer
@@ -22,14 +22,14 @@ def dense_parameters(config: IttConfig) -> int:
 
 
 def thinking_parameters(config: IttConfig) -> int:
-    """What thinking adds: T-1 routers of d weights and T step encodings of d, per layer."""
+    """Count what thinking adds per layer: T-1 routers of d weights, T step encodings of d."""
     routers = (config.thinking_steps - 1) if config.adaptive_routing else 0
     encodings = config.thinking_steps if config.step_encoding else 0
     return len(config.thinking_layers) * (routers + encodings) * config.hidden_size
 
 
 def paper_tflops(config: IttConfig, seq_len: int = 4096) -> float:
-    """TFLOPs of one forward pass over one sequence, as the paper's tables count them.
+    """Count the TFLOPs of one forward pass over one sequence, as the paper's tables count them.
 
     dense = 2·P·S + 4·L·S²·d, and total = dense · (1 + n_itt/L · Σρ_t), with ρ_t = 1 for a Loop.
 
@@ -49,7 +49,7 @@ def executed_flops(
     seq_len: int,
     select_ratios: Sequence[float] | None = None,
 ) -> int:
-    """FLOPs of the matrix products in one forward pass of `IttForCausalLM`.
+    """Count the FLOPs of the matrix products in one forward pass of `IttForCausalLM`.
 
     Equals `torch.utils.flop_counter.FlopCounterMode` on the model (attention counted over all
     pairs of tokens, as that counter does, though causal kernels skip half of them). Under
@@ -78,7 +78,7 @@ def _thinking_step_flops(config: IttConfig, ratio: float, batch_size: int, seq_l
 
 
 def _layer_flops(config: IttConfig, batch_size: int, tokens: int) -> int:
-    """One application of a decoder layer to `tokens` tokens of each sequence."""
+    """Count one application of a decoder layer to `tokens` tokens of each sequence."""
     linear = 2 * _linear_weights_per_layer(config) * tokens
     attention = 4 * tokens**2 * config.num_attention_heads * config.head_dim
     return batch_size * (linear + attention)

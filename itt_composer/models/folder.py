@@ -5,7 +5,6 @@ LLaMA it is, which every tool loads without this package.
 """
 
 import json
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.files import whole_folder
+from itt_composer.basics.losses import perplexity
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.tokenizer import readable_config
 from itt_composer.recipe.llama_config import llama_fields
 
-TOKENIZER_FILES = (
+TOKENIZER_PATTERNS = (
     "tokenizer*",
     "*.model",
     "special_tokens_map.json",
@@ -30,7 +30,7 @@ TOKENIZER_FILES = (
     "chat_template.*",
     "additional_chat_templates/*.jinja",
 )
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
+WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 CARD = """\
 ---
 library_name: transformers
@@ -60,7 +60,7 @@ MODEL_KINDS = {
 
 @dataclass
 class Training:
-    """What a model card tells of the training behind it.
+    """The facts of a training that a model card reports.
 
     Attributes:
         run_name: of the recipe.
@@ -80,7 +80,7 @@ class Training:
     recipe: str | None
 
     def card(self, model: IttForCausalLM | LlamaForCausalLM) -> str:
-        """The README.md of the trained model."""
+        """Write the README.md of the trained model."""
         perplexity = _perplexity(self.validation_loss)
         if self.loss_by_threshold is not None:
             causal = _perplexity(self.loss_by_threshold)
@@ -97,11 +97,11 @@ class Training:
 
 
 def _perplexity(loss: float | None) -> str:
-    return "not known" if loss is None else f"{math.exp(min(loss, 700.0)):.2f}"
+    return "not known" if loss is None else f"{perplexity(loss):.2f}"
 
 
 def model_card(model: IttForCausalLM | LlamaForCausalLM, name: str, facts: str) -> str:
-    """A README.md with what every model's says and, at its end, `facts` in Markdown."""
+    """Write a README.md: what every model's says and, at its end, `facts` in Markdown."""
     kind, model_type = MODEL_KINDS["dense"], model.config.model_type
     if isinstance(model, IttForCausalLM):
         config = model.config
@@ -115,7 +115,7 @@ def model_card(model: IttForCausalLM | LlamaForCausalLM, name: str, facts: str) 
 def as_published(
     model: IttForCausalLM, model_type: str | None = None
 ) -> IttForCausalLM | LlamaForCausalLM:
-    """The model as its folder shall hold it, around the same weights.
+    """Return the model as its folder should hold it, around the same weights.
 
     Args:
         model: any of ours.
@@ -170,13 +170,13 @@ def write_model_folder(
 
 
 def replace_model(folder: Path, model: IttForCausalLM) -> None:
-    """Put a changed model in the place of a folder's; the other files stay as they are.
+    """Replace the model in a folder by a changed one; the other files stay as they are.
 
     Raises:
         UserError: the weights cannot be written.
     """
     with whole_folder(folder) as partial:
-        weights = shutil.ignore_patterns(*WEIGHTS)
+        weights = shutil.ignore_patterns(*WEIGHT_PATTERNS)
         shutil.copytree(
             folder,
             partial,
@@ -209,13 +209,13 @@ def _copy_tokenizer(folder: Path, out: Path) -> None:
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a folder that belong to its tokenizer."""
-    files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
+    """Return the files of a folder that belong to its tokenizer."""
+    files = {file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern)}
     return sorted(file for file in files if file.is_file())
 
 
 def set_document_ends(model: IttForCausalLM, bos_id: int | None, eos_id: int | None) -> None:
-    """Have generation begin and end as the documents of the training rows do."""
+    """Make generation begin and end as the documents of the training rows do."""
     ends = {"bos_token_id": bos_id, "eos_token_id": eos_id}
     model.config.update(ends)
     if model.generation_config is not None:

@@ -7,7 +7,7 @@ T thinking steps.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +28,14 @@ NO_THRESHOLDS = (
 
 @dataclass(frozen=True)
 class ThinkingStep:
-    """What one thinking step did, for those who watch.
+    """One thinking step as an observer sees it.
 
     Attributes:
         layer_idx: of the thinking layer.
         step: t, from 1.
         scores_BS: the router's; None without one.
         weights_BS: w, every token's; None without a router.
-        is_selected_BS: which tokens took the step, booleans. At ratio 1 padding counts as taken.
+        is_selected_BS: whether each token took the step. At ratio 1 padding counts as taken.
         old_BSD: Y[t-1].
         new_BSD: Y[t].
     """
@@ -61,10 +61,10 @@ class ThinkingPass:
         select_ratios: ρ_t in force, one per step after the first pass; 0 skips the step.
         router_selection: the rule by which tokens are picked; None without a router.
         early_exit: ε; a token whose relative change in a step falls below it takes no further
-            step in that layer. 0 is off. A step of ratio 0 changes nothing and tells nothing.
-        first_column: of the tokens at hand in the sequence: how many have gone by.
+            step in that layer. 0 is off. A step of ratio 0 changes nothing and decides nothing.
+        first_column: column of the first token at hand: how many have gone by.
         is_padding_BS: where the tokens at hand are padding, or None if nowhere.
-        on_step: told of every step.
+        on_step: called after every step.
     """
 
     select_ratios: Sequence[float]
@@ -73,6 +73,18 @@ class ThinkingPass:
     first_column: int = 0
     is_padding_BS: Tensor | None = None
     on_step: OnStep | None = None
+
+
+class Keys(NamedTuple):
+    """The tokens that the selected ones attend to: those of the step's cache and themselves.
+
+    Attributes:
+        columns_BC: each key's column in the sequence, or NO_TOKEN for a slot without a token.
+        has_gaps: whether some slot holds no token in some row.
+    """
+
+    columns_BC: Tensor
+    has_gaps: bool
 
 
 class Router(nn.Module):
@@ -155,8 +167,8 @@ class IttDecoderLayer(LlamaDecoderLayer):
 
         Args:
             hidden_states: X, (B, S, D).
-            attention_mask: what the attention implementation takes: None (causal), (B, C + S) or
-                (B or 1, 1, S, C + S), boolean or additive.
+            attention_mask: in the form that the attention implementation takes: None (causal),
+                (B, C + S) or (B or 1, 1, S, C + S), boolean or additive.
             position_embeddings: cos and sin of the rotary positions, each (B or 1, S, H).
             past_key_values: the cache of the first pass.
             thinking: how to think; None means by the configuration.
@@ -179,7 +191,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
         old_BSD, states_BSD = hidden_states, self._encode_step(0, apply_layer(hidden_states))
         is_out_BS = thinking.is_padding_BS
         if is_out_BS is not None:
-            # Of a model on several devices each layer is sent its tensors, but not what holds one.
+            # On several devices each layer is sent its tensors, but not an object that holds one.
             is_out_BS = is_out_BS.to(hidden_states.device)
         for step, ratio in enumerate(thinking.select_ratios, start=1):
             if thinking.early_exit:
@@ -211,16 +223,15 @@ class IttDecoderLayer(LlamaDecoderLayer):
         first_column: int,
         **kwargs: Any,
     ) -> Tensor:
-        """f: the whole LLaMA layer, applied to all tokens or to selected ones."""
+        """Apply f, the whole LLaMA layer, to all tokens or to selected ones."""
         if selection is not None:
             position_embeddings = _positions_of(position_embeddings, selection.indices_BK)
         if step and step_caches is not None:
             past_key_values = StepSlot(step_caches[step - 1])
             selection = selection or routing.select_all(tokens_BKD)
         if selection is not None:
-            attention_mask = self._mask_among(
-                selection, attention_mask, first_column, past_key_values
-            )
+            keys = keys_for(selection, first_column, past_key_values)
+            attention_mask = self._mask_among(selection, attention_mask, first_column, keys)
         return LlamaDecoderLayer.forward(
             self,
             tokens_BKD,
@@ -233,12 +244,12 @@ class IttDecoderLayer(LlamaDecoderLayer):
     def _route(
         self, step: int, states_BSD: Tensor, thinking: ThinkingPass, is_out_BS: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, routing.Selection | None]:
-        """Adaptive Token Routing: every token's weight, and which tokens take the step.
+        """Route the tokens (Adaptive Token Routing): weigh each, and select those for the step.
 
         Args:
             step: t, from 1.
             states_BSD: Y[t-1].
-            thinking: what is in force.
+            thinking: the settings in force.
             is_out_BS: tokens that may not take the step: padding, and those that have converged.
 
         Returns:
@@ -275,14 +286,14 @@ class IttDecoderLayer(LlamaDecoderLayer):
 
     @torch.compiler.disable
     def thresholds(self, select_ratios: Sequence[float]) -> Tensor:
-        """The score a token must exceed to take each step, (T-1,), at the given ratios.
+        """Return the score a token must exceed to take each step, (T-1,), at the given ratios.
 
         Raises:
             ValueError: the distribution of the scores has not been estimated.
         """
         tables = self.score_quantiles
         key = None
-        if not tables.is_inference():  # such tensors do not tell when they change
+        if not tables.is_inference():  # such tensors have no version that shows a change
             key = (tuple(select_ratios), tables._version, tables.data_ptr())
             if key in self._thresholds:
                 return self._thresholds[key]
@@ -300,7 +311,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
         selection: routing.Selection | None,
         apply_layer: Callable[..., Tensor],
     ) -> Tensor:
-        """One thinking step: only the selected tokens are computed, the others keep their state.
+        """Take one thinking step: compute the selected tokens; the others keep their state.
 
         With symmetric reweighting the others are reweighted with the identity in place of f.
         """
@@ -333,19 +344,19 @@ class IttDecoderLayer(LlamaDecoderLayer):
         selection: routing.Selection | None,
         apply_layer: Callable[..., Tensor],
     ) -> Tensor:
-        """What a step has to add, before weight and encoding: f(Y), or f(Y) − Y."""
+        """Return what a step adds, before weight and encoding: f(Y), or f(Y) − Y."""
         output_BKD = apply_layer(tokens_BKD, selection, step)
         if self.config.thinking_update == "increment":
             return output_BKD - tokens_BKD
         return output_BKD
 
     def _accumulate(self, step: int, states: Tensor, update: Tensor) -> Tensor:
-        """Residual Thinking Connection: add the encoded update; without it, replace the state."""
+        """Add the encoded update (Residual Thinking Connection), or replace the state by it."""
         contribution = self._encode_step(step, update)
         return states + contribution if self.config.residual_thinking else contribution
 
     def _encode_step(self, step: int, update: Tensor) -> Tensor:
-        """Thinking Step Encoding: scale a step's contribution elementwise by φ_t."""
+        """Scale a step's contribution elementwise by φ_t (Thinking Step Encoding)."""
         return update if self.step_encoding is None else self.step_encoding[step] * update
 
     def _mask_among(
@@ -353,23 +364,18 @@ class IttDecoderLayer(LlamaDecoderLayer):
         selection: routing.Selection,
         attention_mask: Tensor | None,
         first_column: int,
-        slot: StepSlot | None,
+        keys: Keys,
     ) -> Tensor | None:
-        """The attention mask from the selected tokens to themselves and those of the cache.
+        """Return the attention mask from the selected tokens to the keys.
 
         None means: causal by the order of the tokens. A slot that holds no token in its row is
-        no key to the others, and a query whose result nobody reads.
+        not a key to the others, and a query whose result nobody reads.
         """
-        indices_BK, is_selected_BK = selection
-        columns_BK = key_columns_BC = first_column + indices_BK
-        has_gaps = is_selected_BK is not None
-        if is_selected_BK is not None:
-            key_columns_BC = key_columns_BC.masked_fill(~is_selected_BK, NO_TOKEN)
-        if slot is not None:
-            key_columns_BC = slot.cache.add_columns(key_columns_BC, has_gaps)
-            has_gaps = slot.cache.has_gaps
-        queries, keys = columns_BK.shape[1], key_columns_BC.shape[1]
-        if attention_mask is None and not has_gaps and queries in (1, keys):
+        indices_BK = selection.indices_BK
+        columns_BK = first_column + indices_BK
+        key_columns_BC, has_gaps = keys
+        queries, num_keys = columns_BK.shape[1], key_columns_BC.shape[1]
+        if attention_mask is None and not has_gaps and queries in (1, num_keys):
             return None
         is_token_BC = key_columns_BC != NO_TOKEN
         if attention_mask is None:
@@ -378,7 +384,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
             mask_BKC = is_token_BC[:, None] & (key_columns_BC[:, None] <= columns_BK[:, :, None])
         elif not isinstance(attention_mask, Tensor):
             raise TypeError(
-                f"thinking layers take no {type(attention_mask).__name__} as attention mask: "
+                f"thinking layers do not take a {type(attention_mask).__name__} as attention mask: "
                 "choose attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
             )
         elif attention_mask.dim() == 2:
@@ -395,12 +401,23 @@ class IttDecoderLayer(LlamaDecoderLayer):
                 return mask_BKC.masked_fill(~is_token_BC[:, None], lowest)[:, None]
             mask_BKC = mask_BKC & is_token_BC[:, None]
         # A query without any key would give NaN: each may attend to its own slot.
-        own_KC = torch.ones(queries, keys, dtype=torch.bool, device=mask_BKC.device)
-        return (mask_BKC | own_KC.triu(keys - queries).tril(keys - queries))[:, None]
+        own_KC = torch.ones(queries, num_keys, dtype=torch.bool, device=mask_BKC.device)
+        return (mask_BKC | own_KC.triu(num_keys - queries).tril(num_keys - queries))[:, None]
+
+
+def keys_for(selection: routing.Selection, first_column: int, slot: StepSlot | None) -> Keys:
+    """Enter the selected tokens in the step's cache, if there is one; return all of its keys."""
+    columns_BK, has_gaps = first_column + selection.indices_BK, False
+    if selection.is_selected_BK is not None:
+        columns_BK, has_gaps = columns_BK.masked_fill(~selection.is_selected_BK, NO_TOKEN), True
+    if slot is None:
+        return Keys(columns_BK, has_gaps)
+    columns_BC = slot.cache.add_columns(columns_BK, has_gaps)
+    return Keys(columns_BC, slot.cache.has_gaps)
 
 
 def _everyone_left(thinking: ThinkingPass, is_out_BS: Tensor | None) -> routing.Selection | None:
-    """All tokens but those that early exit has taken out; padding costs nothing to carry on."""
+    """Select all tokens but those that early exit has taken out; padding may stay in."""
     if not thinking.early_exit or is_out_BS is None:
         return None
     return routing.select_where(~is_out_BS)
@@ -409,9 +426,9 @@ def _everyone_left(thinking: ThinkingPass, is_out_BS: Tensor | None) -> routing.
 def _with_converged(
     is_out_BS: Tensor | None, old_BSD: Tensor, new_BSD: Tensor, epsilon: float
 ) -> Tensor:
-    """Early exit: tokens that were out, and those whose last step changed them by less than ε.
+    """Mark the tokens that were out and, for early exit, those that changed by less than ε.
 
-    A token that took no step has not changed at all; that tells nothing, and it stays in.
+    A token that took no step has not changed at all; it stays in, since that shows nothing.
     """
     change_BS = (new_BSD - old_BSD).float().norm(dim=-1)
     has_converged_BS = (change_BS > 0) & (change_BS < epsilon * old_BSD.float().norm(dim=-1))
@@ -421,7 +438,7 @@ def _with_converged(
 def _positions_of(
     position_embeddings: tuple[Tensor, Tensor] | None, indices_BK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of the selected tokens' original positions, each (B, K, H)."""
+    """Return cos and sin of the selected tokens' original positions, each (B, K, H)."""
     assert position_embeddings is not None
     batch = indices_BK.shape[0]
     cos, sin = (part.expand(batch, -1, -1) for part in position_embeddings)

@@ -1,7 +1,7 @@
-"""Log-likelihoods of continuations, what requests have in common encoded once.
+"""Computes log-likelihoods of continuations; what requests share is encoded once.
 
 Multiple-choice questions ask for several continuations of one context, and few-shot tasks put the
-same examples before every question. A `Batch` is a number of questions with a common prefix: the
+same examples before every question. A `QuestionBatch` holds questions with a common prefix: the
 prefix goes through the model once, each question's own tokens continue from its key/value cache,
 and each continuation from its question's. What is computed does not depend on the number of ranks:
 batches are planned from all requests, and each is computed whole.
@@ -15,7 +15,7 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ SMALLEST_FAMILY = 8  # questions; with fewer the batches would be too small
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 TOLERANCE_IN_HALF_PRECISION = 0.25
 
-Tokens = tuple[int, ...]
+TokenIds = tuple[int, ...]
 # (log-likelihood in nats, whether greedy decoding gives the continuation)
 Likelihood = tuple[float, bool]
 
@@ -50,17 +50,17 @@ class Question:
         continuations: each with the requests that ask for it.
     """
 
-    context: Tokens
-    continuations: dict[Tokens, list[int]] = field(default_factory=dict)
+    context: TokenIds
+    continuations: dict[TokenIds, list[int]] = field(default_factory=dict)
 
     @property
     def longest(self) -> int:
-        """Tokens of the context and the longest continuation."""
+        """The tokens of the context and the longest continuation."""
         return len(self.context) + max(map(len, self.continuations))
 
 
 @dataclass
-class Batch:
+class QuestionBatch:
     """Questions that go through the model together.
 
     Attributes:
@@ -69,25 +69,25 @@ class Batch:
         is_split: encode contexts first, continuations afterwards.
     """
 
-    prefix: Tokens
+    prefix: TokenIds
     questions: list[Question]
     is_split: bool
 
     @property
     def rows(self) -> int:
-        """Continuations of all questions."""
+        """The number of continuations of all questions."""
         return sum(len(question.continuations) for question in self.questions)
 
     @property
     def cost(self) -> int:
-        """Tokens in memory at the same time, padding included."""
+        """The tokens in memory at the same time, padding included."""
         return self.rows * max(question.longest for question in self.questions)
 
-    def halves(self) -> "tuple[Batch, Batch]":
-        """The same questions in two batches."""
+    def halves(self) -> "tuple[QuestionBatch, QuestionBatch]":
+        """Return the same questions in two batches."""
         middle = len(self.questions) // 2
         first, second = self.questions[:middle], self.questions[middle:]
-        return Batch(self.prefix, first, self.is_split), Batch(self.prefix, second, self.is_split)
+        return replace(self, questions=first), replace(self, questions=second)
 
 
 def plan(
@@ -98,8 +98,8 @@ def plan(
     can_share: bool,
     can_pad: bool = True,
     task: str = "NAME",
-) -> list[Batch]:
-    """Batches of similar length, the longest first.
+) -> list[QuestionBatch]:
+    """Plan batches of similar length, the longest first.
 
     Args:
         requests: (context, continuation) pairs of token ids, neither empty; what is longer than
@@ -112,9 +112,9 @@ def plan(
         task: its name in the suite, for mistakes.
 
     Raises:
-        UserError: a continuation is longer than the model, so there is no likelihood of it.
+        UserError: a continuation is longer than what the model takes.
     """
-    by_context: dict[Tokens, Question] = {}
+    by_context: dict[TokenIds, Question] = {}
     for index, (context, continuation) in enumerate(requests):
         if len(continuation) > max_length:
             raise UserError(
@@ -126,7 +126,7 @@ def plan(
         end = len(tokens) - len(continuation)
         question = by_context.setdefault(tokens[:end], Question(tokens[:end]))
         question.continuations.setdefault(tokens[end:], []).append(index)
-    batches: list[Batch] = []
+    batches: list[QuestionBatch] = []
     for prefix, family in _families(list(by_context.values()), can_share):
         by_kind: dict[tuple[bool, int], list[Question]] = defaultdict(list)
         for question in family:
@@ -135,12 +135,12 @@ def plan(
                 by_kind[is_split, 0 if can_pad else part.longest].append(part)
         for (is_split, _), alike in by_kind.items():
             for some in _chunks(alike, batch_size, tokens_per_batch):
-                batches.append(Batch(prefix, some, is_split))
+                batches.append(QuestionBatch(prefix, some, is_split))
     return sorted(batches, key=lambda batch: -batch.cost)
 
 
 def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
-    """Which batches each rank computes, by their places: each next one goes to the least busy."""
+    """Share batches out, by their places: each next one goes to the least busy rank."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
     busy = [0] * ranks
     for place, cost in enumerate(costs):
@@ -151,14 +151,14 @@ def share_out(costs: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 def tolerance(model: PreTrainedModel) -> float:
-    """Nats that a likelihood may move by when tokens come in several passes, in its precision."""
+    """Return the nats that a likelihood may move by when tokens come in several passes."""
     device = model.device.type
     mixed = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
     return TOLERANCE.get(mixed, TOLERANCE_IN_HALF_PRECISION)
 
 
 def is_too_large(error: Exception) -> bool:
-    """Whether what was asked for does not fit the memory of the device or of the machine."""
+    """Return whether something did not fit into the memory of the device or the machine."""
     return isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
@@ -180,10 +180,10 @@ class Scorer:
         self.looks_ahead = isinstance(model, IttForCausalLM) and not model.config.is_causal(
             model.config.select_ratios
         )
-        self._prefix: tuple[Tokens, Any] = ((), None)
+        self._prefix: tuple[TokenIds, Any] = ((), None)
 
-    def score(self, batch: Batch) -> dict[int, Likelihood]:
-        """Likelihoods by the requests' numbers; a batch that does not fit the memory is halved.
+    def score(self, batch: QuestionBatch) -> dict[int, Likelihood]:
+        """Return likelihoods by the requests' numbers; a batch that does not fit is halved.
 
         Raises:
             UserError: a single question does not fit.
@@ -204,7 +204,7 @@ class Scorer:
         return {**self.score(first), **self.score(second)}
 
     def can_share(self) -> bool:
-        """Whether this model gives the same likelihoods when tokens come in several passes.
+        """Return whether this model gives the same likelihoods when tokens come in several passes.
 
         Not every model has a key/value cache, and under a rule that looks ahead tokens depend on
         later ones; so it is tried out.
@@ -216,26 +216,26 @@ class Scorer:
             Question(tokens[:12], {tokens[12:15]: [0], tokens[15:20]: [1]}),
             Question(tokens[:8], {tokens[20:]: [2], tokens[5:6]: [3]}),
         ]
-        whole = self._score(Batch((), questions, is_split=False))
+        whole = self._score(QuestionBatch((), questions, is_split=False))
         try:
             for prefix in ((), tokens[:6]):
-                split = self._score(Batch(prefix, questions, is_split=True))
+                split = self._score(QuestionBatch(prefix, questions, is_split=True))
                 worst = max(abs(split[index][0] - whole[index][0]) for index in whole)
                 if not worst <= tolerance(self.model):
                     return False
-        except Exception:  # whatever a model does that was not made for it
+        except Exception:  # a model that was not made for it may raise anything
             return False
         finally:
             self._prefix = ((), None)
         return True
 
     @torch.no_grad()
-    def _score(self, batch: Batch) -> dict[int, Likelihood]:
+    def _score(self, batch: QuestionBatch) -> dict[int, Likelihood]:
         return self._score_split(batch) if batch.is_split else self._score_whole(batch)
 
-    def _score_whole(self, batch: Batch) -> dict[int, Likelihood]:
-        """One pass over contexts and continuations; those that differ in their last token share."""
-        rows: dict[Tokens, int] = {}
+    def _score_whole(self, batch: QuestionBatch) -> dict[int, Likelihood]:
+        """Score in one pass; continuations that differ in their last token alone share a row."""
+        rows: dict[TokenIds, int] = {}
         wanted = Wanted()
         for question in batch.questions:
             start = len(question.context) - 1
@@ -248,8 +248,8 @@ class Scorer:
         wanted.find(self._logits(ids_BS, torch.ones_like(mask_BS), wanted))
         return wanted.likelihoods()
 
-    def _score_split(self, batch: Batch) -> dict[int, Likelihood]:
-        """Contexts first, then what of the continuations depends on more than the context."""
+    def _score_split(self, batch: QuestionBatch) -> dict[int, Likelihood]:
+        """Score the contexts first, then those tokens that follow a continuation's first one."""
         size = len(batch.prefix)
         cache = self._expanded(batch.prefix, len(batch.questions))
         own = [question.context[size:] for question in batch.questions]
@@ -257,7 +257,7 @@ class Scorer:
         ones_BPS = mask_BS.new_ones(len(own), size + ids_BS.shape[1])
         first, rest = Wanted(), Wanted()
         sources: list[int] = []
-        continued: list[Tokens] = []
+        continued: list[TokenIds] = []
         for row, question in enumerate(batch.questions):
             for continuation, requests in question.continuations.items():
                 first.ask(requests, row, len(own[row]) - 1, continuation[:1])
@@ -283,7 +283,7 @@ class Scorer:
     def _logits(
         self, ids_BS: Tensor, mask_BPS: Tensor, wanted: "Wanted", cache: Any = None
     ) -> Tensor:
-        """Logits at the wanted places of the tokens at hand, (N, V)."""
+        """Return the logits at the wanted places of the tokens at hand, (N, V)."""
         inputs: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
             inputs["past_key_values"] = cache
@@ -298,7 +298,7 @@ class Scorer:
             is_narrowed = True
             return (states[0][rows_N, places_N][None], *states[1:])
 
-        # The output embedding is the largest matrix of a small model, and most logits not wanted.
+        # The output embedding is the largest matrix of a small model; most logits are not wanted.
         head = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(narrow) if head is not None else None
         try:
@@ -308,8 +308,8 @@ class Scorer:
                 hook.remove()
         return logits[0] if is_narrowed else logits[rows_N, places_N]
 
-    def _expanded(self, prefix: Tokens, rows: int) -> Any:
-        """A cache that holds the prefix in every row."""
+    def _expanded(self, prefix: TokenIds, rows: int) -> Any:
+        """Return a cache that holds the prefix in every row."""
         if not prefix:
             return DynamicCache(config=self.model.config)
         if self._prefix[0] != prefix:
@@ -323,8 +323,8 @@ class Scorer:
         cache.batch_select_indices(torch.zeros(rows, dtype=torch.long, device=self.model.device))
         return cache
 
-    def _padded(self, rows: Iterable[Tokens]) -> tuple[Tensor, Tensor]:
-        """Token ids and what of them is no padding, which comes last; both (rows, longest)."""
+    def _padded(self, rows: Iterable[TokenIds]) -> tuple[Tensor, Tensor]:
+        """Return token ids and a mask of those that are not padding, both (rows, longest)."""
         rows = list(rows)
         ids_BS = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         mask_BS = torch.zeros_like(ids_BS)
@@ -335,7 +335,7 @@ class Scorer:
 
 
 class Wanted:
-    """Tokens whose likelihoods are wanted after places of a batch, added up by request."""
+    """The tokens whose likelihoods are wanted, each after a place of a batch; summed by request."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, int], int] = {}
@@ -343,8 +343,8 @@ class Wanted:
         self._asked: list[tuple[list[int], slice]] = []
         self._found: list[tuple[float, bool]] = []
 
-    def ask(self, requests: list[int], row: int, place: int, tokens: Tokens) -> None:
-        """For the likelihood of tokens, the first of which follows the token at a place."""
+    def ask(self, requests: list[int], row: int, place: int, tokens: TokenIds) -> None:
+        """Ask for the likelihood of tokens, the first of which follows the token at a place."""
         start = len(self._tokens)
         for offset, token in enumerate(tokens):
             number = self._numbers.setdefault((row, place + offset), len(self._numbers))
@@ -352,7 +352,7 @@ class Wanted:
         self._asked.append((requests, slice(start, len(self._tokens))))
 
     def places(self) -> tuple[Tensor, Tensor]:
-        """Rows and places whose logits are needed, each (N,)."""
+        """Return the rows and places whose logits are needed, each (N,)."""
         rows, places = zip(*self._numbers, strict=True)
         return torch.tensor(rows), torch.tensor(places)
 
@@ -367,7 +367,7 @@ class Wanted:
         self._found = list(zip(values, is_best, strict=True))
 
     def likelihoods(self) -> dict[int, Likelihood]:
-        """By the requests' numbers."""
+        """Return the likelihoods by the requests' numbers."""
         likelihoods = {}
         for requests, tokens in self._asked:
             values, are_best = zip(*self._found[tokens], strict=True)
@@ -376,7 +376,7 @@ class Wanted:
 
 
 def _saves_tokens(question: Question) -> bool:
-    """Whether to encode the context apart from its continuations."""
+    """Return whether to encode the context apart from its continuations."""
     if len({continuation[:-1] for continuation in question.continuations}) == 1:
         return False  # one row in any case
     separate = sum(len(question.context) + len(text) for text in question.continuations)
@@ -386,14 +386,14 @@ def _saves_tokens(question: Question) -> bool:
 
 def _families(
     questions: list[Question], can_share: bool
-) -> Iterator[tuple[Tokens, list[Question]]]:
-    """Questions whose contexts begin alike, with what they have in common (or nothing)."""
+) -> Iterator[tuple[TokenIds, list[Question]]]:
+    """Yield questions whose contexts begin alike, with their common prefix (or an empty one)."""
     if not can_share:
         yield (), questions
         return
     alone: list[Question] = []
     family: list[Question] = []
-    common: Tokens = ()
+    common: TokenIds = ()
     for question in sorted(questions, key=lambda question: question.context):
         narrower = _common(common, question.context[:-1])
         lost = (len(common) - len(narrower)) * len(family)
@@ -416,7 +416,7 @@ def _families(
 
 
 def _by_length(question: Question) -> Iterator[Question]:
-    """The same question for continuations of each length."""
+    """Yield the same question for continuations of each length."""
     lengths = {len(continuation) for continuation in question.continuations}
     for length in sorted(lengths):
         continuations = {
@@ -427,7 +427,7 @@ def _by_length(question: Question) -> Iterator[Question]:
         yield Question(question.context, continuations)
 
 
-def _common(first: Tokens, second: Tokens) -> Tokens:
+def _common(first: TokenIds, second: TokenIds) -> TokenIds:
     differing = (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return first[: next(differing, min(len(first), len(second)))]
 
@@ -435,7 +435,7 @@ def _common(first: Tokens, second: Tokens) -> Tokens:
 def _chunks(
     questions: Iterable[Question], batch_size: int | None, tokens_per_batch: int
 ) -> Iterator[list[Question]]:
-    """Questions in order of length, as many together as may be."""
+    """Yield questions in order of length, as many together as fit a batch."""
     chunk: list[Question] = []
     for question in sorted(questions, key=lambda question: -question.longest):
         rows = sum(len(other.continuations) for other in [*chunk, question])

@@ -1,6 +1,6 @@
-"""Loading a model from a transformers folder or the hub, whole, never running code that lies in it.
+"""Loads a model from a transformers folder or the hub, whole, and never runs code that lies in it.
 
-A LLaMA comes as the dense model of ours, which computes the same bits.
+A LLaMA becomes our dense model, which computes the same bits.
 """
 
 import inspect
@@ -41,18 +41,30 @@ from itt_composer.recipe.llama_config import (
 )
 
 # The files that may hold the weights, as transformers looks for them; an index names others.
-WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-# What weights that are not quantized are computed with.
+WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+# The types that weights which are not quantized are computed with.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # How kinds of models name the rotary base, and the share of a head's dimensions that rotate.
 THETA_NAMES = ("rope_theta", "rotary_emb_base")
 PARTIAL_NAMES = ("partial_rotary_factor", "rotary_pct")
-# Code of the folder's own, in whose place the class of transformers is taken.
+# Names code in the folder; the class of transformers is taken instead.
 CODE_KEYS = frozenset({"auto_map"})
 
 
+class NoConfigError(UserError):
+    """A folder or the hub gives no configuration of that name.
+
+    Attributes:
+        reason: of transformers, on one line.
+    """
+
+    def __init__(self, source: str, reason: str):
+        self.reason = reason
+        super().__init__(f"{source} cannot be loaded: {reason}")
+
+
 def load_model(folder: str | Path, revision: str | None = None) -> PreTrainedModel:
-    """A causal language model in evaluation mode and its own dtype, ours or any of transformers.
+    """Load a causal language model, ours or any of transformers, in evaluation mode and its dtype.
 
     Args:
         folder: or a name on the hub.
@@ -62,8 +74,8 @@ def load_model(folder: str | Path, revision: str | None = None) -> PreTrainedMod
         an `IttForCausalLM` for our models and LLaMAs, a dense one for the latter.
 
     Raises:
-        UserError: the folder holds none that can be read whole, weights that are NaN or infinite,
-            or a configuration with keys that nothing reads.
+        UserError: no model can be read whole, weights are NaN or infinite, or the configuration
+            has keys that nothing reads.
     """
     source = str(folder)
     config = load_config(source, revision)
@@ -76,16 +88,19 @@ def load_model(folder: str | Path, revision: str | None = None) -> PreTrainedMod
 
 
 def load_config(source: str, revision: str | None = None) -> PretrainedConfig:
-    """The configuration of a folder or of a model on the hub, every key of which is read.
+    """Load the configuration of a folder or of a model on the hub; every key must be understood.
 
     Raises:
-        UserError: there is none, of an unknown kind of model, or with keys that nothing reads.
+        UserError: there is none, it is of an unknown kind, or it has keys that nothing reads.
     """
     named = f"{source} cannot be loaded: it"
     try:
         raw, _ = PretrainedConfig.get_config_dict(source, revision=revision or "main")
+    except Exception as error:  # broken files and configurations raise all kinds
+        raise NoConfigError(source, first_words(error)) from None
+    try:
         if not raw.get("model_type"):
-            raise UserError(f"{named} has no config.json that names its model_type")
+            raise NoConfigError(source, "it has no config.json that names its model_type")
         if raw["model_type"] not in CONFIG_MAPPING:
             raise UserError(
                 f"{named} is of a kind that transformers {transformers.__version__} does not "
@@ -94,18 +109,18 @@ def load_config(source: str, revision: str | None = None) -> PretrainedConfig:
         return _config_from(CONFIG_MAPPING[raw["model_type"]], raw, named)
     except UserError:
         raise
-    except Exception as error:  # broken files and configurations raise all kinds
+    except Exception as error:  # as above
         raise UserError(f"{source} cannot be loaded: {first_words(error)}") from None
 
 
 def load_weights(
     source: str, config: PretrainedConfig, revision: str | None = None
 ) -> tuple[Any, set[str]]:
-    """The model of a configuration with the weights of a folder, and the names of those it lacks.
+    """Load the weights of a folder into a configuration's model; return it and what is missing.
 
     Raises:
-        UserError: weights cannot be read, do not fit, would be left over, are not finite or of a
-            type that nothing computes with.
+        UserError: weights cannot be read, do not fit, would be left over, are not finite, or have
+            a type that nothing computes with.
     """
     kind: Any = IttForCausalLM if isinstance(config, IttConfig) else AutoModelForCausalLM
     try:
@@ -133,7 +148,7 @@ def load_weights(
 
 
 def as_dense(llama: PretrainedConfig, **thinking: Any) -> IttConfig:
-    """A LLaMA's configuration as ours: the dense model, or with the thinking settings given.
+    """Turn a LLaMA's configuration into ours: dense, or with the thinking settings given.
 
     Raises:
         ValueError: a thinking setting is impossible; the sentence names the field.
@@ -142,7 +157,7 @@ def as_dense(llama: PretrainedConfig, **thinking: Any) -> IttConfig:
 
 
 def broken_weights(model: nn.Module) -> list[str]:
-    """The names of parameters that hold NaN or infinity, as those of a model that diverged."""
+    """Return the names of parameters that hold NaN or infinity, as in a model that diverged."""
     return [
         name
         for name, weight in model.named_parameters()
@@ -169,12 +184,12 @@ def refuse_broken(model: nn.Module, named: str) -> None:
 
 
 def first_words(error: Exception) -> str:
-    """The beginning of a library's message, on one line."""
+    """Return the beginning of a library's message, on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _config_from(kind: type[PretrainedConfig], raw: dict[str, Any], named: str) -> Any:
-    """A configuration of this kind, and of the parts it is composed of, all keys read."""
+    """Make a configuration of this kind, and of its parts; every key must be understood."""
     if raw.get("model_type") in LLAMA_TYPES:
         return kind.from_dict(llama_config(raw, named))
     parameters = {
@@ -200,7 +215,7 @@ def _config_from(kind: type[PretrainedConfig], raw: dict[str, Any], named: str) 
 def _untied(
     source: str, config: PretrainedConfig, model: PreTrainedModel, revision: str | None
 ) -> set[str]:
-    """An output embedding in the files that is not the input's, to which the model ties it."""
+    """Find an output embedding that is stored apart, although the model ties it to the input's."""
     output = model.get_output_embeddings()
     if not config.get_text_config().tie_word_embeddings or output is None:
         return set()
@@ -213,7 +228,7 @@ def _untied(
 
 
 def stored_weight(source: str, name: str, revision: str | None = None) -> torch.Tensor | None:
-    """A weight as it lies in the files that transformers reads; None where they lack it.
+    """Read a weight from the files that transformers reads; None where they lack it.
 
     Args:
         source: folder, or a model on the hub that has been fetched.
@@ -231,7 +246,7 @@ def stored_weight(source: str, name: str, revision: str | None = None) -> torch.
             _raise_exceptions_for_connection_errors=False,
         )
 
-    file = next(filter(None, map(find, WEIGHTS)), None)
+    file = next(filter(None, map(find, WEIGHT_FILES)), None)
     if file is not None and file.endswith(".json"):
         place = json.loads(Path(file).read_bytes())["weight_map"].get(name)
         file = find(place) if place is not None else None
@@ -255,7 +270,7 @@ def _refuse_odd_dtypes(model: nn.Module, source: str) -> None:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Without the bar of transformers over the files of a model; downloads keep theirs."""
+    """Hide the bar of transformers over the files of a model; downloads keep theirs."""
     if not logging.is_progress_bar_enabled():
         yield
         return

@@ -1,4 +1,4 @@
-"""Next-token cross entropy without the logits of the whole batch.
+"""Computes next-token cross entropy without the logits of the whole batch.
 
 Logits in float32 are the largest tensor of a small language model: 32,000 values per token, where
 a layer keeps some 20,000. Here they exist for a chunk of tokens at a time. The gradients of a
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100
+IGNORED_LABEL = -100
 
 
 # Logits (N, V), targets (N,) and what each target counts (N,) → the weighted sum of the losses, and
@@ -27,7 +27,7 @@ ChunkLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 def loss_and_gradient(
     logits_NV: Tensor, targets_N: Tensor, scale_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross entropy of a chunk, and the gradient of each loss before its weight."""
+    """Return the weighted cross entropy of a chunk, and the gradient of each loss unweighted."""
     exact = torch.promote_types(logits_NV.dtype, torch.float32)
     log_probabilities_NV = logits_NV.log_softmax(dim=-1, dtype=exact)
     index_N1, scale_N1 = targets_N.clamp(min=0).unsqueeze(-1), scale_N.unsqueeze(-1).to(exact)
@@ -44,19 +44,19 @@ def next_token_loss(
     chunk_tokens: int,
     chunk_loss: ChunkLoss = loss_and_gradient,
 ) -> Tensor:
-    """Mean negative log-likelihood of the next tokens, nats; the same as from whole logits.
+    """Return the mean negative log-likelihood of the next tokens, in nats, as from whole logits.
 
     Args:
-        hidden_states_BSD: what the output embedding is applied to.
+        hidden_states_BSD: the input of the output embedding.
         output_weight_VD: the output embedding.
         labels_BS: token ids, not shifted; -100 marks tokens that are not to be predicted.
-        chunk_tokens: whose logits exist at the same time.
+        chunk_tokens: how many tokens' logits exist at the same time.
         chunk_loss: `loss_and_gradient`, or a compiled form of it.
 
     Returns:
         A scalar, in float32 at least.
     """
-    targets_N = F.pad(labels_BS, (0, 1), value=IGNORED)[:, 1:].reshape(-1)
+    targets_N = F.pad(labels_BS, (0, 1), value=IGNORED_LABEL)[:, 1:].reshape(-1)
     hidden_ND = hidden_states_BSD.reshape(-1, hidden_states_BSD.shape[-1])
     return _ChunkedCrossEntropy.apply(
         hidden_ND, output_weight_VD, targets_N, chunk_tokens, chunk_loss
@@ -73,7 +73,7 @@ class OutputEmbedding(nn.Linear):
         chunk_tokens: int,
         chunk_loss: ChunkLoss = loss_and_gradient,
     ) -> Tensor:
-        """See `next_token_loss`. Sharding gathers the weight for a call of this."""
+        """Compute `next_token_loss` here: sharding gathers the weight for a call of this module."""
         return next_token_loss(hidden_states_BSD, self.weight, labels_BS, chunk_tokens, chunk_loss)
 
 
@@ -93,7 +93,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(device)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         cast_VD = weight_VD.to(dtype)
-        is_counted_N = targets_N != IGNORED
+        is_counted_N = targets_N != IGNORED_LABEL
         scale_N = is_counted_N.double() / is_counted_N.sum()
         total = hidden_ND.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None

@@ -54,7 +54,7 @@ class IttPreTrainedModel(LlamaPreTrainedModel):
     _no_split_modules = ["LlamaDecoderLayer", "IttDecoderLayer"]  # noqa: RUF012 (as in the base)
     # Tokens in a step differ from row to row and from pass to pass: no fixed shapes.
     _can_compile_fullgraph = False
-    # Weights saved before thresholds were estimated: NaN says so.
+    # Weights may be saved before thresholds were estimated; then NaN stands for them.
     _keys_to_ignore_on_load_missing = [r"\.score_quantiles$"]  # type: ignore[assignment]  # noqa: RUF012
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -99,7 +99,7 @@ class IttModel(IttPreTrainedModel, LlamaModel):
         on_step: OnStep | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states of the last layer, (B, S, D); see `IttForCausalLM.forward`."""
+        """Return the hidden states of the last layer, (B, S, D); see `IttForCausalLM.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
@@ -173,7 +173,7 @@ class IttModel(IttPreTrainedModel, LlamaModel):
     def _thinking(
         self, select_ratios: Sequence[float] | None, early_exit: float | None
     ) -> tuple[ThinkingPass, bool]:
-        """What is in force in a call, and whether no token then depends on later ones.
+        """Return the settings of a call, and whether no token then depends on later ones.
 
         Raises:
             ValueError: impossible ratios or ε.
@@ -211,7 +211,7 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
 
     @property
     def has_thresholds(self) -> bool:
-        """Whether the distribution of every router's scores has been estimated."""
+        """True if the distribution of every router's scores has been estimated."""
         tables = [layer.score_quantiles for layer in self.thinking_layers if layer.routers]
         return bool(tables) and not any(table_AXQ.isnan().any() for table_AXQ in tables)
 
@@ -232,7 +232,7 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         loss_chunk_tokens: int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, S, V), as transformers' LLaMA gives them; `generate()` takes the same.
+        """Return logits (B, S, V), as transformers' LLaMA does; `generate()` takes the same.
 
         Args:
             input_ids, …, logits_to_keep: see `transformers.LlamaForCausalLM.forward`.
@@ -245,7 +245,7 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
 
         Raises:
             ValueError: impossible ratios, a cache under a rule that looks ahead, thresholds that
-                have not been estimated, or what a model that thinks cannot give.
+                have not been estimated, or outputs that a model that thinks cannot give.
         """
         if self.thinking_layers:
             self._refuse(position_ids, kwargs.get("output_attentions"))
@@ -287,14 +287,14 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
             )
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Resizing the vocabulary puts a plain linear layer here; ours has no state of its own."""
+        """Take the linear layer that resizing the vocabulary puts here, as one of our class."""
         if type(new_embeddings) is nn.Linear:
             new_embeddings.__class__ = OutputEmbedding
         super().set_output_embeddings(new_embeddings)
 
     @contextlib.contextmanager
     def watching(self, on_step: OnStep) -> Iterator[None]:
-        """Be told of every thinking step of the calls in between.
+        """Call `on_step` after every thinking step of the calls in between.
 
         End it before a backward pass: with activation checkpointing that computes steps again.
         """
@@ -305,7 +305,7 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
             self.model.observers.remove(on_step)
 
     def set_select_ratios(self, select_ratios: Sequence[float]) -> None:
-        """Elastic thinking: change ρ_t of the steps after the first pass, here and when saved.
+        """Change ρ_t of the steps after the first pass (elastic thinking), here and when saved.
 
         Args:
             select_ratios: T-1 shares in 0..1; 0 removes a step.
@@ -366,7 +366,7 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
 
 
 def _padding_in(attention_mask: Tensor | None, seq_len: int) -> Tensor | None:
-    """Where the tokens at hand are padding, (B or 1, S): tokens that may not attend to themselves.
+    """Return where the tokens at hand are padding, (B or 1, S): they may not attend to themselves.
 
     Args:
         attention_mask: (B, C + S), or (B or 1, 1, S, C + S), boolean or additive.

@@ -1,4 +1,4 @@
-"""Ends a generation whose logits are NaN or infinite, of which argmax makes plausible tokens.
+"""Ends a generation whose logits are NaN or infinite; argmax would make plausible tokens of them.
 
 Shapes: B batch, S sequence, V vocabulary.
 """
@@ -13,7 +13,7 @@ class OverflowInLogitsError(ArithmeticError):
     """A model's logits hold NaN or infinity.
 
     Attributes:
-        tokens: that the model had been given, in each row.
+        tokens: how many the model had been given, in each row.
     """
 
     def __init__(self, tokens: int):

@@ -1,7 +1,7 @@
-"""The attention projections of a model, and the nuclear norm of their gradients.
+"""Finds the attention projections of a model, and computes the nuclear norm of their gradients.
 
-The nuclear norm of a matrix is the sum of its singular values. The paper tells easy and hard
-problems apart by that of the loss gradient with respect to each layer's attention projections.
+The nuclear norm of a matrix is the sum of its singular values. The paper separates easy from hard
+problems by that of the loss gradient with respect to each layer's attention projections.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from itt_composer.basics.errors import UserError
 PROJECTIONS = ("q", "k", "v", "o")
 # Names of the fourth where each has a weight of its own: LLaMA's, OPT's and Phi's.
 OUTPUTS = ("o_proj", "out_proj", "dense")
-# Attention to an encoder, which a causal model has not; BART keeps it all the same.
+# Attention to an encoder, which a causal model does not use; BART keeps it all the same.
 UNUSED = "encoder_attn"
 
 
@@ -28,7 +28,7 @@ class Projection:
     Attributes:
         layer: 0-based index.
         name: one of `PROJECTIONS`.
-        module: whose `weight` holds it.
+        module: the module whose `weight` holds it.
         parts: into how many equal parts the matrix falls; 1 is the projection alone.
         part: which of them this is.
         heads: 0 where the parts stand one after the other (GPT-2: columns); else the parts
@@ -50,7 +50,7 @@ class Projection:
         return weight
 
     def of(self, matrix: Tensor) -> Tensor:
-        """The projection's part of a matrix of the weight's shape."""
+        """Return the projection's part of a matrix of the weight's shape."""
         if self.parts == 1:
             return matrix
         if not self.heads:
@@ -60,9 +60,9 @@ class Projection:
 
 
 def attention_projections(model: nn.Module) -> list[Projection]:
-    """Every layer's q, k, v and o, layer by layer.
+    """Find every layer's q, k, v and o, layer by layer.
 
-    Known are separate projections (LLaMA, Mistral, Qwen, OPT, Phi, BART, ITT, …), GPT-2's
+    Known kinds: separate projections (LLaMA, Mistral, Qwen, OPT, Phi, BART, ITT, …), GPT-2's
     `c_attn`, and `query_key_value` of GPT-NeoX and BLOOM.
 
     Raises:
@@ -105,12 +105,12 @@ def _projections_in(
 
 
 def _head(attention: GPTNeoXAttention | BloomAttention) -> int:
-    """The width of a head."""
+    """Return the width of a head."""
     return attention.head_dim if isinstance(attention, BloomAttention) else attention.head_size
 
 
 def nuclear_norm(matrix: Tensor, most_rank: int | None = None) -> Tensor:
-    """The sum of a matrix's singular values, a scalar in float64; NaN if a value is not finite.
+    """Sum a matrix's singular values, a scalar in float64; NaN if a value is not finite.
 
     Args:
         matrix: (m, n).

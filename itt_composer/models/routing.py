@@ -25,24 +25,24 @@ class Selection(NamedTuple):
 
 
 def router_weights(scores_BS: Tensor, norm: str, temperature: Tensor | float = 1.0) -> Tensor:
-    """w = norm(score / temperature), the weight of each token's update."""
+    """Return w = norm(score / temperature), the weight of each token's update."""
     scaled_BS = scores_BS / temperature
     return torch.tanh(scaled_BS) if norm == "tanh" else torch.sigmoid(scaled_BS)
 
 
 def capacity(select_ratio: float, seq_len: int) -> int:
-    """k = ⌈ρ·seq⌉ tokens; rounded first, so that 0.7 of 10 tokens is 7 and not 8."""
+    """Return k = ⌈ρ·seq⌉ tokens; rounded first, so that 0.7 of 10 tokens is 7 and not 8."""
     return math.ceil(round(select_ratio * seq_len, 6))
 
 
 def select_top_k(scores_BS: Tensor, k: int) -> Selection:
-    """The k tokens of largest score in each sequence. The shape depends on k alone."""
+    """Select the k tokens of largest score in each sequence. The shape depends on k alone."""
     indices_BK = scores_BS.topk(k, dim=-1, sorted=False).indices
     return Selection(indices_BK.sort(dim=-1).values)
 
 
 def select_top_p(weights_BS: Tensor, p: float, is_out_BS: Tensor | None = None) -> Selection | None:
-    """The fewest tokens of each sequence that hold the share p of its total weight.
+    """Select the fewest tokens of each sequence that hold the share p of its total weight.
 
     Args:
         weights_BS: must not be negative.
@@ -61,7 +61,7 @@ def select_top_p(weights_BS: Tensor, p: float, is_out_BS: Tensor | None = None) 
 
 @torch.compiler.disable  # shapes follow from the data
 def select_where(is_selected_BS: Tensor) -> Selection | None:
-    """The marked tokens; None if all are. K is the largest count of the batch and may be 0.
+    """Select the marked tokens; None if all are. K is the largest count of the batch and may be 0.
 
     Under this kind of selection shapes depend on the data.
     """
@@ -74,7 +74,7 @@ def select_where(is_selected_BS: Tensor) -> Selection | None:
         return Selection(
             torch.empty(len(counts), 0, dtype=torch.long, device=is_selected_BS.device)
         )
-    # Fillers sort behind every position, so no selected token attends to them.
+    # Fillers sort after every position, so no selected token attends to them.
     positions_S = torch.arange(seq_len, device=is_selected_BS.device)
     sort_keys_BS = torch.where(is_selected_BS, positions_S, positions_S + seq_len)
     keys_BK = sort_keys_BS.sort(dim=-1).values[:, :k]
@@ -82,13 +82,13 @@ def select_where(is_selected_BS: Tensor) -> Selection | None:
 
 
 def select_all(tokens_BSD: Tensor) -> Selection:
-    """Every token, spelt out."""
+    """Select every token, with all indices written out."""
     batch, seq_len = tokens_BSD.shape[:2]
     return Selection(torch.arange(seq_len, device=tokens_BSD.device).expand(batch, -1))
 
 
 def mask_of(selection: Selection | None, tokens_BSD: Tensor) -> Tensor:
-    """Which tokens a selection (None: all) takes, (B, S) booleans."""
+    """Return which tokens a selection (None: all) takes, (B, S) booleans."""
     mask_BS = torch.zeros(tokens_BSD.shape[:2], dtype=torch.bool, device=tokens_BSD.device)
     if selection is None:
         return ~mask_BS
@@ -99,14 +99,14 @@ def mask_of(selection: Selection | None, tokens_BSD: Tensor) -> Tensor:
 
 
 def take_tokens(tokens_BSD: Tensor, indices_BK: Tensor) -> Tensor:
-    """The states at the given positions, (B, K, D)."""
+    """Return the states at the given positions, (B, K, D)."""
     batch, seq_len, width = tokens_BSD.shape
     flat = tokens_BSD.reshape(batch * seq_len, width)
     return flat.index_select(0, _flat_indices(indices_BK, seq_len)).view(batch, -1, width)
 
 
 def put_tokens(tokens_BSD: Tensor, indices_BK: Tensor, new_BKD: Tensor) -> Tensor:
-    """A copy of the states with new ones at the given positions (none of them twice)."""
+    """Return a copy of the states with new ones at the given positions (none of them twice)."""
     batch, seq_len, width = tokens_BSD.shape
     flat = tokens_BSD.reshape(batch * seq_len, width)
     new_flat = new_BKD.reshape(-1, width).to(flat.dtype)

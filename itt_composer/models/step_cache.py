@@ -1,6 +1,6 @@
 """Key/value caches of thinking steps: each (layer, step) keeps the tokens that took that step.
 
-They stand in transformers' own `DynamicCache` behind the caches of the first passes, so that
+They stand in transformers' own `DynamicCache` after the caches of the first passes, so that
 `generate()` reorders, repeats and crops them with the others.
 
 Shapes: B batch, K cached tokens, Q new tokens, H heads, D head size.
@@ -35,7 +35,7 @@ class ThinkingStepCache(DynamicLayer):
         self.reset()
 
     def add_columns(self, columns_BQ: Tensor, has_gaps: bool) -> Tensor:
-        """Announce the tokens whose keys come next; returns the columns of all, (B, K + Q)."""
+        """Announce the tokens whose keys come next; return the columns of all, (B, K + Q)."""
         if self.columns_BK is not None:
             columns_BQ = torch.cat([self.columns_BK, columns_BQ], dim=1)
         self.columns_BK = columns_BQ
@@ -84,7 +84,7 @@ class ThinkingStepCache(DynamicLayer):
 
 
 class StepSlot:
-    """What an attention layer takes for its cache while it works for one thinking step."""
+    """Stands for the cache of an attention layer while it works for one thinking step."""
 
     def __init__(self, cache: ThinkingStepCache):
         self.cache = cache
@@ -96,12 +96,12 @@ class StepSlot:
         layer_idx: int,
         cache_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Add new keys and values, (B, H, Q, D) each; returns all of them, (B, H, K + Q, D)."""
+        """Add new keys and values, (B, H, Q, D) each; return all of them, (B, H, K + Q, D)."""
         return self.cache.update(keys, values, cache_kwargs)
 
 
 def step_caches(cache: Any, num_layers: int, num_steps: int) -> list[ThinkingStepCache]:
-    """The caches of all thinking steps in a model's cache, put there if they are not yet.
+    """Return the caches of all thinking steps in a model's cache; add them if they are missing.
 
     Args:
         cache: a `DynamicCache`, empty or of this model.

@@ -1,4 +1,4 @@
-"""Generated text as it comes, each token with the thinking steps it took.
+"""Streams generated text as it comes, each token with the thinking steps it took.
 
 Shapes: B batch, S sequence, N selections of one forward pass.
 """
@@ -19,7 +19,7 @@ class StepCounter:
     """Counts thinking steps, per token and per step, of one sequence.
 
     Attributes:
-        tokens: that have gone through the model.
+        tokens: how many have gone through the model.
         taken: how often each of the T-1 steps was taken, over all tokens and layers.
     """
 
@@ -29,11 +29,11 @@ class StepCounter:
         self._selections: list[tuple[int, Tensor]] = []
 
     def on_step(self, done: "ThinkingStep") -> None:
-        """What the model's `forward` takes as `on_step`; B must be 1."""
+        """Record a step; pass this to the model's `forward` as `on_step`. B must be 1."""
         self._selections.append((done.step, done.is_selected_BS[0]))
 
     def end_pass(self, tokens: int) -> list[int]:
-        """The steps that each of the tokens took in the forward pass that has ended."""
+        """Return the steps that each token took in the forward pass that has ended."""
         self.tokens += tokens
         selections, self._selections = self._selections, []
         if not selections:
@@ -48,7 +48,7 @@ class StepCounter:
 
 
 class IncrementalDecoder:
-    """Tokens to text one by one, as if decoded together: no half characters, no lost blanks."""
+    """Decodes tokens one by one as if together: no half characters, no lost blanks."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
@@ -56,7 +56,7 @@ class IncrementalDecoder:
         self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """The text that the token completes; empty while a character is incomplete."""
+        """Return the text that the token completes; empty while a character is incomplete."""
         self._held.append(token_id)
         text = self._held_text()
         if text.endswith(NO_CHARACTER) and len(self._held) < MOST_HELD:
@@ -65,7 +65,7 @@ class IncrementalDecoder:
         return text
 
     def end(self) -> str:
-        """What is left of an incomplete character."""
+        """Return what is left of an incomplete character."""
         text, self._held = self._held_text(), []
         return text
 
@@ -82,17 +82,17 @@ class IncrementalDecoder:
 
 
 class TextStream:
-    """What `generate(streamer=…)` takes; one sequence.
+    """A streamer for `generate(streamer=…)`; one sequence.
 
     How many steps a token took is known once it has gone through the model, when the next one is
-    there. So a stream that tells them is one token behind.
+    there. So a stream that shows them is one token late.
 
     Args:
         tokenizer: of the model.
-        counter: whose `on_step` the same call of `generate` gets.
+        counter: its `on_step` must be passed to the same call of `generate`.
         write: called with a piece of text and the steps of the token that completed it; None
             where they are not known: of the last token, and of all without `tells_steps`.
-        tells_steps: wait for each token's steps.
+        tells_steps: show each token's steps, and wait for them.
     """
 
     def __init__(

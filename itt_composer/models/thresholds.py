@@ -1,4 +1,4 @@
-"""Thresholds for any ratio: quantiles of the routers' scores at a few anchor settings.
+"""Computes thresholds for any ratio from quantiles of the routers' scores at a few anchor settings.
 
 A token takes step t if its score exceeds the quantile 1 - ρ_t of the step's scores. How scores are
 distributed depends on the ratios of every step before, in this layer and below it. So each layer
@@ -20,11 +20,11 @@ from torch import Tensor
 
 QUANTILES = 129  # evenly spaced from the smallest score to the largest
 MIDDLE = 0.5
-ENDS = (0.0, 1.0)
+OUTER_RATIOS = (0.0, 1.0)
 
 
 def anchor_settings(steps: int) -> list[list[float]]:
-    """The ratios of the 1 + 2·n + 4·n(n-1)/2 anchors; `steps` is n = T-1."""
+    """Return the ratios of the 1 + 2·n + 4·n(n-1)/2 anchors; `steps` is n = T-1."""
     settings = []
     for changes in _changes(steps):
         ratios = [MIDDLE] * steps
@@ -35,7 +35,7 @@ def anchor_settings(steps: int) -> list[list[float]]:
 
 
 def anchor_weights(select_ratios: Sequence[float]) -> list[float]:
-    """How much each anchor counts for a setting, in the order of `anchor_settings`; sums to 1."""
+    """Weigh each anchor for a setting, in the order of `anchor_settings`; the weights sum to 1."""
     # Lagrange's polynomials of the two ends, and their sum, for each step.
     ends = [{0.0: (2 * x - 1) * (x - 1), 1.0: x * (2 * x - 1)} for x in select_ratios]
     both = [sum(at.values()) for at in ends]
@@ -55,13 +55,13 @@ def anchor_weights(select_ratios: Sequence[float]) -> list[float]:
 
 
 def quantiles_of(scores: Tensor) -> Tensor:
-    """The distribution of some scores (any shape) as their Q quantiles, float32."""
+    """Return the Q quantiles of some scores (any shape), float32."""
     ordered = scores.detach().flatten().float().sort().values
     return _interpolate(ordered, torch.linspace(0, 1, QUANTILES, device=ordered.device))
 
 
 def thresholds_at(tables_AXQ: Tensor, select_ratios: Sequence[float]) -> Tensor:
-    """The score that a share ρ_t of the tokens exceeds at each step, (T-1,), float32.
+    """Return the score that a share ρ_t of the tokens exceeds at each step, (T-1,), float32.
 
     Args:
         tables_AXQ: a layer's quantiles, (A, T-1, Q).
@@ -75,14 +75,14 @@ def thresholds_at(tables_AXQ: Tensor, select_ratios: Sequence[float]) -> Tensor:
 
 
 def _interpolate(ordered: Tensor, at: Tensor) -> Tensor:
-    """Values at the given places, 0..1, of an evenly spaced sequence."""
+    """Interpolate an evenly spaced sequence at the given places, 0..1."""
     place = at * (len(ordered) - 1)
     below, above = place.floor().long(), place.ceil().long()
     return torch.lerp(ordered[below], ordered[above], place - below)
 
 
 def _changes(steps: int) -> list[tuple[tuple[int, float], ...]]:
-    """What each anchor changes: no step, one or two, each to one of the ends."""
-    single = [(step, end) for step in range(steps) for end in ENDS]
+    """List what each anchor changes: no step, one or two, each to one of the ends."""
+    single = [(step, end) for step in range(steps) for end in OUTER_RATIOS]
     pairs = [(one, other) for one, other in combinations(single, 2) if one[0] != other[0]]
     return [(), *((change,) for change in single), *pairs]

@@ -1,7 +1,7 @@
-"""A model's tokenizer, and the ids of a text as every command takes them.
+"""Loads a model's tokenizer, and encodes text as every command does.
 
-`generate`, `eval` and `analysis` ask a model with the ids that a document of its training rows has:
-its tokenizer gives them, as `data_prep` writes one that does (`data_prep/transformers_files.py`).
+`generate`, `eval` and `analysis` give a model the ids that a document of its training rows has:
+its tokenizer returns them, as `data_prep` writes one that does (`data_prep/transformers_files.py`).
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from typing import Any
 
 from itt_composer.basics.errors import UserError
 
-# What transformers 4.57 says of tokenizers that version 5 has saved.
+# Signs in the errors of transformers 4.57 for tokenizers that version 5 has saved.
 SAVED_BY_5 = ("TokenizersBackend", "'list' object has no attribute 'keys'")
 
 
 def load_tokenizer(source: str | Path, advice: str = "") -> Any:
-    """The tokenizer of a folder or of a model on the hub; never runs code that lies in it.
+    """Load the tokenizer of a folder or of a model on the hub; never run code that lies in it.
 
     Args:
         source: folder or hub name.
-        advice: what the user can do where there is none.
+        advice: what the user can do if there is none.
 
     Raises:
         UserError: it cannot be loaded.
@@ -47,10 +47,10 @@ def check_tokenizer_folder(tokenizer: Path | None) -> None:
 
 
 def documents_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of texts as those of documents begin in training rows, many at once on all cores.
+    """Encode texts as documents begin in training rows, many at once on all cores.
 
-    That is what the tokenizer gives by itself: with BOS where the rows have it. As in lm-eval a
-    text that spells out BOS gets no other one, unless the tokenizer takes that name for text.
+    The tokenizer itself adds BOS where the rows have it. As in lm-eval a text that spells out BOS
+    gets no second one, unless the tokenizer reads that name as text.
     """
     begin = tokenizer.bos_token or tokenizer.eos_token
     has_bos = [
@@ -69,7 +69,7 @@ def documents_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def document_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of one text, see `documents_ids`."""
+    """Encode one text, see `documents_ids`."""
     return documents_ids(tokenizer, [text])[0]
 
 
@@ -81,7 +81,7 @@ def _saved_by_5(source: str | Path) -> Any:
 
 
 def readable_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A `tokenizer_config.json` as transformers 4.57 and 5 read it, whichever has written it."""
+    """Make any `tokenizer_config.json` readable for transformers 4.57 and 5."""
     if isinstance(config.get("extra_special_tokens"), list):
         config = dict(config)
         config["additional_special_tokens"] = config.pop("extra_special_tokens")

@@ -1,4 +1,4 @@
-"""A LLaMA → an ITT that computes the same, to go on training from there.
+"""Turns a LLaMA into an ITT that computes the same, to train it further.
 
 φ_0 = 1 leaves the first pass as it is, and φ_t = 0 takes every further step's contribution away:
 before the first update the model is the LLaMA, whatever its routers select. φ has a gradient from
@@ -18,7 +18,7 @@ from itt_composer.basics.errors import UserError
 from itt_composer.basics.files import check_new_folder
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.folder import (
-    TOKENIZER_FILES,
+    TOKENIZER_PATTERNS,
     model_card,
     tokenizer_files,
     write_model_folder,
@@ -48,10 +48,10 @@ def convert_llama(
         thinking_steps: T, one full pass and T-1 further steps.
         select_ratios: ρ_t of the further steps; None means 0.5 each.
         thinking_layers: 0-based indices; None means every other one.
-        seed: of the routers, all that is random.
+        seed: of the routers, which alone are random.
 
     Raises:
-        UserError: `out` is not empty, `source` is no LLaMA, or no ITT has such settings.
+        UserError: `out` is not empty, `source` is not a LLaMA, or no ITT has such settings.
     """
     check_new_folder(out)
     with _quiet_transformers():
@@ -78,7 +78,7 @@ def convert_llama(
 
 
 def load_llama(source: str, config: IttConfig) -> IttForCausalLM:
-    """An ITT with a LLaMA's weights, fresh routers and steps that contribute nothing yet.
+    """Load an ITT with a LLaMA's weights, fresh routers and steps that contribute nothing yet.
 
     Raises:
         UserError: the weights cannot be read, are not finite, or are not those of a LLaMA of this
@@ -86,7 +86,7 @@ def load_llama(source: str, config: IttConfig) -> IttForCausalLM:
     """
     model, missing = load_weights(source, config)
     if lost := missing & _llama_weights(config):
-        raise UserError(f"{source} is no whole LLaMA: it lacks {', '.join(sorted(lost))}")
+        raise UserError(f"{source} is not a whole LLaMA: it lacks {', '.join(sorted(lost))}")
     for layer in model.thinking_layers:
         layer.step_encoding.data[0] = 1
         layer.step_encoding.data[1:] = 0
@@ -106,13 +106,13 @@ def _llama_config(source: str) -> PretrainedConfig:
 
 
 def _llama_weights(config: IttConfig) -> set[str]:
-    """The names of the weights that a LLaMA of this configuration has."""
+    """Return the names of the weights that a LLaMA of this configuration has."""
     with torch.device("meta"):
         return set(IttForCausalLM(as_dense(config)).state_dict())
 
 
 def _make_generation_savable(model: IttForCausalLM) -> None:
-    """Keep of the LLaMA's way to generate what transformers agrees to save."""
+    """Keep those of the LLaMA's generation settings that transformers agrees to save."""
     assert model.generation_config is not None
     try:
         model.generation_config.validate(strict=True)
@@ -126,11 +126,11 @@ def _make_generation_savable(model: IttForCausalLM) -> None:
 
 
 def _tokenizer_folder(source: str) -> Path | None:
-    """Where the tokenizer's files lie, if there are any."""
+    """Return the folder with the tokenizer's files, if there are any."""
     folder = Path(source)
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(source, allow_patterns=list(TOKENIZER_FILES)))
+            folder = Path(snapshot_download(source, allow_patterns=list(TOKENIZER_PATTERNS)))
         except (OSError, LocalEntryNotFoundError, HFValidationError) as error:
             raise UserError(
                 f"the tokenizer of {source} cannot be fetched: {first_words(error)}"
@@ -140,7 +140,7 @@ def _tokenizer_folder(source: str) -> Path | None:
 
 @contextmanager
 def _quiet_transformers():
-    """Without its warnings that the routers are new, which is the purpose."""
+    """Silence the warnings of transformers that the routers are new: they should be."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,7 +1,7 @@
-"""Activation checkpointing and compilation, put around a model's layers from outside.
+"""Puts activation checkpointing and compilation around a model's layers from outside.
 
-Both leave the names of parameters as they are, and what sharding does around a layer outside.
-First checkpointing, then compilation, then sharding.
+Both leave the names of parameters as they are. Apply checkpointing first, then compilation, then
+sharding, which stays outermost.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,13 @@ from itt_composer.models.layer import IttDecoderLayer
 from itt_composer.models.loss import loss_and_gradient
 from itt_composer.models.modeling import IttForCausalLM
 
-# Compiled variants of one layer that are kept: annealing has its levels, and microbatches sizes.
+# The compiled variants of one layer that are kept: one for each level of annealing and each size of
+# microbatch.
 MOST_VARIANTS = 64
 
 
 class RecomputedLayer(LlamaDecoderLayer):
-    """A layer of which only the input is kept for the backward pass."""
+    """A layer that keeps only its input for the backward pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return _recomputed(super().forward, *args, **kwargs)
@@ -36,7 +37,7 @@ class RecomputedThinkingLayer(IttDecoderLayer):
 
 
 class RecomputedSteps(IttDecoderLayer):
-    """A layer that thinks, of whose steps only the inputs are kept for the backward pass."""
+    """A layer that thinks and keeps only the inputs of its steps for the backward pass."""
 
     def think(self, *args: Any, **kwargs: Any) -> Any:
         return _recomputed(super().think, *args, **kwargs)
@@ -45,11 +46,11 @@ class RecomputedSteps(IttDecoderLayer):
 def _recomputed(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return method(*args, **kwargs)
-    # Nothing random in a layer: there is no dropout.
+    # A layer has no dropout, so nothing in it is random.
     return checkpoint(method, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-# By layer, for each choice of the recipe's `train.activation_checkpointing`.
+# The class that replaces a layer's, for each `train.activation_checkpointing`.
 REPLACED: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
     "none": {},
     "thinking_steps": {IttDecoderLayer: RecomputedSteps},
@@ -62,8 +63,8 @@ def checkpoint_activations(model: IttForCausalLM, which: str) -> None:
 
     Args:
         model: changed in place.
-        which: "none", "thinking_steps" (of each step only its input is kept) or "all" (of each
-            layer only its input).
+        which: "none", "thinking_steps" (each step keeps only its input) or "all" (each layer
+            keeps only its input).
     """
     for layer in model.model.layers:
         # Another class instead of a wrapper: names stay, and layers go on sharing compiled code.

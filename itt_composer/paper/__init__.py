@@ -1,1 +1,1 @@
-"""The paper's figures, and the tables that stand beside them."""
+"""Holds the paper's figures, and makes the tables that put ours beside them."""

@@ -1,6 +1,6 @@
-"""Data efficiency: how many of its tokens a model needs for the loss the dense one ends at.
+"""Computes data efficiency: the share of tokens at which a model reaches the dense one's loss.
 
-Read from the loss logs of runs that differ in nothing but how they think. The paper: ITT×4 reaches
+It is read from the loss logs of runs that differ only in how they think. In the paper ITT×4 reaches
 the final loss of LLaMA-162M with 56.8 % of the training tokens.
 """
 
@@ -11,13 +11,14 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 
 from itt_composer.basics.errors import UserError
-from itt_composer.basics.tables import Section, Table
+from itt_composer.basics.tables import GAP, Section, Table
 from itt_composer.paper import figures as paper
 from itt_composer.recipe.changes import changes, is_free
 from itt_composer.recipe.description import GEOMETRY_FIELDS
 from itt_composer.results.files import LossLog
+from itt_composer.runs.folder import RunFolder
 
-# What runs that are compared may differ in: how they think, and what comes with that.
+# Settings in which compared runs may differ: how they think, and what follows from that.
 MAY_DIFFER = (
     *("run_name", "parts.*", "thinking.*", "model.attn_implementation"),
     *("algorithms.capacity_annealing*", "train.calibration_rows", "train.eval_interval"),
@@ -34,9 +35,9 @@ class Efficiency:
         final_loss: of the run, nats per token.
         target: the dense run's final loss.
         share: of the dense run's tokens at which the run has reached the target; None if never.
-        is_bound: the run was there at its first validation already, so `share` is the most.
+        is_bound: the run was there at its first validation already, so `share` is an upper bound.
         paper: the share it reports for this pair.
-        warnings: what the two runs differ in besides.
+        warnings: other differences between the two runs.
     """
 
     label: str
@@ -60,7 +61,7 @@ COLUMNS = [
 
 
 def section(runs: Sequence[LossLog]) -> Section:
-    """Data efficiency of the runs, as a table.
+    """Make the table of the runs' data efficiency.
 
     Raises:
         UserError: as `data_efficiency`.
@@ -69,7 +70,9 @@ def section(runs: Sequence[LossLog]) -> Section:
     counted: list[LossLog] = []
     for run in runs:
         if not math.isfinite(run.losses[-1][1]):
-            table.notes.append(f"{run.label} diverged: its last loss is no number; it is left out")
+            table.notes.append(
+                f"{run.label} diverged: its last loss is not a number; it is left out"
+            )
         elif all((run.recipe, run.losses) != (other.recipe, other.losses) for other in counted):
             counted.append(run)  # a copy of a run counts once
     found = data_efficiency(counted)
@@ -82,7 +85,7 @@ def section(runs: Sequence[LossLog]) -> Section:
                 f"{line.target:.4f}",
                 f"{line.final_loss:.4f}",
                 f"≤ {share}" if line.is_bound else share,
-                "–" if line.paper is None else f"{100 * line.paper:.1f} %",
+                GAP if line.paper is None else f"{100 * line.paper:.1f} %",
             ]
         )
         table.notes += [f"warning: {line.label}: {warning}" for warning in line.warnings]
@@ -90,7 +93,7 @@ def section(runs: Sequence[LossLog]) -> Section:
 
 
 def tokens_to_reach(losses: Sequence[tuple[int, float]], target: float) -> float | None:
-    """Tokens after which a loss is first at the target, interpolated between validations.
+    """Return when a loss first reaches the target, in tokens, interpolated between validations.
 
     Args:
         losses: (tokens, nats per token), ascending.
@@ -108,10 +111,10 @@ def tokens_to_reach(losses: Sequence[tuple[int, float]], target: float) -> float
 
 
 def data_efficiency(runs: Sequence[LossLog]) -> list[Efficiency]:
-    """Every thinking run beside the dense run of its geometry that is most like it.
+    """Compare every thinking run with the most similar dense run of its geometry.
 
     Raises:
-        UserError: no dense run, or none of a run's geometry and text, or no other.
+        UserError: there is no dense run, none of a run's geometry and text, or no other run.
     """
     dense = [run for run in runs if run.recipe["thinking"]["thinking"] == "dense"]
     if not dense:
@@ -121,7 +124,7 @@ def data_efficiency(runs: Sequence[LossLog]) -> list[Efficiency]:
         )
     if len(dense) == len(runs):
         raise UserError(
-            "there are only dense runs among the run folders; name one that thinks beside them"
+            "there are only dense runs among the run folders; name a run that thinks as well"
         )
     return [_beside(run, _reference(run, dense)) for run in runs if run not in dense]
 
@@ -142,7 +145,7 @@ def _reference(run: LossLog, dense: Sequence[LossLog]) -> LossLog:
             f"no dense run of the geometry of {run.path} was validated on the same rows with the "
             "same tokenizer; name one that was"
         )
-    return min(same, key=lambda other: len(_differences(run, other)))
+    return min(same, key=lambda other: len(_unlike_settings(run, other)))
 
 
 def _beside(run: LossLog, dense: LossLog) -> Efficiency:
@@ -164,8 +167,8 @@ def _beside(run: LossLog, dense: LossLog) -> Efficiency:
     )
 
 
-def _differences(run: LossLog, dense: LossLog) -> list[str]:
-    """Settings of data and schedule that are not the same."""
+def _unlike_settings(run: LossLog, dense: LossLog) -> list[str]:
+    """Name the settings of data and schedule that differ."""
     return [
         f"{key} is {new} in {run.path.name}, {old} in {dense.path.name}"
         for key, (old, new) in changes(dense.recipe, run.recipe).items()
@@ -174,10 +177,10 @@ def _differences(run: LossLog, dense: LossLog) -> list[str]:
 
 
 def _warnings(run: LossLog, dense: LossLog) -> list[str]:
-    """What makes the comparison unfair."""
+    """Name what makes the comparison unfair."""
     unfinished = [
         f"{log.path.name} is not finished, and its last validation is taken"
         for log in (dense, run)
-        if not (log.path / "summary.json").is_file()
+        if not RunFolder(log.path).has_ended()
     ]
-    return _differences(run, dense) + unfinished
+    return _unlike_settings(run, dense) + unfinished

@@ -1,4 +1,4 @@
-"""What the paper reports, and which of its rows a model reproduces; the figures are in `paper/`.
+"""Reads the paper's figures from `figures/`, and finds the rows that a model reproduces.
 
 Accuracies are in percent, FLOPs in TFLOPs of a forward pass over 4,096 tokens.
 """
@@ -44,7 +44,7 @@ ITT_SETTINGS: dict[str, tuple[Any, ...]] = {
     "router_selection": ("top_k", "threshold"),
     "reweighting": ("select_only",),
 }
-# Table 3, by the one setting that is another.
+# Table 3, by the one setting that differs.
 ABLATIONS = {
     ("adaptive_routing", False): "without routing",
     ("residual_thinking", False): "without RTC",
@@ -98,7 +98,7 @@ class AblationRow:
 
 @lru_cache
 def rows() -> Mapping[str, Row]:
-    """Table 1 by the names of its rows, in its order."""
+    """Return Table 1 by the names of its rows, in its order."""
     return {line["model"]: _row(line) for line in _lines("table1")}
 
 
@@ -109,10 +109,10 @@ def _row(line: dict[str, str]) -> Row:
 
 
 def row(name: str) -> Row:
-    """The row of that name.
+    """Return the row of that name.
 
     Raises:
-        UserError: Table 1 has none; names those it has.
+        UserError: Table 1 has no such row; names those it has.
     """
     if name in rows():
         return rows()[name]
@@ -122,23 +122,23 @@ def row(name: str) -> Row:
 
 
 def tasks() -> list[str]:
-    """The ten tasks of Table 1 by their names in lm-eval."""
+    """Return the ten tasks of Table 1 by their names in lm-eval."""
     return list(next(iter(rows().values())).accuracies)
 
 
 @lru_cache
 def conditions() -> Mapping[str, tuple[int, str]]:
-    """(shots, metric) of each task of the suite, NQ-open included."""
+    """Return (shots, metric) of each task of the suite, NQ-open included."""
     return {line["task"]: (int(line["shots"]), line["metric"]) for line in _lines("tasks")}
 
 
 def is_as_reported(task: str, shots: int | None, metric: str) -> bool:
-    """Whether a figure can stand beside the paper's."""
+    """Say whether a figure can stand beside the paper's."""
     return conditions().get(task) == (shots, metric)
 
 
 def accuracy(name: str, task: str) -> float | None:
-    """What a row of Table 1 reports for a task of lm-eval, in percent; None for other tasks.
+    """Return what a row of Table 1 reports for a task, in percent; None for other tasks.
 
     Raises:
         UserError: Table 1 has no such row.
@@ -148,7 +148,7 @@ def accuracy(name: str, task: str) -> float | None:
 
 @lru_cache
 def elastic() -> list[ElasticRow]:
-    """The elastic table: its sixteen settings of one model, and two models beside them."""
+    """Return the elastic table: sixteen settings of one model, and two models beside them."""
     return [
         ElasticRow(
             line["model"],
@@ -163,7 +163,7 @@ def elastic() -> list[ElasticRow]:
 
 @lru_cache
 def ablations() -> Mapping[str, AblationRow]:
-    """Table 3 by the names of its rows, in its order."""
+    """Return Table 3 by the names of its rows, in its order."""
     return {
         line["ablation"]: AblationRow(
             line["ablation"],
@@ -176,20 +176,20 @@ def ablations() -> Mapping[str, AblationRow]:
 
 
 def recipe_tflops() -> dict[str, float]:
-    """What the paper prints for the models that recipes reproduce, by the recipes' names."""
+    """Return the TFLOPs that the paper prints for models of recipes, by the recipes' names."""
     table: list[Row | ElasticRow | AblationRow] = [*rows().values(), *elastic()]
     table += ablations().values()
     return {line.recipe: line.tflops for line in table if line.recipe and line.tflops is not None}
 
 
 def row_of(description: Mapping[str, Any]) -> str | None:
-    """The row of Table 1 that a model reproduces, None for any other model.
+    """Return the row of Table 1 that a model reproduces, None for any other model.
 
-    An ablated model, one at other ratios and one that exits early are no rows. Both readings of
-    the thinking layers are: every other layer, and for the two larger sizes layer 3 alone.
+    An ablated model, one at other ratios and one that exits early reproduce no row. Both readings
+    of the thinking layers do: every other layer, and for the two larger sizes layer 3 alone.
 
     Args:
-        description: of the model, see `EvaluatedModel.description`.
+        description: of the model, see `LoadedModel.description`.
     """
     size, kind, steps = size_of(description), kind_of(description), steps_of(description)
     if size is None or kind is None or description.get("early_exit"):
@@ -207,7 +207,7 @@ def row_of(description: Mapping[str, Any]) -> str | None:
 
 
 def ablation_of(description: Mapping[str, Any]) -> str | None:
-    """The row of Table 3 that a model of any size reproduces, "ITT×4" included; None for others.
+    """Return the row of Table 3 that a model of any size reproduces; None for other models.
 
     A model that was trained under top-p must be described under top-p.
 
@@ -229,18 +229,18 @@ def ablation_of(description: Mapping[str, Any]) -> str | None:
 
 
 def is_elastic(description: Mapping[str, Any]) -> bool:
-    """Whether a model is the one of the elastic table, trained at 70/70/70."""
+    """Say whether a model is the one of the elastic table, trained at 70/70/70."""
     at_half = {**description, "select_ratios": SELECT_RATIOS[4]}
     return description.get("select_ratios") == ELASTIC_RATIOS and (row_of(at_half) == "ITT×4-162M")
 
 
 def size_of(description: Mapping[str, Any]) -> str | None:
-    """ "162M", "230M" or "466M" where the geometry is that of Table 5."""
+    """Return "162M", "230M" or "466M" where the geometry is that of Table 5."""
     return GEOMETRIES.get(tuple(description.get(name) for name in GEOMETRY_FIELDS))
 
 
 def _deviations(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an ITT that are not those of Table 1."""
+    """Return the settings of an ITT that differ from those of Table 1."""
     found = {name: description.get(name) for name in ITT_SETTINGS}
     if found["adaptive_routing"] is False:  # a router's settings have no meaning
         found = {name: value for name, value in found.items() if value is not None}

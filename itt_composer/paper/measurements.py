@@ -1,156 +1,141 @@
-"""Which figures of perplexity results are one measurement, and which repeat an experiment.
+"""Finds which perplexities are one measurement, and which models repeat an experiment.
 
-A measurement is told by the weights and their precision, the text (shards and split) and the
+A measurement is identified by the weights and their precision, the text (shards and split) and the
 setting: ratios, rule, early exit. It counts once, in however many files it stands. Only the same
 setting on the same text with the weights of another seed is a repeat.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from itt_composer.paper import figures as paper
 from itt_composer.recipe.description import OF_ONE_RUN
+from itt_composer.results.model import MeasuredModel
+from itt_composer.results.perplexity import PerplexityResults, Setting
 from itt_composer.runs.repeats import common_name
 
-Result = Mapping[str, Any]
-SETTING_FIELDS = ("select_ratios", "router_selection", "early_exit")
 # Relative: rounding on another device stays below it, thresholds that were estimated anew do not.
 SAME_FIGURE = 1e-4
+# Fields of a model: the recipe and rows that its seeds share, and how long they were trained.
+EXPERIMENT = ("experiment_sha256", "trained_batches")
 
 
 class CountedOnce:
     """Lets each measurement pass once.
 
     Attributes:
-        repeated: how many figures were left out, as they had been counted before.
-        notes: a sentence for each of them that is another figure than the one counted.
+        repeated: how many figures were left out because they had been counted before.
+        notes: a sentence for each of them that differs from the figure counted.
     """
 
     def __init__(self) -> None:
         self.repeated = 0
         self.notes: list[str] = []
-        self._seen: dict[str, tuple[Any, Any]] = {}
+        self._seen: dict[str, tuple[str, float]] = {}
 
-    def new_settings(self, result: Result) -> list[dict[str, Any]]:
-        """The settings of a result that no result before it holds."""
+    def new_settings(self, result: PerplexityResults) -> list[Setting]:
+        """Return the settings of a result that no result before it holds."""
         new = []
-        for setting in result["settings"]:
-            key, figure = _key(result, setting), setting.get("perplexity")
-            path = result["model"].get("path")
+        for setting in result.settings:
+            key, path = _key(result, setting), result.model.path
             if key not in self._seen:
-                self._seen[key] = path, figure
+                self._seen[key] = path, setting.perplexity
                 new.append(setting)
                 continue
             self.repeated += 1
             first, counted = self._seen[key]
-            if not _are_same(counted, figure):
+            if not math.isclose(counted, setting.perplexity, rel_tol=SAME_FIGURE):
                 self.notes.append(
                     f"{first} and {path} have the same weights and were measured in the same way, "
-                    f"but came to {counted:.6g} and {figure:.6g}; the first counts"
+                    f"but came to {counted:.6g} and {setting.perplexity:.6g}; the first counts"
                 )
         return new
 
 
-def _are_same(one: Any, other: Any) -> bool:
-    try:
-        return math.isclose(one, other, rel_tol=SAME_FIGURE)
-    except TypeError:  # a file that was changed by hand; whoever draws it reports that
-        return True
-
-
-def merged(results: Iterable[Result]) -> tuple[list[dict[str, Any]], list[str]]:
-    """One result for each model on each text, with every measurement of it once.
+def merged(results: Iterable[PerplexityResults]) -> tuple[list[PerplexityResults], list[str]]:
+    """Make one result for each model on each text, with every measurement of it once.
 
     Args:
-        results: of perplexity suites, in any number of files.
+        results: in any number of files.
 
     Returns:
         The results, and sentences on what was left out.
     """
-    found: dict[str, tuple[dict[str, Any], CountedOnce]] = {}
+    found: dict[str, tuple[PerplexityResults, CountedOnce]] = {}
     for result in results:
-        model = result["model"]
-        # The same weights told to think otherwise are another model in the tables.
-        own = [*_identity(result), model.get("select_ratios"), paper.ablation_of(model)]
-        merged, once = found.setdefault(
-            json.dumps(own), ({**result, "settings": []}, CountedOnce())
+        # The same weights asked to think otherwise are another model in the tables.
+        ablation = paper.ablation_of(result.model.given())
+        own = json.dumps([*_measured_on(result), result.model.select_ratios, ablation])
+        whole, once = found.setdefault(
+            own, (result.model_copy(update={"settings": []}), CountedOnce())
         )
-        merged["settings"] += once.new_settings(result)
+        whole.settings += once.new_settings(result)
     notes = [note for _, once in found.values() for note in once.notes]
     repeated = sum(once.repeated for _, once in found.values())
     if repeated:
         notes.append(f"{repeated} figures stand in the files more than once, and count once")
-    return [merged for merged, _ in found.values()], notes
+    return [whole for whole, _ in found.values()], notes
 
 
-def by_text(results: Iterable[Result]) -> list[list[Result]]:
-    """The results of each text; figures of different texts do not compare."""
-    texts: dict[str, list[Result]] = {}
+def by_text(results: Iterable[PerplexityResults]) -> list[list[PerplexityResults]]:
+    """Group results by text; figures of different texts do not compare."""
+    texts: dict[str, list[PerplexityResults]] = {}
     for result in results:
-        texts.setdefault(result["text_sha256"], []).append(result)
+        texts.setdefault(result.text_sha256, []).append(result)
     return list(texts.values())
 
 
-def text_label(result: Result) -> str:
-    """`redpajama, validation, 1,000 tokens`."""
-    suite, tokens = result["suite"], result["settings"][0]["tokens"]
-    return f"{Path(suite['data']).name}, {suite['split']}, {tokens:,} tokens"
+def text_label(result: PerplexityResults) -> str:
+    """Return `redpajama, validation, 1,000 tokens`."""
+    suite, tokens = result.suite, result.settings[0].tokens
+    return f"{Path(suite.data).name}, {suite.split}, {tokens:,} tokens"
 
 
-def precision_label(model: Mapping[str, Any]) -> str:
-    """`, bfloat16`; nothing for float32."""
-    dtype = model.get("dtype", "float32")
-    return "" if dtype == "float32" else f", {dtype}"
+def precision_label(model: MeasuredModel) -> str:
+    """Return `, bfloat16`; nothing for float32."""
+    return "" if model.dtype == "float32" else f", {model.dtype}"
 
 
-# Of a description: the seeds' own recipe and rows, and for how long they were trained.
-EXPERIMENT = ("experiment_sha256", "trained_batches")
+def experiments_of(models: Sequence[MeasuredModel]) -> list[str]:
+    """Return a key for each model, equal for the same weights and for other seeds of a recipe.
 
-
-def experiments_of(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A key for each model, equal for the same weights and for other seeds of one experiment.
-
-    Where no run folder told what a model was trained by, it is no repeat of any other weights.
-
-    Args:
-        models: as `EvaluatedModel.description` has them.
+    A model that no run folder describes does not repeat any other weights.
     """
     known: dict[Any, tuple] = {}  # an export has the weights of a run, and no run folder
     for model in models:
-        if model.get("experiment_sha256") is not None:
-            experiment = tuple(model.get(name) for name in EXPERIMENT)
-            known.setdefault(model.get("weights_sha256"), experiment)
+        if model.experiment_sha256 is not None:
+            experiment = (model.experiment_sha256, model.trained_batches)
+            known.setdefault(model.weights_sha256, experiment)
     keys = []
     for model in models:
         own = (*OF_ONE_RUN, *EXPERIMENT)
-        thinks = {name: value for name, value in model.items() if name not in own}
-        weights = model.get("weights_sha256")
+        thinks = {name: value for name, value in model.given().items() if name not in own}
+        weights = model.weights_sha256
         keys.append(json.dumps([thinks, *known.get(weights, [weights])], sort_keys=True))
     return keys
 
 
-def own_names(models: Iterable[Mapping[str, Any]], by: str = "name") -> str:
-    """The names of repeats, of each weights the first one."""
+def standard_error(values: Sequence[float]) -> float | None:
+    """Return the standard error of the mean; None for less than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def own_names(models: Iterable[MeasuredModel], by: str = "name") -> str:
+    """Return the names (or paths) of repeats in one, taking the first for each set of weights."""
     names: dict[Any, str] = {}
     for model in models:
-        names.setdefault(model.get("weights_sha256"), model[by])
+        names.setdefault(model.weights_sha256, getattr(model, by))
     return common_name(list(names.values()))
 
 
-def setting_at(
-    settings: Sequence[dict[str, Any]], rules: Sequence[str | None]
-) -> dict[str, Any] | None:
-    """The first setting by one of the rules, the first rule before the others."""
-    return next((s for rule in rules for s in settings if s["router_selection"] == rule), None)
+def _measured_on(result: PerplexityResults) -> list[Any]:
+    return [result.model.weights_sha256, result.model.dtype, result.text_sha256]
 
 
-def _identity(result: Result) -> list[Any]:
-    model = result["model"]
-    return [model.get("weights_sha256"), model.get("dtype"), result.get("text_sha256")]
-
-
-def _key(result: Result, setting: Mapping[str, Any]) -> str:
-    return json.dumps([*_identity(result), *(setting.get(name) for name in SETTING_FIELDS)])
+def _key(result: PerplexityResults, setting: Setting) -> str:
+    way = [setting.select_ratios, setting.router_selection, setting.early_exit]
+    return json.dumps([*_measured_on(result), *way])

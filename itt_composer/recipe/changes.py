@@ -18,7 +18,7 @@ Differences = dict[str, tuple[Any, Any]]
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> Differences:
-    """Keys ("train.max_duration") whose values differ, with the old and the new one.
+    """Return the keys ("train.max_duration") whose values differ, with old and new value.
 
     Args:
         old, new: recipes as nested mappings; a key that only one has is "unset" in the other.
@@ -30,23 +30,23 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Differences:
 
 
 def is_free(key: str) -> bool:
-    """Whether a run may go on with another value of this key without being asked."""
+    """Return whether a run may go on with another value of this key without being asked."""
     return _when_resumed(key) == FREE
 
 
 def is_changeable(key: str) -> bool:
-    """Whether a run follows another value of this key where the user allows it."""
+    """Return whether a run follows another value of this key where the user allows it."""
     return _when_resumed(key) == ON_REQUEST
 
 
 def why_fixed(key: str) -> str | None:
-    """Why a run that has begun cannot follow this key; None if it can, or if no recipe has it."""
+    """Return why a run that has begun cannot follow this key; None if it can or has none."""
     declared = _declared().get(key)
     return None if declared is None or declared.resume in (FREE, ON_REQUEST) else declared.resume
 
 
 def _when_resumed(key: str) -> str | None:
-    """What a key's declaration says, or that of the section or mapping in which it stands."""
+    """Return what a key's declaration says, or that of the section or mapping it stands in."""
     steps = key.split(".")
     places = (".".join(steps[:end]) for end in range(len(steps), 0, -1))
     return next((_declared()[place].resume for place in places if place in _declared()), None)
@@ -54,7 +54,7 @@ def _when_resumed(key: str) -> str | None:
 
 @lru_cache
 def _declared() -> dict[str, Key]:
-    """Keys and sections by their names."""
+    """Return all keys and sections by their names."""
 
     def within(keys: tuple[Key, ...]) -> dict[str, Key]:
         found: dict[str, Key] = {}
@@ -66,9 +66,9 @@ def _declared() -> dict[str, Key]:
 
 
 def impossible(differences: Differences) -> dict[str, Differences]:
-    """The differences that a run which has begun cannot follow, by the reason.
+    """Return the differences that a run which has begun cannot follow, by the reason.
 
-    A key that no recipe has is of another version, and not a reason.
+    A key that no recipe has comes from another version and is left out.
     """
     reasons: dict[str, Differences] = {}
     for key, (old, new) in differences.items():
@@ -79,7 +79,7 @@ def impossible(differences: Differences) -> dict[str, Differences]:
 
 
 def describe(differences: Differences) -> str:
-    """`seed 17 → 3, train.max_duration 10ba → 20ba`."""
+    """Write the differences out: `seed 17 → 3, train.max_duration 10ba → 20ba`."""
     return ", ".join(f"{key} {old} → {new}" for key, (old, new) in differences.items())
 
 

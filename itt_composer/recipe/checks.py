@@ -36,7 +36,7 @@ def check_together(recipe: "Recipe", sources: Sources) -> None:
 
 
 def of_the_device(recipe: "Recipe") -> Iterator[FieldError]:
-    """What a recipe asks for that a CPU cannot do."""
+    """Yield what a recipe asks for that a CPU cannot do."""
     for name, (value, instead) in GPU_ONLY.items():
         if getattr(recipe.train, name) == value:
             key = f"train.{name}"
@@ -67,7 +67,7 @@ def _of_thinking(recipe: "Recipe") -> Iterator[FieldError]:
 
 
 def _in_recipe(error: FieldError, section: str) -> FieldError:
-    """The same error with a recipe's keys: its first field is in the section."""
+    """Return the same error about a recipe's keys; its first field is in the section."""
 
     def key(name: str) -> str:
         prefix = "thinking" if name in THINKING_FIELDS else section
@@ -157,13 +157,13 @@ def _of_the_rest(recipe: "Recipe") -> Iterator[FieldError]:
 
 
 def _is_multiple(interval: str, of: str) -> bool:
-    """Whether a time string is so many times another of the same unit."""
+    """Return whether a time is a multiple of another of the same unit."""
     (amount, unit), (base, base_unit) = amount_and_unit(interval), amount_and_unit(of)
     return unit == base_unit and amount % base == 0
 
 
 def tokens_in(time: str, recipe: "Recipe") -> int | None:
-    """Tokens that the recipe trains on in a time; None for epochs and shares of training."""
+    """Convert a time to tokens; return None for epochs and shares of training."""
     amount, unit = amount_and_unit(time)
     seq_len = recipe.data.seq_len
     sizes = {"ba": recipe.train.global_batch_size * seq_len, "sp": seq_len, "tok": 1}
@@ -171,7 +171,7 @@ def tokens_in(time: str, recipe: "Recipe") -> int | None:
 
 
 def _outlasts(span: str, recipe: "Recipe") -> bool:
-    """Whether a time is longer than training; False where that depends on the size of the data."""
+    """Return whether a time is longer than training; False where only the data can show it."""
     (amount, unit), (whole, whole_unit) = map(amount_and_unit, (span, recipe.train.max_duration))
     if unit == "dur":
         return amount > 1

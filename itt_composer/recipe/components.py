@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, create_model
 from pydantic_core import PydanticCustomError
 
 from itt_composer.basics.importing import imported
-from itt_composer.recipe.fields import Group, setting
+from itt_composer.recipe.fields import StrictModel, setting
 from itt_composer.recipe.layers import Limit
 from itt_composer.recipe.schedules import Shape
 
@@ -44,7 +44,7 @@ def _check_span(value: Any) -> Any:
 
 
 def amount_and_unit(time: str) -> tuple[float, str]:
-    """(50.0, "ba") for "50ba"."""
+    """Split a time string: (50.0, "ba") for "50ba"."""
     match = DURATION.fullmatch(time)
     assert match, time
     return float(match[1]), match[2]
@@ -88,11 +88,11 @@ WithinEpochs = Annotated[str, BeforeValidator(_check_within_epochs), TIME]
 # A Composer time string in batches.
 Batches = Annotated[str, BeforeValidator(_check_batches), TIME_IN_BATCHES]
 # One share of the tokens for all thinking steps, or one per step.
-Ratio = Annotated[float | list[float], BeforeValidator(_check_ratio)]
+Ratios = Annotated[float | list[float], BeforeValidator(_check_ratio)]
 
 
-class Settings(Group):
-    """Settings of one component. Fields are the parameters of its target."""
+class ComponentSettings(StrictModel):
+    """The settings of one component. Fields are the parameters of its target."""
 
     target: ClassVar[str]
     # Import string of a function that is given the settings before training; raises a UserError.
@@ -104,39 +104,41 @@ class Settings(Group):
 
 
 class Registry:
-    """Names of one kind of component, each with its settings class."""
+    """The names of one kind of component, each with its settings class."""
 
     def __init__(self, kind: str):
         self.kind = kind
-        self._settings: dict[str, type[Settings]] = {}
+        self._settings: dict[str, type[ComponentSettings]] = {}
 
-    def register(self, name: str, target: str) -> Callable[[type[Settings]], type[Settings]]:
+    def register(
+        self, name: str, target: str
+    ) -> Callable[[type[ComponentSettings]], type[ComponentSettings]]:
         """Class decorator: make `name` known, built by the "module:attribute" `target`."""
 
-        def add(settings: type[Settings]) -> type[Settings]:
+        def add(settings: type[ComponentSettings]) -> type[ComponentSettings]:
             settings.target = target
             self._settings[name] = settings
             return settings
 
         return add
 
-    def __iter__(self) -> Iterator[tuple[str, type[Settings]]]:
+    def __iter__(self) -> Iterator[tuple[str, type[ComponentSettings]]]:
         return iter(self._settings.items())
 
-    def section(self) -> type["Section"]:
+    def section(self) -> type["ComponentSection"]:
         """Make the recipe section that names components of this kind: `name: {its settings}`."""
         fields: dict[str, Any] = {
             name: (settings | None, setting(None, source=settings.target))
             for name, settings in self._settings.items()
         }
-        return create_model(f"{self.kind.title()}Section", __base__=Section, **fields)
+        return create_model(f"{self.kind.title()}Section", __base__=ComponentSection, **fields)
 
 
-class Section(Group):
+class ComponentSection(StrictModel):
     """A recipe section of named components. A name set to null is left out."""
 
-    def named(self) -> dict[str, Settings]:
-        """The components that the recipe names."""
+    def named(self) -> dict[str, ComponentSettings]:
+        """Return the components that the recipe names."""
         return {name: settings for name, settings in self if settings is not None}
 
     def build(self, *args: Any) -> list[Any]:
@@ -152,7 +154,7 @@ LOGGERS = Registry("loggers")
 
 
 @OPTIMIZERS.register("decoupled_adamw", "composer.optim:DecoupledAdamW")
-class DecoupledAdamWSettings(Settings):
+class DecoupledAdamWSettings(ComponentSettings):
     """AdamW with Composer's decoupled weight decay.
 
     A step multiplies every weight by 1 - `weight_decay` · rate / `lr`, whatever `lr` is: at the
@@ -172,7 +174,7 @@ class DecoupledAdamWSettings(Settings):
 
 
 @SCHEDULERS.register("cosine_with_warmup", "composer.optim:CosineAnnealingWithWarmupScheduler")
-class CosineWithWarmupSettings(Settings):
+class CosineWithWarmupSettings(ComponentSettings):
     """Linear warm-up, then cosine decay to a share of the peak.
 
     Composer steps a schedule before it counts the batch: the batch after n batches has the rate
@@ -184,7 +186,7 @@ class CosineWithWarmupSettings(Settings):
 
 
 @ALGORITHMS.register("gradient_clipping", "composer.algorithms:GradientClipping")
-class GradientClippingSettings(Settings):
+class GradientClippingSettings(ComponentSettings):
     """Limits the gradients before each step."""
 
     clipping_type: Literal["norm", "value", "adaptive"] = setting(
@@ -196,13 +198,13 @@ class GradientClippingSettings(Settings):
 @ALGORITHMS.register(
     "capacity_annealing", "itt_composer.training.capacity_annealing:CapacityAnnealing"
 )
-class CapacityAnnealingSettings(Settings):
+class CapacityAnnealingSettings(ComponentSettings):
     """Starts with fewer tokens in each step and a warmer router."""
 
-    start_ratio: Ratio = setting(
+    start_ratio: Ratios = setting(
         0.1, "ρ_t at the start, one for all steps or a list", "Algorithm 1"
     )
-    target_ratio: Ratio | None = setting(
+    target_ratio: Ratios | None = setting(
         None, "ρ_t at the end", "Algorithm 1", implied="`thinking.select_ratios`"
     )
     start_temperature: float = setting(
@@ -222,7 +224,7 @@ class CapacityAnnealingSettings(Settings):
 
 
 @ALGORITHMS.register("loss_guard", "itt_composer.training.loss_guard:LossGuard")
-class LossGuardSettings(Settings):
+class LossGuardSettings(ComponentSettings):
     """Stops, or skips the step, when the loss or a gradient is not finite or the loss jumps."""
 
     on_nan: Literal["stop", "skip"] = setting(
@@ -242,28 +244,28 @@ class LossGuardSettings(Settings):
 
 
 @CALLBACKS.register("console_lines", "itt_composer.training.watching.console_lines:ConsoleLines")
-class ConsoleLinesSettings(Settings):
+class ConsoleLinesSettings(ComponentSettings):
     """Prints one readable line per interval and one per evaluation."""
 
     interval: WithinEpochs = setting("50ba", "how often")
 
 
 @CALLBACKS.register("domain_shares", "itt_composer.training.watching.domain_shares:DomainShares")
-class DomainSharesSettings(Settings):
+class DomainSharesSettings(ComponentSettings):
     """Logs the shares in which the domains have really been drawn."""
 
     interval: WithinEpochs = setting("50ba", "how often")
 
 
 @CALLBACKS.register("thinking_stats", "itt_composer.training.watching.thinking_stats:ThinkingStats")
-class ThinkingStatsSettings(Settings):
+class ThinkingStatsSettings(ComponentSettings):
     """Logs what each step of each thinking layer does; nothing for a dense model."""
 
     interval: Batches = setting("50ba", "how often")
 
 
 @CALLBACKS.register("gradient_norms", "itt_composer.training.watching.gradient_norms:GradientNorms")
-class GradientNormsSettings(Settings):
+class GradientNormsSettings(ComponentSettings):
     """Logs the gradients' norms before clipping: routers, step encodings, the rest, all."""
 
     interval: Batches = setting("50ba", "how often")
@@ -273,14 +275,14 @@ class GradientNormsSettings(Settings):
     "gradient_nuclear_norm",
     "itt_composer.training.watching.gradient_nuclear_norm:GradientNuclearNorm",
 )
-class GradientNuclearNormSettings(Settings):
+class GradientNuclearNormSettings(ComponentSettings):
     """Logs the nuclear norm of each attention projection's gradient before clipping."""
 
     interval: Batches = setting("100ba", "how often")
 
 
 @CALLBACKS.register("lm_eval", "eval.lm_eval_callback:TaskEvaluation")
-class LmEvalSettings(Settings):
+class LmEvalSettings(ComponentSettings):
     """Runs tasks of lm-eval on the model in training."""
 
     check: ClassVar[str | None] = "eval.task_data:check_training_tasks"
@@ -296,7 +298,7 @@ class LmEvalSettings(Settings):
 
 
 @CALLBACKS.register("speed_monitor", "composer.callbacks:SpeedMonitor")
-class SpeedMonitorSettings(Settings):
+class SpeedMonitorSettings(ComponentSettings):
     """Logs throughput in tokens/s and FLOP/s, and MFU where the device's peak is known."""
 
     window_size: int = setting(50, "batches that the rate is taken over", ge=1)
@@ -306,29 +308,29 @@ class SpeedMonitorSettings(Settings):
 
 
 @CALLBACKS.register("runtime_estimator", "composer.callbacks:RuntimeEstimator")
-class RuntimeEstimatorSettings(Settings):
+class RuntimeEstimatorSettings(ComponentSettings):
     """Logs the hours that are left, evaluations included."""
 
 
 @CALLBACKS.register("lr_monitor", "composer.callbacks:LRMonitor")
-class LRMonitorSettings(Settings):
+class LRMonitorSettings(ComponentSettings):
     """Logs the learning rate."""
 
 
 @CALLBACKS.register("memory_monitor", "composer.callbacks:MemoryMonitor")
-class MemoryMonitorSettings(Settings):
+class MemoryMonitorSettings(ComponentSettings):
     """Logs the device's memory; does nothing on a CPU."""
 
 
 @LOGGERS.register("json_lines", "itt_composer.training.watching.json_lines:JsonLinesLogger")
-class JsonLinesSettings(Settings):
+class JsonLinesSettings(ComponentSettings):
     """Writes every metric, one JSON object per batch; a resumed run appends to its own file."""
 
     path: str = setting(..., "the file")
 
 
 @LOGGERS.register("tensorboard", "composer.loggers:TensorboardLogger")
-class TensorBoardSettings(Settings):
+class TensorBoardSettings(ComponentSettings):
     """Writes into `log_dir/<run_name>`, so that runs stand side by side."""
 
     log_dir: str = setting("runs/tensorboard", "folder of all runs")
@@ -336,7 +338,7 @@ class TensorBoardSettings(Settings):
 
 
 @LOGGERS.register("wandb", "itt_composer.training.watching.wandb_metrics:WandBMetricsLogger")
-class WeightsAndBiasesSettings(Settings):
+class WeightsAndBiasesSettings(ComponentSettings):
     """Sends every metric to Weights & Biases."""
 
     project: str | None = setting(None, "project that the run belongs to")

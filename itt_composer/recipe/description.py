@@ -1,4 +1,4 @@
-"""What a model is, by the description of it that results and recipes hold: its kind, its geometry.
+"""Reads the description of a model that results and recipes hold: its kind and its geometry.
 
 A description is a mapping with the names of `transformers.LlamaConfig` and `ThinkingSettings`.
 """
@@ -14,23 +14,23 @@ GEOMETRY_FIELDS = (
     "num_key_value_heads",
     "vocab_size",
 )
-# Of a description: what repeats of a model do not share.
+# The entries of a description in which repeats of a model differ.
 OF_ONE_RUN = ("path", "name", "sha256", "weights_sha256")
 
 
 def kind_of(description: Mapping[str, Any]) -> str | None:
-    """ "dense", "loop" or "itt"; None for a model that is no LLaMA."""
+    """Return "dense", "loop" or "itt"; None for a model that is not a LLaMA."""
     dense = "dense" if description.get("model_type") == "llama" else None
     return description.get("thinking", dense)
 
 
 def kind_label(description: Mapping[str, Any]) -> str:
-    """As the paper writes it: "LLaMA", "Loop×3", "ITT×4"; another model's type."""
+    """Name the kind as the paper does: "LLaMA", "Loop×3", "ITT×4"; another model by its type."""
     steps = steps_of(description)
     labels = {"dense": "LLaMA", "loop": f"Loop×{steps}", "itt": f"ITT×{steps}"}
     return labels.get(kind_of(description) or "", str(description.get("model_type")))
 
 
 def steps_of(description: Mapping[str, Any]) -> int:
-    """Thinking steps, the first pass included; 1 for a model that does not think."""
+    """Return the thinking steps, the first pass included; 1 for a model that does not think."""
     return description.get("thinking_steps") or 1

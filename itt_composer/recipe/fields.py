@@ -18,13 +18,15 @@ START = "it has an effect at the very beginning only"
 Positive = Annotated[int, Field(ge=1)]
 
 
-class Group(BaseModel):
+class StrictModel(BaseModel):
     """Keys that stand together; an unknown one is refused, and so is a value of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def notes(meaning: str, source: str = "", resume: str = "", implied: str = "") -> dict[str, Any]:
+def field_notes(
+    meaning: str, source: str = "", resume: str = "", implied: str = ""
+) -> dict[str, Any]:
     """Return what a declaration says for readers, as keyword arguments of pydantic's `Field`.
 
     Args:
@@ -51,7 +53,7 @@ def setting(
 
     Args:
         default: `...` for a key that has to be given.
-        meaning, source, resume, implied: see `notes`.
+        meaning, source, resume, implied: see `field_notes`.
         **constraints: of `Field`, such as `gt=0`.
     """
-    return Field(default, **notes(meaning, source, resume, implied), **constraints)
+    return Field(default, **field_notes(meaning, source, resume, implied), **constraints)

@@ -55,12 +55,12 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+01234
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:
-    """A YAML document from which `read_yaml` and `values_of` give back the same values."""
+    """Return a YAML document from which `read_yaml` and `values_of` give back the same values."""
     return yaml.dump(_literal(values), Dumper=_Dumper, sort_keys=False)
 
 
 def _literal(value: Any) -> Any:
-    """The value with backslashes before every `${`, which OmegaConf takes off again."""
+    """Put backslashes before every `${`, which OmegaConf takes off again."""
     if isinstance(value, str):
         return INTERPOLATION.sub(r"\1\1\\${", value)
     if isinstance(value, Mapping):
@@ -69,7 +69,7 @@ def _literal(value: Any) -> Any:
 
 
 def values_of(text: str) -> Any:
-    """The plain values in a YAML document such as `as_yaml` writes.
+    """Return the plain values in a YAML document such as `as_yaml` writes.
 
     Raises:
         yaml.YAMLError: it is broken.
@@ -86,9 +86,9 @@ def validate(
     """Merge the layers, later ones winning, and check the result against a pydantic class.
 
     Args:
-        cls: what to make of it.
+        cls: the class to make of it.
         layers: (source, content) pairs.
-        forms: by the last name of a key: what it takes, where pydantic's words would not help.
+        forms: what a key takes, by its last name, where pydantic's words would not help.
 
     Raises:
         UserError: one sentence per mistake.
@@ -116,10 +116,10 @@ def validate(
 
 
 def read_yaml(path: Path) -> DictConfig:
-    """The content of a YAML file, interpolations unresolved.
+    """Read a YAML file; interpolations stay unresolved.
 
     Raises:
-        UserError: the file is missing, unreadable, broken, or no mapping.
+        UserError: the file is missing, unreadable, broken, or not a mapping.
     """
     try:
         content = OmegaConf.load(path)
@@ -143,10 +143,10 @@ def read_yaml(path: Path) -> DictConfig:
 
 
 def parse_overrides(overrides: Sequence[str]) -> DictConfig:
-    """`key=value` texts as a nested mapping; values are YAML.
+    """Read `key=value` texts as a nested mapping; values are YAML.
 
     Raises:
-        UserError: a text is of another form.
+        UserError: a text has another form.
     """
     malformed = [text for text in overrides if not re.match(r"[^=]+=", text)]
     if malformed:
@@ -168,10 +168,10 @@ Number = TypeVar("Number", int, float)
 
 
 def comma_separated(text: str | None, kind: type[Number], option: str) -> list[Number] | None:
-    """An option's numbers, `0.7,0.5,0`; None stays None.
+    """Read an option's numbers, `0.7,0.5,0`; None stays None.
 
     Raises:
-        UserError: something else stands there; names the option.
+        UserError: a part is not a number; the sentence names the option.
     """
     try:
         return None if text is None else [kind(part) for part in text.split(",")]
@@ -180,7 +180,7 @@ def comma_separated(text: str | None, kind: type[Number], option: str) -> list[N
 
 
 class Sources:
-    """The layer that a key's value came from: the last one that sets it or something in it."""
+    """Knows which layer a key's value came from: the last one that sets it or something in it."""
 
     def __init__(self, layers: Iterable[Layer]):
         self._layers = [
@@ -191,16 +191,16 @@ class Sources:
         )
 
     def has(self, location: Sequence[Any]) -> bool:
-        """Whether some layer sets exactly this location, written as keys."""
+        """Return whether some layer sets exactly this location, written as keys."""
         return any(_value_at(content, location) is not _UNSET for _, content in self._layers)
 
     def of(self, key: str) -> str:
-        """The source of `key`; for one that is set nowhere, the last file."""
+        """Return the source of `key`; for one that is set nowhere, the last file."""
         place = self._place_of(key)
         return self.last_file if place < 0 else self._layers[place][0]
 
     def blame(self, error: FieldError, section: str = "") -> str:
-        """A sentence about settings, blamed on the one that was set last: the user just typed it.
+        """Return a sentence about settings, blamed on the one that was set last.
 
         Args:
             error: names the settings.
@@ -215,7 +215,7 @@ class Sources:
         return f"{self.of(last)}: {typed}{section}{error}"
 
     def _place_of(self, key: str) -> int:
-        """The number of the last layer that sets the key; -1 if none does."""
+        """Return the number of the last layer that sets the key; -1 if none does."""
         steps = key.split(".")
         places = range(len(self._layers))
         return max(
@@ -228,7 +228,7 @@ _UNSET = object()
 
 
 def _value_at(content: Any, steps: Sequence[Any]) -> Any:
-    """What stands at a location; keys that YAML reads as numbers are found by their text, too."""
+    """Return what stands at a location; keys that YAML reads as numbers are found as text, too."""
     for step in steps:
         if not isinstance(content, dict):
             return _UNSET
@@ -246,7 +246,7 @@ def _as_typed(value: Any) -> str:
 def _sentence(
     cls: type[BaseModel], details: Any, sources: Sources, forms: Mapping[str, str]
 ) -> str:
-    """One pydantic error as one sentence."""
+    """Write one pydantic error as one sentence."""
     # After the keys pydantic names list positions and the alternatives of a union.
     location = list(itertools.takewhile(_is_key, details["loc"]))
     if sources.has(details["loc"]):
@@ -288,7 +288,7 @@ def _unknown_key(cls: type[BaseModel], location: list[Any], sources: Sources) ->
 
 
 def _nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that was meant: nearly the same letters, or the same and further words."""
+    """Return the known name that was meant: nearly the same letters, or further words."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     words = set(name.split("_"))
     longer = [each for each in known if words <= set(each.split("_"))]
@@ -300,7 +300,7 @@ def _is_key(step: Any) -> bool:
 
 
 def _keys_in(cls: type[BaseModel], location: list[str]) -> list[str]:
-    """The keys that may stand at a location."""
+    """Return the keys that may stand at a location."""
     group: Any = cls
     for step in location:
         annotation = group.model_fields[step].annotation

@@ -20,7 +20,7 @@ def _words(listed: str) -> frozenset[str]:
 
 
 LLAMA_TYPES = ("llama", "itt")
-# What transformers' LlamaConfig takes beside the keys of every model.
+# The keys of transformers' LlamaConfig beside those of every model.
 LLAMA_KEYS = _words(
     """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
@@ -29,7 +29,7 @@ LLAMA_KEYS = _words(
     head_dim
     """
 )
-# What the values that our model reads have to be; of these, null is what only NULLABLE may be.
+# The kinds of values that our model reads; only NULLABLE ones may be null.
 COUNTS = _words(
     """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
@@ -37,10 +37,10 @@ COUNTS = _words(
     """
 )
 POSITIVE = _words("rms_norm_eps rope_theta initializer_range")
-FLAGS = _words("attention_bias mlp_bias tie_word_embeddings")
+FLAG_KEYS = _words("attention_bias mlp_bias tie_word_embeddings")
 NULLABLE = _words("num_key_value_heads head_dim")
 THINKING_KEYS = frozenset(THINKING_FIELDS)
-# What transformers' PretrainedConfig takes, of every model.
+# The keys of transformers' PretrainedConfig, for every model.
 COMMON_KEYS = _words(
     """
     _attn_implementation _commit_hash _name_or_path add_cross_attention architectures
@@ -57,8 +57,8 @@ COMMON_KEYS = _words(
     torch_dtype torchscript transformers_version typical_p use_bfloat16
     """
 )
-# What models of the hub carry besides, and what changes none of their logits: notes of the tools
-# that wrote them, lengths of training, ways to compute the same, dropout.
+# Further keys of models on the hub, which do not change the logits: notes of the tools that wrote
+# them, lengths of training, ways to compute the same, dropout.
 HARMLESS_KEYS = _words(
     """
     activation_dropout attention_softmax_in_fp32 bias_dropout_fusion gradient_checkpointing
@@ -68,7 +68,7 @@ HARMLESS_KEYS = _words(
     validate_runner_input
     """
 )
-# Of each kind of rotary embedding that our model computes: the keys it needs, and others it reads.
+# The keys that each kind of rotary embedding needs, and the others that it reads.
 ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
     "linear": (("factor",), ()),
@@ -93,7 +93,7 @@ ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a LLaMA's or an ITT's configuration a LLaMA of the same geometry has."""
+    """Return the part of a configuration that a LLaMA of the same geometry has."""
     return {
         name: value
         for name, value in config.items()
@@ -102,14 +102,14 @@ def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(folder: Path, named: str) -> dict[str, Any]:
-    """The `config.json` of a transformers folder, as it is.
+    """Read the `config.json` of a transformers folder as it is.
 
     Args:
         folder: that should hold one.
         named: the folder as the user named it, for the message, such as "init_from=model".
 
     Raises:
-        UserError: there is none, or it is no JSON object.
+        UserError: there is none, or it is not a JSON object.
     """
     file = folder / "config.json"
     try:
@@ -120,14 +120,14 @@ def read_config(folder: Path, named: str) -> dict[str, Any]:
             "run has one in its folder model/"
         ) from None
     except ValueError as error:
-        raise UserError(f"{file} is no configuration ({error}); make the folder again") from None
+        raise UserError(f"{file} is not a configuration ({error}); make the folder again") from None
     if not isinstance(config, dict):
-        raise UserError(f"{file} is no configuration; make the folder again")
+        raise UserError(f"{file} is not a configuration; make the folder again")
     return config
 
 
 def llama_config(config: Mapping[str, Any], named: str) -> dict[str, Any]:
-    """The configuration of a LLaMA or an ITT in the words of transformers 4, checked.
+    """Check the configuration of a LLaMA or an ITT; return it in the words of transformers 4.
 
     Args:
         config: as its file has it.
@@ -159,10 +159,10 @@ def llama_config(config: Mapping[str, Any], named: str) -> dict[str, Any]:
 
 
 def check_llama_folder(model: str) -> dict[str, Any] | None:
-    """The configuration of a LLaMA in a folder; None where MODEL is a name on the hub.
+    """Read the configuration of a LLaMA in a folder; None where MODEL is a name on the hub.
 
     Raises:
-        UserError: MODEL is a place without a LLaMA, or one that cannot be made to think.
+        UserError: there is no LLaMA at that place, or one that cannot be made to think.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -186,7 +186,7 @@ def in_version_4(
     theta: str = "rope_theta",
     partial: str | None = None,
 ) -> dict[str, Any]:
-    """A configuration with the rotary embedding under the names that transformers 4 reads.
+    """Put the rotary embedding under the names that transformers 4 reads.
 
     Args:
         config: as its file has it.
@@ -195,7 +195,7 @@ def in_version_4(
         partial: that of the share of a head's dimensions that rotate; None is all of them.
 
     Raises:
-        UserError: a rotary embedding that cannot be said that way, or is said twice.
+        UserError: a rotary embedding that cannot be written that way, or is given twice.
     """
     config = dict(config)
     rope = config.pop("rope_parameters", None)
@@ -255,7 +255,7 @@ def refuse_unread(config: Mapping[str, Any], known: Collection[str], named: str)
 
 
 def _wrong_values(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with values that our model reads, each by the name of its key."""
+    """Yield what is wrong with the values that our model reads, each with its key."""
     for name, value in config.items():
         if value is None and name in NULLABLE:
             continue
@@ -265,7 +265,7 @@ def _wrong_values(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} must be a positive number, not {json.dumps(value)}"
         elif name == "attention_dropout" and not (_is_number(value) and 0 <= value < 1):
             yield f"{name} must be a number from 0 to below 1, not {json.dumps(value)}"
-        elif name in FLAGS and not isinstance(value, bool):
+        elif name in FLAG_KEYS and not isinstance(value, bool):
             yield f"{name} must be true or false, not {json.dumps(value)}"
         elif name == "hidden_act" and not isinstance(value, str):
             yield f"{name} must be the name of a function, not {json.dumps(value)}"

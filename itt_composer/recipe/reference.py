@@ -12,9 +12,9 @@ from itt_composer.recipe.schema import Recipe
 PREAMBLE = """\
 # Keys of a recipe
 
-`itt recipes --keys` prints this page from the declarations in `itt_composer/recipe/`; parts,
+After this page you know every key that a recipe can set, its default and its meaning. Parts,
 overrides and mistakes are explained in [recipes](recipes.md). Tables and algorithms are those of
-the paper.
+the paper. `itt recipes --keys` prints this page from the declarations in `itt_composer/recipe/`.
 
 A key without a default has to be given; "null → …" says what null stands for. The last column says
 whether a run that has begun goes on with another value: always (free), with `--allow-changes`, or
@@ -36,10 +36,10 @@ class Key:
 
     Attributes:
         name: with the sections that it stands in, `train.compile`.
-        schema: of its value, in JSON Schema with the notes of `fields.notes`.
+        schema: of its value, in JSON Schema with the notes of `fields.field_notes`.
         keys: of a section or component; None for a key of its own.
         is_required: whether it has to be given.
-        resume: what a run that goes on does with another value; see `fields.notes`.
+        resume: what a run that goes on does with another value; see `fields.field_notes`.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Key:
 
 @lru_cache
 def recipe_keys() -> tuple[Key, ...]:
-    """The keys and sections at the top of a recipe."""
+    """Return the keys and sections at the top of a recipe."""
     schema = Recipe.model_json_schema()
     return tuple(_keys_of(schema, schema["$defs"], "", ""))
 
@@ -66,7 +66,7 @@ def _keys_of(group: dict[str, Any], classes: dict, prefix: str, resume: str) -> 
 
 
 def _class_of(schema: dict[str, Any], classes: dict) -> dict[str, Any] | None:
-    """The schema of the class whose keys a section or component has."""
+    """Return the schema of the class whose keys a section or component has."""
     references = [
         choice["$ref"] for choice in (schema, *schema.get("anyOf", ())) if "$ref" in choice
     ]
@@ -76,28 +76,28 @@ def _class_of(schema: dict[str, Any], classes: dict) -> dict[str, Any] | None:
 def page_of_keys() -> str:
     """Return docs/recipe_keys.md: every key by section, in Markdown."""
     keys = recipe_keys()
-    parts = [PREAMBLE, "## The recipe itself", _table(key for key in keys if key.keys is None)]
+    parts = [PREAMBLE, "## The recipe itself", _key_table(key for key in keys if key.keys is None)]
     for section in keys:
         if section.keys is None:
             continue
-        parts += [f"## `{section.name}`", _summary(section)]
+        parts += [f"## `{section.name}`", _introduction(section)]
         components = [key for key in section.keys if key.keys is not None]
         if not components:
-            parts.append(_table(section.keys))
+            parts.append(_key_table(section.keys))
         for component in components:
-            parts += [f"### `{component.name}`", _summary(component)]
+            parts += [f"### `{component.name}`", _introduction(component)]
             if component.keys:
-                parts.append(_table(component.keys))
+                parts.append(_key_table(component.keys))
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _summary(section: Key) -> str:
-    """What the recipe or the docstring of its class says of a section or component."""
+def _introduction(section: Key) -> str:
+    """Return what the recipe, or the docstring of its class, says about a section or component."""
     source = section.schema.get("source")
     return section.schema["description"] + (f"\n\nBuilds `{source}`." if source else "")
 
 
-def _table(keys: Iterable[Key]) -> str:
+def _key_table(keys: Iterable[Key]) -> str:
     heading = "| key | type | default | meaning | source | begun run |\n"
     lines = [heading + "| :--- | :--- | :--- | :--- | :--- | :--- |"]
     for key in keys:
@@ -124,7 +124,7 @@ def _default(key: Key) -> str:
 
 
 def _type(schema: dict[str, Any]) -> str:
-    """A value's type in words: "integer ≥ 1 or null"."""
+    """Write a value's type in words: "integer ≥ 1 or null"."""
     if "anyOf" in schema:
         return " or ".join(map(_type, schema["anyOf"]))
     if "enum" in schema or "const" in schema:

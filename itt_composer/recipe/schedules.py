@@ -1,7 +1,8 @@
 """Schedules of capacity annealing (Algorithm 1 of the paper) as pure functions.
 
-What is in force depends on the progress through the annealing span alone: 0 at its start, 1 at its
-end and after. Nothing here imports torch, so that a recipe is checked and a schedule drawn cheaply.
+Ratios and temperature depend on the progress through the annealing span alone: 0 at its start, 1
+at its end and after. Nothing here imports torch, so that a recipe is checked and a schedule drawn
+cheaply.
 """
 
 import math
@@ -15,7 +16,7 @@ Levels = int | Literal["continuous"]
 
 
 def shaped(progress: float, shape: Shape) -> float:
-    """How far a schedule has come, 0..1: straight, or slowly at both ends ("cosine").
+    """Return how far a schedule has come, 0..1: straight, or slowly at both ends ("cosine").
 
     Args:
         progress: share of the annealing span that has passed, at least 0; above 1 counts as 1.
@@ -26,7 +27,7 @@ def shaped(progress: float, shape: Shape) -> float:
 
 
 def quantised(share: float, levels: Levels) -> float:
-    """`share` (0..1) rounded to one of `levels` values from 0 to 1 at equal distances.
+    """Round `share` (0..1) to one of `levels` values from 0 to 1 at equal distances.
 
     Each level holds an equal part of 0..1, so a straight schedule stays equally long on every
     level, the start and the target included. "continuous" leaves the share as it is.
@@ -37,7 +38,7 @@ def quantised(share: float, levels: Levels) -> float:
 
 
 def between(start: float, end: float, share: float) -> float:
-    """`start` at share 0, exactly `end` at 1."""
+    """Interpolate: `start` at share 0, exactly `end` at 1."""
     return end if share == 1 else start + (end - start) * share
 
 
@@ -48,14 +49,14 @@ def ratios_at(
     shape: Shape = "linear",
     levels: Levels = "continuous",
 ) -> list[float]:
-    """The ρ_t in force.
+    """Return the ρ_t in force.
 
     All steps change level together: over the whole span there are at most `levels` lists.
 
     Args:
         progress: see `shaped`.
-        start: ρ_t at the start, one number or one per step. One number does not hold for a step
-            whose target is lower: it keeps its target.
+        start: ρ_t at the start, one number or one per step. A step whose target is lower than the
+            one number keeps its target.
         targets: ρ_t at the end, one per step.
         shape: of the way between them.
         levels: number of different values, the first and the last included.
@@ -66,14 +67,14 @@ def ratios_at(
 
 
 def temperature_at(progress: float, start: float, end: float, shape: Shape = "linear") -> float:
-    """The routers' temperature in force."""
+    """Return the routers' temperature in force."""
     return between(start, end, shaped(progress, shape))
 
 
 def per_step(
     ratio: float | Sequence[float], steps: int, limits: Sequence[float] = ()
 ) -> list[float]:
-    """One number for each step, at most its limit; a list stays as it is."""
+    """Return one number for each step, at most its limit; a list stays as it is."""
     if isinstance(ratio, Sequence):
         return list(ratio)
     return [min([ratio, *limits[step : step + 1]]) for step in range(steps)]

@@ -31,17 +31,17 @@ from itt_composer.recipe.components import (
     LOGGERS,
     OPTIMIZERS,
     SCHEDULERS,
+    ComponentSection,
     Duration,
     LmEvalSettings,
-    Section,
 )
 from itt_composer.recipe.fields import (
     FREE,
     ON_REQUEST,
     SHAPE,
     START,
-    Group,
     Positive,
+    StrictModel,
     setting,
 )
 from itt_composer.recipe.layers import (
@@ -58,7 +58,7 @@ from itt_composer.recipe.thinking import ThinkingSettings
 
 PART_NAMES = ("model", "thinking", "data", "train")
 DEFAULT_RUN_FOLDER = "runs/${run_name}"
-FORMS = {
+RECIPE_FORMS = {
     "run_name": "may hold letters, digits, '.', '_' and '-' only",
     "microbatch_size": 'should be a positive integer or "auto"',
     "cache_limit": 'should be a size such as "200gb"',
@@ -106,7 +106,7 @@ Size = Annotated[
 ]
 
 
-class ModelRecipe(Group):
+class ModelRecipe(StrictModel):
     """LLaMA's geometry, under the names of `transformers.LlamaConfig`.
 
     The last four are for a model to go on from (`init_from`) that has them.
@@ -152,7 +152,7 @@ class ModelRecipe(Group):
         return self
 
 
-class DataRecipe(Group):
+class DataRecipe(StrictModel):
     """MDS shards of fixed-length token rows, one stream per domain."""
 
     local: str = setting(
@@ -233,7 +233,7 @@ class DataRecipe(Group):
         return self
 
 
-class TrainRecipe(Group):
+class TrainRecipe(StrictModel):
     """How the model is trained."""
 
     max_duration: Duration = setting(..., "length of training", TRAINER)
@@ -305,7 +305,7 @@ class TrainRecipe(Group):
     )
 
 
-class Parts(Group):
+class Parts(StrictModel):
     """Files that this recipe is made of; null takes none."""
 
     model: str | None = setting(None, "the part with the geometry")
@@ -315,18 +315,18 @@ class Parts(Group):
 
 
 if TYPE_CHECKING:
-    OptimizerSection: TypeAlias = Section
-    SchedulerSection: TypeAlias = Section
-    AlgorithmsSection: TypeAlias = Section
-    CallbacksSection: TypeAlias = Section
-    LoggersSection: TypeAlias = Section
+    OptimizerSection: TypeAlias = ComponentSection
+    SchedulerSection: TypeAlias = ComponentSection
+    AlgorithmsSection: TypeAlias = ComponentSection
+    CallbacksSection: TypeAlias = ComponentSection
+    LoggersSection: TypeAlias = ComponentSection
 else:
     OptimizerSection, SchedulerSection = OPTIMIZERS.section(), SCHEDULERS.section()
     AlgorithmsSection, CallbacksSection = ALGORITHMS.section(), CALLBACKS.section()
     LoggersSection = LOGGERS.section()
 
 
-class Recipe(Group):
+class Recipe(StrictModel):
     """A whole training run. Keys are declared here and in the classes of the sections.
 
     A section's `resume` holds for every key in it that has none of its own.
@@ -382,7 +382,7 @@ class Recipe(Group):
         return self
 
     def resolved_thinking(self) -> ThinkingSettings:
-        """The thinking settings with every implied value filled in."""
+        """Return the thinking settings with every implied value filled in."""
         return self.thinking.resolve(self.model.num_hidden_layers)
 
 
@@ -398,18 +398,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             what to do.
     """
     layers = list(_layers(Path(path), overrides))
-    recipe = validate(Recipe, layers, FORMS)
+    recipe = validate(Recipe, layers, RECIPE_FORMS)
     check_together(recipe, Sources(layers))
     return recipe
 
 
 def recipe_as_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as one YAML document."""
+    """Write the resolved recipe as one YAML document."""
     return as_yaml(recipe_values(recipe))
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe: everything that was asked for or implied, by key."""
+    """Return the resolved recipe: everything that was asked for or implied, by key."""
     values = recipe.model_dump(exclude_none=True)
     values["thinking"] = {
         name: value for name, value in vars(recipe.resolved_thinking()).items() if value is not None
@@ -419,7 +419,7 @@ def recipe_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def _layers(path: Path, overrides: Sequence[str]) -> Iterator[Layer]:
-    """(source, content) of every part, the recipe and the command line, in merging order."""
+    """Yield (source, content) of every part, the recipe and the command line, in merging order."""
     own = read_yaml(path)
     from_command_line = parse_overrides(overrides)
     yield "default", OmegaConf.create({"run_name": "???", "run_folder": DEFAULT_RUN_FOLDER})
@@ -440,14 +440,14 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[Layer]:
 
 
 def _part(name: str, *named_in: tuple[str, Path, DictConfig]) -> Iterator[Layer]:
-    """The part that the first of some sources names: none if it is set to null there.
+    """Yield the part that the first of some sources names; none if it is null there.
 
     Args:
         name: of the part.
         named_in: (source, folder that paths are relative to, content).
 
     Raises:
-        UserError: it is not there, or cannot be read.
+        UserError: the part is not there, or cannot be read.
     """
     for source, folder, content in named_in:
         try:

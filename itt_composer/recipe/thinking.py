@@ -13,7 +13,7 @@ from numbers import Real
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from itt_composer.basics.errors import FieldError
-from itt_composer.recipe.fields import ON_REQUEST, START, notes
+from itt_composer.recipe.fields import ON_REQUEST, START, field_notes
 
 Thinking = Literal["dense", "loop", "itt"]
 RouterNorm = Literal["sigmoid", "tanh"]
@@ -57,7 +57,7 @@ def _rules(
     """Return what a field's declaration says.
 
     Args:
-        meaning, source, resume: see `fields.notes`.
+        meaning, source, resume: see `fields.field_notes`.
         implied: the value that None stands for in an ITT, or a function of the settings and the
             number of layers that returns it.
         fixed: the values of kinds that leave no choice.
@@ -67,7 +67,7 @@ def _rules(
     words = "" if implied is None else words or ""
     meaning += f" (with `{needs}`)" if needs else ""
     rules = {"implied": implied, "fixed": fixed or {}, "needs": needs}
-    return {**notes(meaning, source, resume, words), **rules}
+    return {**field_notes(meaning, source, resume, words), **rules}
 
 
 @dataclass
@@ -254,7 +254,7 @@ class ThinkingSettings:
     def _check(self, num_hidden_layers: int) -> None:
         """Refuse what is impossible in settings that are filled in."""
         for each in fields(self):
-            _check_kind(each.name, getattr(self, each.name), each.type)
+            _check_declared(each.name, getattr(self, each.name), each.type)
         self._check_layers(num_hidden_layers)
         check_early_exit(self.early_exit)
         if self.thinking == "itt":
@@ -332,7 +332,7 @@ class ThinkingSettings:
 THINKING_FIELDS = tuple(each.name for each in fields(ThinkingSettings))
 
 
-def _check_kind(name: str, value: object, annotation: Any) -> None:
+def _check_declared(name: str, value: object, annotation: Any) -> None:
     """Refuse a value that is none of a declared `Literal`, or not a flag where one is declared."""
     for kind in (annotation, *get_args(annotation)):
         if get_origin(kind) is Literal and value is not None:

@@ -1,1 +1,1 @@
-"""One page, and PNG figures, of what runs have measured: `itt report`."""
+"""Makes one page, and PNG figures, of what runs measured: `itt report`."""

@@ -1,4 +1,4 @@
-"""What figures of several runs share: units, axes, colours, zoom and highlight."""
+"""Makes what figures of several runs share: units, axes, colours, zoom and highlight."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ NUMBER = ",~r"  # of an axis
 
 
 class Unit(NamedTuple):
-    """What an axis counts in."""
+    """A unit of an axis: its size, and its name."""
 
     size: float
     name: str
 
 
 class Axis(NamedTuple):
-    """What curves may be drawn over."""
+    """A quantity that curves may be drawn over."""
 
     name: str
     label: str
@@ -30,23 +30,23 @@ class Axis(NamedTuple):
 
 
 def unit_of(largest: float, names: Sequence[tuple[float, str]]) -> Unit:
-    """The largest unit of which there is at least one, of names in ascending order."""
+    """Choose the largest unit that `largest` holds at least once; units are in ascending order."""
     fitting = [Unit(*name) for name in names if largest >= name[0]]
     return fitting[-1] if fitting else Unit(*names[0])
 
 
 def flops_unit(largest: float) -> Unit:
-    """For FLOPs of whole trainings."""
+    """Choose the unit for FLOPs of whole trainings."""
     return unit_of(largest, [(1e9, "GFLOPs"), (1e12, "TFLOPs"), (1e15, "PFLOPs"), (1e18, "EFLOPs")])
 
 
 def tokens_unit(largest: float) -> Unit:
-    """For training tokens."""
+    """Choose the unit for training tokens."""
     return unit_of(largest, [(1, ""), (1e6, "million"), (1e9, "billion")])
 
 
 def time_unit(hours: float) -> Unit:
-    """For training time, given in hours."""
+    """Choose the unit for training time, given in hours."""
     return unit_of(hours, [(1 / 60, "minutes"), (1.5, "hours")])
 
 
@@ -68,16 +68,22 @@ class Units:
         ][: 3 if longest else 2]  # without `speed_monitor` nobody knows the time
 
     def of(self, tokens: float, flops: float, hours: float) -> dict[str, float]:
-        """The three, for a record."""
+        """Return the three in these units, for a record."""
         return {
             "tokens": tokens / self.tokens.size,
             "flops": flops / self.flops.size,
             "time": hours / self.time.size,
         }
 
+    def tooltips(self, digits: str = ",.4~g") -> list[alt.Tooltip]:
+        """Return a tooltip for each axis."""
+        return [
+            alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=digits) for axis in self.axes
+        ]
+
 
 def axis_options(units: Units, places: Sequence[str]) -> list[Option]:
-    """What x may be; `places` are those of the x encodings."""
+    """Make the choices of the x axis; `places` are those of the x encodings."""
     return [
         Option(
             axis.label,
@@ -92,19 +98,19 @@ def axis_options(units: Units, places: Sequence[str]) -> list[Option]:
 
 
 class Look(NamedTuple):
-    """How something is drawn in every figure; `form` counts what has its colour before it."""
+    """How something is drawn in every figure; `form` tells those of one colour apart."""
 
     colour: str
     form: int
 
 
 def looks(experiments: Sequence[Experiment]) -> dict[str, Look]:
-    """The look of each experiment by its label."""
+    """Return the look of each experiment by its label."""
     return looks_of({one.label: one.runs[0].is_dense for one in experiments})
 
 
 def looks_of(are_dense: Mapping[str, bool]) -> dict[str, Look]:
-    """Looks in this order: of dense models grey, of the others the colours in turn."""
+    """Give out looks in this order: grey to dense models, the colours in turn to the others."""
     found: dict[str, Look] = {}
     counts = {True: 0, False: 0}
     for label, is_dense in are_dense.items():
@@ -116,13 +122,13 @@ def looks_of(are_dense: Mapping[str, bool]) -> dict[str, Look]:
 
 
 def colour(own: Mapping[str, Look], **options: Any) -> alt.Color:
-    """The colours of what has these looks; the legend highlights, `options` are its own."""
+    """Colour by experiment, with a legend; `options` are the legend's."""
     scale = alt.Scale(domain=list(own), range=[look.colour for look in own.values()])
     return alt.Color("experiment:N", scale=scale, legend=alt.Legend(title=None, **options))
 
 
 def forms(own: Mapping[str, Look]) -> dict[str, Any]:
-    """Encodings of dashes (`strokeDash`) and of points (`shape`); none where no colour returns."""
+    """Encode dashes (`strokeDash`) and points (`shape`); empty where no colour is used twice."""
     if not any(look.form for look in own.values()):
         return {}
     dashes = [theme.DASHES[look.form % len(theme.DASHES)] for look in own.values()]
@@ -139,19 +145,19 @@ def forms(own: Mapping[str, Look]) -> dict[str, Any]:
 
 
 def first_shown(experiments: Sequence[Experiment]) -> list[str]:
-    """Of more experiments than colours, those that stand out at first; else none, which is all."""
+    """Choose the experiments that stand out at first; none (all) if there are enough colours."""
     usual = [one.label for one in experiments if not one.differences]
     return usual if len(experiments) > len(theme.LIGHT) else []
 
 
 def highlight(shown: Sequence[str]) -> alt.Parameter:
-    """Experiments that stand out: these, until others are clicked in the legend."""
+    """Make the selection of experiments that stand out: these, until the legend is clicked."""
     first = _chosen(shown) if shown else alt.Undefined
     return alt.selection_point(name="highlight", fields=["experiment"], bind="legend", value=first)
 
 
 def models_control(experiments: Sequence[Experiment], shown: Sequence[str]) -> list[Control]:
-    """Which experiments stand out, for those who have no Shift key; none if few are shown."""
+    """Make the choice of what stands out, for those without a Shift key; empty if all do."""
     if not shown:
         return []
     kinds: dict[str, list[str]] = {}
@@ -169,12 +175,12 @@ def models_control(experiments: Sequence[Experiment], shown: Sequence[str]) -> l
 
 
 def when_highlighted(highlighted: alt.Parameter, shown: float, hidden: float = 0.08) -> Any:
-    """Opacity of marks that the legend highlights."""
+    """Set the opacity of marks that the legend highlights, and of the others."""
     return alt.condition(highlighted, alt.value(shown), alt.value(hidden))
 
 
 def at_first(experiments: Sequence[Experiment]) -> str:
-    """What a caption says of the experiments that are faint at first."""
+    """Write a caption's sentence on the experiments that are faint at first."""
     if not first_shown(experiments):
         return ""
     return (
@@ -184,7 +190,7 @@ def at_first(experiments: Sequence[Experiment]) -> str:
 
 
 def zoom() -> alt.Parameter:
-    """Moves and zooms; the wheel alone goes on scrolling the page."""
+    """Let the pointer move and zoom; the wheel alone still scrolls the page."""
     return alt.selection_interval(
         name="zoom", bind="scales", zoom="wheel![event.ctrlKey || event.metaKey]"
     )

@@ -1,4 +1,4 @@
-"""From run folders to the page and its figures."""
+"""Makes the page and its figures from run folders."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,16 +24,19 @@ from itt_composer.report.measured import (
     has_router,
     other_texts,
     place_in_list,
-    read_analysis,
     read_gradients,
     read_perplexities,
+    read_thinking,
     runs_of,
 )
 from itt_composer.report.page import Page, render
 from itt_composer.report.runs import Run, continuations, read_runs, without_end
 from itt_composer.report.summary import summarise
+from itt_composer.results.gradients import GradientResults
+from itt_composer.results.perplexity import PerplexityResults
+from itt_composer.results.thinking import ThinkingResults
 
-MISSING = {
+NOT_MEASURED = {
     "thinking": "Router weights, step encodings, token classes and the routing map",
     "gradients": "Gradient nuclear norms",
     "perplexity": "Perplexity at other ratios",
@@ -52,7 +55,7 @@ class Report:
         write_whole(path, render(self.page))
 
     def write_figures(self, folder: Path) -> list[Path]:
-        """Write every figure as PNG and give their places."""
+        """Write every figure as PNG, and return the files."""
         written = []
         for figure in [*self.page.figures, *self.printed]:
             for wanted in prints_of(figure):
@@ -76,41 +79,21 @@ def build(
         gradient_files: results of gradient analyses besides those in the folders.
 
     Raises:
-        UserError: a folder that is no run, or a file that holds no results.
+        UserError: a folder is not a run, or a named file holds no results.
     """
     runs = read_runs(folders)
     experiments = group(runs)
-    units = Units(runs)
-    thinking = read_analysis(experiments, "thinking").that(_draws_thinking)
-    gradients = read_gradients(experiments, gradient_files).that(gradient_figure.gradients)
-    perplexities = read_perplexities(experiments, perplexity_files).that(
-        lambda one: elastic.figure(one, experiments)
-    )
-    elastic_figure = elastic.figure(perplexities, experiments)
-    found = [
-        curves.loss_curves(experiments, units),
-        costs.ends(experiments, units),
-        elastic_figure,
-        training_figure.training(experiments, units),
-        thinking_figures.weights(thinking),
-        thinking_figures.step_encodings(thinking),
-        thinking_figures.token_classes(thinking),
-        thinking_figures.overlap(thinking),
-        gradient_figure.gradients(gradients),
-    ]
-    figures = [figure for figure in found if figure is not None]
-    without_curves = [
-        f"{run.path / 'metrics.jsonl'} {_why_no_metrics(run)}: {run.name} has no curves and no "
-        "FLOPs"
-        for run in runs
-        if not run.batches
-    ]
-    told = [note for one in (thinking, gradients, perplexities) for note in one.notes]
+    thinking = read_thinking(experiments)
+    gradients = read_gradients(experiments, gradient_files)
+    perplexities = read_perplexities(experiments, perplexity_files)
+    figures = _figures(experiments, Units(runs), thinking, gradients, perplexities)
     notes = [
         *continuations(runs),
         *without_end(runs),
-        *without_curves,
-        *told,
+        *map(_without_curves, (run for run in runs if not run.batches)),
+        *thinking.notes,
+        *gradients.notes,
+        *perplexities.notes,
         *elastic.not_drawn(perplexities),
         *other_texts(perplexities),
         *routing_map.unprinted(thinking),
@@ -118,7 +101,7 @@ def build(
     is_there = {
         "thinking": bool(thinking.results),
         "gradients": bool(gradients.results),
-        "perplexity": elastic_figure is not None,
+        "perplexity": any(figure.name == "elastic" for figure in figures),
     }
     return Report(
         Page(
@@ -129,29 +112,45 @@ def build(
             maps=routing_map.content(thinking),
             map_caption=routing_map.CAPTION,
             warnings=readable([*incomparable(runs), *notes]),
-            missing=_missing(experiments, is_there),
+            missing=_not_measured(experiments, is_there),
         ),
         routing_map.for_print(thinking),
     )
 
 
-def _why_no_metrics(run: Run) -> str:
-    if not (run.path / "metrics.jsonl").is_file():
-        return "is not there, which loggers.json_lines writes"
-    return "holds no metrics" + " yet" * (not run.is_finished)
+def _figures(
+    experiments: Sequence[Experiment],
+    units: Units,
+    thinking: Measured[ThinkingResults],
+    gradients: Measured[GradientResults],
+    perplexities: Measured[PerplexityResults],
+) -> list[Figure]:
+    """Draw what can be drawn of these."""
+    found = [
+        curves.loss_curves(experiments, units),
+        costs.ends(experiments, units),
+        elastic.figure(perplexities, experiments),
+        training_figure.training(experiments, units),
+        thinking_figures.weights(thinking),
+        thinking_figures.step_encodings(thinking),
+        thinking_figures.token_classes(thinking),
+        thinking_figures.overlap(thinking),
+        gradient_figure.gradients(gradients),
+    ]
+    return [figure for figure in found if figure is not None]
 
 
-def _draws_thinking(measured: Measured) -> None:
-    for draw in (
-        *(thinking_figures.weights, thinking_figures.step_encodings),
-        *(thinking_figures.token_classes, thinking_figures.overlap),
-        *(routing_map.content, routing_map.for_print),
-    ):
-        draw(measured)
+def _without_curves(run: Run) -> str:
+    file, why = run.path / "metrics.jsonl", "holds no metrics" + " yet" * (not run.is_finished)
+    if not file.is_file():
+        why = "does not exist, which loggers.json_lines writes"
+    return f"{file} {why}: {run.name} has no curves and no FLOPs"
 
 
-def _missing(experiments: Sequence[Experiment], is_there: dict[str, bool]) -> list[tuple[str, str]]:
-    """What no run has, and the command that makes it for one whose model has it."""
+def _not_measured(
+    experiments: Sequence[Experiment], is_there: dict[str, bool]
+) -> list[tuple[str, str]]:
+    """Return what no run has, with the command that measures it on a run that could have it."""
     finished = [run for run in runs_of(experiments) if run.is_finished]
     thinking = [run for run in finished if run.recipe["thinking"]["thinking"] == "itt"]
     fits = {
@@ -160,7 +159,7 @@ def _missing(experiments: Sequence[Experiment], is_there: dict[str, bool]) -> li
         "perplexity": [run for run in thinking if has_router(run)],
     }
     lines = []
-    for kind, what in MISSING.items():
+    for kind, what in NOT_MEASURED.items():
         fitting = fits[kind]
         if fitting and not is_there[kind]:
             run = min(fitting, key=place_in_list)

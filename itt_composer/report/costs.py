@@ -1,7 +1,7 @@
-"""What the runs reached for what they cost, and how much of it they needed for the dense loss."""
+"""Draws what the runs reached for their cost, and what they needed for the dense loss."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import mean
 from typing import Any
@@ -9,10 +9,12 @@ from typing import Any
 import altair as alt
 
 from itt_composer.basics.errors import UserError
+from itt_composer.basics.losses import perplexity
 from itt_composer.paper.data_efficiency import Efficiency, data_efficiency, tokens_to_reach
 from itt_composer.report import theme
 from itt_composer.report.axes import (
     NUMBER,
+    Look,
     Units,
     at_first,
     axis_options,
@@ -31,14 +33,14 @@ from itt_composer.report.runs import Run
 
 
 def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
-    """The validation loss at the end of each run over what it has cost."""
+    """Draw the validation loss at the end of each run over its cost; None for fewer than two."""
     records = [
         {
             "run": run.name,
             "experiment": experiment.label,
             **units.of(last.tokens, last.flops, last.hours),
             "loss": last.loss,
-            "perplexity": math.exp(min(last.loss, 700.0)),
+            "perplexity": perplexity(last.loss),
         }
         for experiment in experiments
         for run in experiment.runs
@@ -49,11 +51,45 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
     ended = {record["experiment"] for record in records}
     own = {label: look for label, look in looks(experiments).items() if label in ended}
     shown = first_shown(experiments)
-    shown += (
-        [e.label for e in experiments if is_plain_dense(e) and e.label not in shown]
-        if shown
-        else []
+    if shown:
+        shown += [e.label for e in experiments if is_plain_dense(e) and e.label not in shown]
+    dense = dense_line(experiments, units)
+    sizes = [record["geometry"] for record in dense]
+    joins = len(sizes) > len(set(sizes))  # a line takes two points of one size
+    joined = (
+        "The dashed line joins the dense LLaMA trained for different lengths: a model below it is "
+        "better than a LLaMA at the same cost, one above it is worse. "
+        if joins
+        else "With LLaMA runs of other lengths, a line through them shows what a dense model makes "
+        "of the same cost. "
     )
+    order = axis_options(units, ["layer.*.encoding.x"])
+    return Figure(
+        "equal_compute",
+        "What it costs",
+        f"{len(records)} finished runs, a point each: the validation loss at the end over the "
+        "executed training FLOPs (forward and backward), the tokens or the time that went in. "
+        f"{joined}"
+        f"Time is of the machine that trained and of what else ran on it.{at_first(experiments)}",
+        _cost_chart(own, shown, joins, units).to_dict(validate=False),
+        {"dense": dense, "ends": records},
+        [
+            Control("x", "Over", [*order[1:], order[0]]),
+            *models_control(experiments, shown),
+        ],
+        [
+            Print(f"equal_compute_{axis.name}", {"x": place})
+            for place, axis in enumerate([*units.axes[1:], units.axes[0]])
+        ],
+        efficiency_table(experiments),
+        "Validation loss at the end of each run over FLOPs, time or tokens.",
+    )
+
+
+def _cost_chart(
+    own: Mapping[str, Look], shown: Sequence[str], joins: bool, units: Units
+) -> alt.LayerChart:
+    """Draw a point for each run and, if asked, a line that joins the dense ones."""
     highlighted = highlight(shown)
     x = alt.X(
         "tokens:Q",
@@ -67,7 +103,6 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
         scale=alt.Scale(zero=False, padding=18),
         axis=alt.Axis(tickCount=6),
     )
-    dense = dense_line(experiments, units)
     line = (
         alt.Chart(alt.NamedData("dense"))
         .mark_line(strokeDash=[4, 3], strokeWidth=1.2, color=theme.DENSE)
@@ -86,56 +121,22 @@ def ends(experiments: Sequence[Experiment], units: Units) -> Figure | None:
                 alt.Tooltip("run:N"),
                 alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
                 alt.Tooltip("perplexity:Q", format=".2f"),
-                *(
-                    alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g")
-                    for axis in units.axes
-                ),
+                *units.tooltips(),
             ],
         )
     )
-    sizes = [record["geometry"] for record in dense]
-    joins = len(sizes) > len(set(sizes))  # a line takes two points of one size
     # The first layer is what the legend acts on.
-    chart = alt.layer(points, *[line] * joins).add_params(highlighted, zoom())
-    axis_places = ["layer.*.encoding.x"]
-    order = axis_options(units, axis_places)
-    joined = (
-        "The dashed line joins the dense LLaMA trained for different lengths: a model below it is "
-        "better than a LLaMA at the same cost, one above it is worse. "
-        if joins
-        else "With LLaMA runs of other lengths, a line through them shows what a dense model makes "
-        "of the same cost. "
-    )
-    return Figure(
-        "equal_compute",
-        "What it costs",
-        f"{len(records)} finished runs, a point each: the validation loss at the end over the "
-        "executed training FLOPs (forward and backward), the tokens or the time that went in. "
-        f"{joined}"
-        f"Time is of the machine that trained and of what else ran on it.{at_first(experiments)}",
-        chart.to_dict(validate=False),
-        {"dense": dense, "ends": records},
-        [
-            Control("x", "Over", [*order[1:], order[0]]),
-            *models_control(experiments, shown),
-        ],
-        [
-            Print(f"equal_compute_{axis.name}", {"x": place})
-            for place, axis in enumerate([*units.axes[1:], units.axes[0]])
-        ],
-        efficiency_table(experiments),
-        "Validation loss at the end of each run over FLOPs, time or tokens.",
-    )
+    return alt.layer(points, *[line] * joins).add_params(highlighted, zoom())
 
 
 def is_plain_dense(experiment: Experiment) -> bool:
-    """Whether it is the dense model with nothing changed but its length."""
+    """Say whether it is the dense model with nothing changed but its length."""
     others = set(experiment.differences) - {"train.max_duration"}
     return experiment.runs[0].kind == "LLaMA" and all(key.startswith("model.") for key in others)
 
 
 def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str, Any]]:
-    """The dense model trained for several lengths, all else alike: the mean over seeds of each."""
+    """Return the mean end, over seeds, of the dense model for each length it was trained for."""
     found = []
     for experiment in experiments:
         last = [run.end for run in experiment.runs if run.end is not None]
@@ -156,17 +157,19 @@ def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str
 
 
 def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None:
-    """Where each experiment reaches the final loss of the dense model; None without one."""
+    """Tabulate where each experiment reaches the dense model's final loss; None without one."""
     ended = [run for one in experiments for run in one.runs if run.end is not None]
     rows, notes = [], []
     for experiment in experiments:
         pairs = [pair for run in experiment.runs for pair in _beside_dense(run, ended)]
         if not pairs:
             continue
-        shares = [_shares(run, dense) for run, dense, _ in pairs]
+        shares = [_shares_needed(run, dense) for run, dense, _ in pairs]
         bound = "≤ " if any(efficiency.is_bound for *_, efficiency in pairs) else ""
         seeds = len(shares) + sum(run.end is None for run in experiment.runs)
-        cells = [_told([share[number] for share in shares], bound, seeds) for number in range(3)]
+        cells = [
+            share_text([share[number] for share in shares], bound, seeds) for number in range(3)
+        ]
         targets = [efficiency.target for *_, efficiency in pairs]
         finals = [efficiency.final_loss for *_, efficiency in pairs]
         rows.append([experiment.label, f"{mean(targets):.4f}", f"{mean(finals):.4f}", *cells])
@@ -186,7 +189,7 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
 
 
 def _beside_dense(run: Run, runs: Sequence[Run]) -> list[tuple[Run, Run, Efficiency]]:
-    """(run, dense run, efficiency) with the dense run that is most like it, if there is one."""
+    """Return (run, dense run, efficiency) with the most similar dense run, if there is one."""
     if run.kind == "LLaMA" or run.end is None:
         return []
     dense = [other for other in runs if other.kind == "LLaMA" and other.geometry == run.geometry]
@@ -207,10 +210,10 @@ def _beside_dense(run: Run, runs: Sequence[Run]) -> list[tuple[Run, Run, Efficie
     return [(run, reference, efficiency)]
 
 
-def _shares(run: Run, dense: Run) -> list[float | None]:
-    """Tokens, FLOPs and time to the dense run's final loss, as shares of the dense run's.
+def _shares_needed(run: Run, dense: Run) -> list[float | None]:
+    """Return tokens, FLOPs and time to the dense run's final loss, as shares of its own.
 
-    None is never; NaN is of what was not logged.
+    None means never, NaN that it was not logged.
     """
     end = dense.end
     assert end is not None
@@ -222,7 +225,8 @@ def _shares(run: Run, dense: Run) -> list[float | None]:
     return found
 
 
-def _told(shares: Sequence[float | None], bound: str, seeds: int) -> str:
+def share_text(shares: Sequence[float | None], bound: str, seeds: int) -> str:
+    """Show the mean of the shares that were reached, and of how many seeds it is."""
     reached = [share for share in shares if share is not None]
     if not reached:
         return "not reached"

@@ -1,4 +1,4 @@
-"""Loss over tokens, compute and time: the curves of all runs."""
+"""Draws loss over tokens, compute and time: the curves of all runs."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
+from itt_composer.basics.losses import MOST_NATS
 from itt_composer.report.axes import (
     NUMBER,
     Units,
@@ -28,7 +29,7 @@ from itt_composer.report.runs import Run
 
 MOST_POINTS = 1000  # of a run's training curve
 MOST_POINTS_IN_ALL = 24_000
-HOVERED_POINTS = 60  # of a run's training curve that tell their figures
+HOVERED_POINTS = 60  # of a run's training curve that show their figures to the pointer
 WINDOW = 50  # the smoothed loss is a mean over this part of a run
 BEGINNING = 0.05  # of training, which the axes leave out at first: the loss falls too far there
 FEW_RUNS = 3
@@ -39,7 +40,7 @@ ALIKE = 0.01  # curves that are never further apart, as a share of the axis, cov
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean over so many values around each; gaps (NaN) are left out, the ends take fewer."""
+    """Return the mean over so many values around each, fewer at the ends, without gaps (NaN)."""
     known = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(known)])
@@ -55,7 +56,7 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def thinned(columns: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
-    """At most so many values of each column: means of equal parts, gaps (NaN) left out."""
+    """Return at most so many values of each column: means of equal parts, without gaps (NaN)."""
     count = len(columns[0])
     if count <= most:
         return list(columns)
@@ -70,7 +71,7 @@ def thinned(columns: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
 
 
 def training_records(run: Run, label: str, units: Units, most: int) -> list[dict[str, Any]]:
-    """The training curve of a run, thinned out."""
+    """Return the training curve of a run, thinned out."""
     losses = np.array([math.nan if x is None else x for x in run.losses], dtype=float)
     if not np.isfinite(losses).any():
         return []
@@ -97,7 +98,7 @@ def training_records(run: Run, label: str, units: Units, most: int) -> list[dict
 
 
 def validation_records(run: Run, label: str, units: Units) -> list[dict[str, Any]]:
-    """The evaluations of a run."""
+    """Return a record for each evaluation of a run."""
     return [
         {
             "run": run.name,
@@ -110,8 +111,7 @@ def validation_records(run: Run, label: str, units: Units) -> list[dict[str, Any
 
 
 def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | None:
-    """Training and validation loss of all runs."""
-    own = looks(experiments)
+    """Draw the training and validation loss of all runs; None where nothing was logged."""
     pairs = [(run, experiment.label) for experiment in experiments for run in experiment.runs]
     most = min(MOST_POINTS, max(100, MOST_POINTS_IN_ALL // len(pairs)))
     training = [one for run, label in pairs for one in training_records(run, label, units, most)]
@@ -119,83 +119,12 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
     if not training and not validation:
         return None
     bounds = _bounds(pairs, training, units)
-    highlighted = highlight(first_shown(experiments))
-    nearest = alt.selection_point(
-        name="nearest", nearest=True, on="pointermove", clear="pointerout", empty=False
-    )
-    x = alt.X(
-        "tokens:Q", title=units.axes[0].title, axis=alt.Axis(grid=False, format=NUMBER, tickCount=7)
-    )
-    y = alt.Y(
-        "y:Q",
-        title="loss, nats per token",
-        scale=alt.Scale(
-            domain=[alt.ExprRef(f"is_perplexity ? exp({end}) : {end}") for end in ENDS], nice=False
-        ),
-    )
-    told = [alt.Tooltip(f"{axis.name}:Q", title=axis.title, format=",.4~g") for axis in units.axes]
-    base: dict[str, Any] = {
-        "color": colour(own, symbolType="stroke"),
-        "detail": "run:N",
-        "x": x,
-        "y": y,
-    }
-    styles = forms(own)
-    dashed = {name: style for name, style in styles.items() if name == "strokeDash"}
+    spec = _spec(experiments, units, len(pairs) <= FEW_RUNS, bounds["all"])
     validated = (
         "points: the validation loss, on text that is held out. "
         if validation
         else "the validation loss, on text that is held out, is still to come. "
     )
-    raw = (
-        alt.Chart(alt.NamedData("training"))
-        .transform_calculate(y="datum.loss")
-        .mark_line(strokeWidth=RAW if len(pairs) <= FEW_RUNS else 0, clip=True)
-        .encode(**base, opacity=when_highlighted(highlighted, 0.28, 0.03))
-    )
-    line = (
-        alt.Chart(alt.NamedData("training"))
-        .transform_calculate(y="datum.smooth")
-        .mark_line(strokeWidth=SMOOTH, clip=True)
-        .encode(**base, **dashed, opacity=when_highlighted(highlighted, 0.9))
-    )
-    hovered = (
-        alt.Chart(alt.NamedData("training"))
-        .transform_calculate(y="datum.smooth")
-        .transform_filter("datum.hovered")
-        .mark_point(size=HOVER, clip=True)
-        .encode(
-            **base,
-            opacity=alt.condition(nearest, alt.value(0.9), alt.value(0), empty=False),
-            tooltip=alt.value(alt.ExprRef(_told_of_nearest(units))),
-        )
-        .add_params(nearest)
-    )
-    measured = alt.Chart(alt.NamedData("validation")).transform_calculate(
-        y="datum.loss", perplexity="exp(datum.loss)"
-    )
-    joined = measured.mark_line(strokeWidth=TIE, strokeDash=[1, 3], clip=True).encode(
-        **base, opacity=when_highlighted(highlighted, 0.7)
-    )
-    points = measured.mark_point(clip=True, size=POINT).encode(
-        **base,
-        opacity=when_highlighted(highlighted, 1),
-        tooltip=[
-            alt.Tooltip("run:N"),
-            *told,
-            alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
-            alt.Tooltip("perplexity:Q", title="validation perplexity", format=".2f"),
-        ],
-    )
-    if styles:
-        points = points.encode(shape=styles["shape"])
-    chart = alt.layer(raw, line, hovered, joined, points).add_params(highlighted, zoom())
-    spec = chart.to_dict(validate=False)
-    spec["params"].sort(key=lambda param: param["name"] != highlighted.name)  # as elsewhere
-    values = (*bounds["all"], False)
-    spec["params"] += [
-        {"name": name, "value": value} for name, value in zip(PARAMS, values, strict=True)
-    ]
     return Figure(
         "curves",
         "Loss while training",
@@ -211,7 +140,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
         {"training": training, "validation": validation},
         [
             Control("x", "Over", axis_options(units, ["layer.*.encoding.x"])),
-            Control("y", "Measure", _measures(_place(spec, "is_perplexity"))),
+            Control("y", "Measure", _measures(_place_of(spec, "is_perplexity"))),
             Control(
                 "scale",
                 "Scale",
@@ -220,7 +149,7 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
                     Option("logarithmic", {"layer.*.encoding.y.scale.type": "log"}),
                 ],
             ),
-            Control("shown", "Show", _shown(len(pairs), bounds, _place(spec, ENDS[0]))),
+            Control("shown", "Show", _shown(len(pairs), bounds, _place_of(spec, ENDS[0]))),
             *models_control(experiments, first_shown(experiments)),
         ],
         [
@@ -237,11 +166,109 @@ def loss_curves(experiments: Sequence[Experiment], units: Units) -> Figure | Non
     )
 
 
-def _told_of_nearest(units: Units) -> str:
-    """An expression for the tooltip of the nearest point.
+def _spec(
+    experiments: Sequence[Experiment], units: Units, has_raw: bool, ends: tuple[float, float]
+) -> dict[str, Any]:
+    """Make the specification, with parameters for the ends of the axis of losses."""
+    own = looks(experiments)
+    highlighted = highlight(first_shown(experiments))
+    base: dict[str, Any] = {
+        "color": colour(own, symbolType="stroke"),
+        "detail": "run:N",
+        "x": alt.X(
+            "tokens:Q",
+            title=units.axes[0].title,
+            axis=alt.Axis(grid=False, format=NUMBER, tickCount=7),
+        ),
+        "y": alt.Y(
+            "y:Q",
+            title="loss, nats per token",
+            scale=alt.Scale(
+                domain=[alt.ExprRef(f"is_perplexity ? exp({end}) : {end}") for end in ENDS],
+                nice=False,
+            ),
+        ),
+    }
+    layers = [
+        *_loss_lines(base, forms(own), highlighted, units, has_raw),
+        *_points(base, forms(own), highlighted, units),
+    ]
+    spec = alt.layer(*layers).add_params(highlighted, zoom()).to_dict(validate=False)
+    spec["params"].sort(key=lambda param: param["name"] != highlighted.name)  # as elsewhere
+    values = (*ends, False)
+    spec["params"] += [
+        {"name": name, "value": value} for name, value in zip(PARAMS, values, strict=True)
+    ]
+    return spec
 
-    A list of fields will not do: in the cell that surrounds a point Vega-Lite looks for numbers in
-    the point and for texts in the cell.
+
+def _loss_lines(
+    base: dict[str, Any],
+    styles: dict[str, Any],
+    highlighted: alt.Parameter,
+    units: Units,
+    has_raw: bool,
+) -> list[alt.Chart]:
+    """Draw each batch's training loss, the smoothed one, and the points that the pointer finds."""
+    nearest = alt.selection_point(
+        name="nearest", nearest=True, on="pointermove", clear="pointerout", empty=False
+    )
+    dashed = {name: style for name, style in styles.items() if name == "strokeDash"}
+    raw = (
+        alt.Chart(alt.NamedData("training"))
+        .transform_calculate(y="datum.loss")
+        .mark_line(strokeWidth=RAW if has_raw else 0, clip=True)
+        .encode(**base, opacity=when_highlighted(highlighted, 0.28, 0.03))
+    )
+    line = (
+        alt.Chart(alt.NamedData("training"))
+        .transform_calculate(y="datum.smooth")
+        .mark_line(strokeWidth=SMOOTH, clip=True)
+        .encode(**base, **dashed, opacity=when_highlighted(highlighted, 0.9))
+    )
+    hovered = (
+        alt.Chart(alt.NamedData("training"))
+        .transform_calculate(y="datum.smooth")
+        .transform_filter("datum.hovered")
+        .mark_point(size=HOVER, clip=True)
+        .encode(
+            **base,
+            opacity=alt.condition(nearest, alt.value(0.9), alt.value(0), empty=False),
+            tooltip=alt.value(alt.ExprRef(_tooltip_of_nearest(units))),
+        )
+        .add_params(nearest)
+    )
+    return [raw, line, hovered]
+
+
+def _points(
+    base: dict[str, Any], styles: dict[str, Any], highlighted: alt.Parameter, units: Units
+) -> list[alt.Chart]:
+    """Draw the validation losses, and a line that joins them."""
+    measured = alt.Chart(alt.NamedData("validation")).transform_calculate(
+        y="datum.loss", perplexity="exp(datum.loss)"
+    )
+    joined = measured.mark_line(strokeWidth=TIE, strokeDash=[1, 3], clip=True).encode(
+        **base, opacity=when_highlighted(highlighted, 0.7)
+    )
+    points = measured.mark_point(clip=True, size=POINT).encode(
+        **base,
+        opacity=when_highlighted(highlighted, 1),
+        tooltip=[
+            alt.Tooltip("run:N"),
+            *units.tooltips(),
+            alt.Tooltip("loss:Q", title="validation loss", format=".4f"),
+            alt.Tooltip("perplexity:Q", title="validation perplexity", format=".2f"),
+        ],
+    )
+    return [joined, points.encode(shape=styles["shape"]) if styles else points]
+
+
+def _tooltip_of_nearest(units: Units) -> str:
+    """Write an expression for the tooltip of the nearest point.
+
+    A list of fields does not work: in the cell that surrounds a point Vega-Lite looks for numbers
+    in the point and for texts in the cell.
     """
     figures = [(axis.title, axis.name, ",.4~g") for axis in units.axes]
     figures.append(("training loss, smoothed", "smooth", ".4f"))
@@ -250,15 +277,15 @@ def _told_of_nearest(units: Units) -> str:
     return f"{{'run': {point}.run, {', '.join(parts)}}}"
 
 
-def _place(spec: dict[str, Any], name: str) -> int:
-    """The number of a parameter in a specification."""
+def _place_of(spec: dict[str, Any], name: str) -> int:
+    """Return the number of a parameter in a specification."""
     return [param["name"] for param in spec["params"]].index(name)
 
 
 def _bounds(
     pairs: Sequence[tuple[Run, str]], training: Sequence[dict], units: Units
 ) -> dict[str, tuple[float, float]]:
-    """Least and greatest loss after the beginning of the longest run: `all`, or of one kind."""
+    """Return the least and greatest loss after the beginning, of all curves and of each kind."""
     longest = max((run.tokens[-1] for run, _ in pairs if run.tokens), default=0)
     start = BEGINNING * longest / units.tokens.size
     trained = [one["smooth"] for one in training if one["tokens"] >= start]
@@ -269,7 +296,7 @@ def _bounds(
 
 
 def _with_margin(losses: Sequence[float]) -> tuple[float, float]:
-    low, high = min(losses), min(max(losses), 700.0)  # exp has no more
+    low, high = min(losses), min(max(losses), MOST_NATS)
     margin = 0.03 * (high - low) or 0.1
     return max(low - margin, 0.9 * low), high + margin  # a logarithm has no other places
 
@@ -318,7 +345,7 @@ def _hidden(
     training: Sequence[dict],
     bounds: dict[str, tuple[float, float]],
 ) -> str:
-    """A sentence on curves that cannot be seen, as others cover them."""
+    """Write a sentence on curves that cannot be seen because others cover them."""
     low, high = bounds["all"]
     curves = {
         run.name: np.array(
@@ -330,7 +357,7 @@ def _hidden(
 
 
 def covering(curves: Mapping[str, np.ndarray], height: float) -> str:
-    """A sentence on lines that lie on one another where both are; empty without any.
+    """Write a sentence on lines that lie on one another where both are; empty without any.
 
     Args:
         curves: (x, y) of points in the order of x, by name; a later one is drawn over an earlier.

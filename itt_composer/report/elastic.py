@@ -1,4 +1,4 @@
-"""Perplexity over FLOPs of every setting that one model was measured at."""
+"""Draws perplexity over FLOPs for every setting that models were measured at."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,14 +11,28 @@ from itt_composer.report.experiments import Experiment
 from itt_composer.report.figures import Control, Figure, Option, Print
 from itt_composer.report.labels import PLACES, placed
 from itt_composer.report.measured import Measured
+from itt_composer.results.perplexity import PerplexityResults
 from itt_composer.results.perplexity_report import RULES, mean_shares, percentages
 
 ALONE = "all tokens, no router"
-MOST_NAMES = 8  # more would cover each other; all are told on hover
+MOST_NAMES = 8  # more would cover each other; the pointer shows all
+FORMS_OF_RULES = {"top-k": "circle", "threshold": "diamond", "top-p": "square"}
+CAPTION = (
+    "Each point is one trained model, measured after training (on all held-out rows unless the "
+    "suite took fewer: not those of the summary above) with the ratios of its "
+    "thinking steps set anew, without any training: 50/50/50 lets half of the tokens take "
+    "each of the three extra steps, 0/0/0 none (left out until it is asked for above). To the "
+    "right costs more per token, lower is better. Top-k picks tokens by looking at the whole "
+    "text; thresholds decide token by token, as when text is generated, and a line joins the "
+    "same ratios by both rules. "
+    "Look for a slope that falls to the right, and for thresholds that stay close to top-k. "
+)
+Perplexities = Measured[PerplexityResults]
+Records = list[dict[str, Any]]
 
 
-def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | None:
-    """Models at several settings in one figure; None if there is none.
+def figure(measured: Perplexities, experiments: Sequence[Experiment]) -> Figure | None:
+    """Draw models at several settings in one figure; None if there is none.
 
     Args:
         measured: perplexities.
@@ -28,14 +42,30 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
     if not drawn:
         return None
     records = [record for records in drawn.values() for record in records]
-    by_model = [record["experiment"] for record in records]
-    labels = list(dict.fromkeys(by_model))
-    colours = colour(_looks(measured, labels, experiments))
+    labels = list(dict.fromkeys(record["experiment"] for record in records))
     routed = {record["experiment"] for record in records if record["rule"] != ALONE}
     for record in records:
         record["named"] &= len(routed) == 1 or record["rule"] == ALONE
         record["number"] = labels.index(record["experiment"])
     _place_names(records)
+    chart = _elastic_chart(records, colour(_looks(measured, labels, experiments)))
+    has_dense = any(record["rule"] == ALONE for record in records)
+    return Figure(
+        "elastic",
+        "More or less thinking after training",
+        CAPTION
+        + ("A model without a router stands beside them." if has_dense else "")
+        + _covered(records),
+        chart.to_dict(validate=False),
+        {"settings": records},
+        [*_models_control(labels, routed), *_controls()],
+        [Print("elastic_executed"), Print("elastic_paper", {"x": 1})],
+        description="Perplexity over FLOPs per token for every setting of the ratios.",
+    )
+
+
+def _elastic_chart(records: Records, colours: alt.Color) -> alt.LayerChart:
+    """Draw a point for each setting, a line between the rules, and the names that find room."""
     x = alt.X(
         "executed:Q",
         title=_title("executed"),
@@ -43,22 +73,11 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
         axis=alt.Axis(format=NUMBER, grid=False, tickCount=7),
     )
     y = alt.Y("perplexity:Q", scale=alt.Scale(zero=False, padding=18), axis=alt.Axis(tickCount=6))
-    rules = list(dict.fromkeys(record["rule"] for record in records))
-    forms = [
-        {"top-k": "circle", "threshold": "diamond", "top-p": "square"}.get(rule, "triangle-up")
-        for rule in rules
-    ]
-    base = alt.Chart(alt.NamedData("settings"))
-    ties = base.mark_line(strokeWidth=1, opacity=0.5).encode(
-        x=x, y=y, color=colours, detail="key:N"
-    )
+    base = alt.Chart(alt.NamedData("settings")).encode(x=x, y=y)
+    ties = base.mark_line(strokeWidth=1, opacity=0.5).encode(color=colours, detail="key:N")
     points = base.mark_point(size=70, opacity=0.9).encode(
-        x=x,
-        y=y,
         color=colours,
-        shape=alt.Shape(
-            "rule:N", scale=alt.Scale(domain=rules, range=forms), legend=alt.Legend(title="rule")
-        ),
+        shape=_shapes(list(dict.fromkeys(record["rule"] for record in records))),
         tooltip=[
             alt.Tooltip("experiment:N", title="model"),
             alt.Tooltip("ratios:N", title="ratios, %"),
@@ -78,56 +97,40 @@ def figure(measured: Measured, experiments: Sequence[Experiment]) -> Figure | No
             baseline="middle",
             fontSize=10,
         )
-        .encode(x=x, y=y, text="ratios:N")
+        .encode(text="ratios:N")
     )
     layers = [ties, points] + [names] * any(record["named"] for record in records)
+    chart = alt.layer(*layers).add_params(zoom())
+    return chart.transform_filter("datum.thinks").transform_filter("true")
+
+
+def _shapes(rules: Sequence[str]) -> alt.Shape:
+    forms = [FORMS_OF_RULES.get(rule, "triangle-up") for rule in rules]
+    return alt.Shape(
+        "rule:N",
+        scale=alt.Scale(domain=list(rules), range=forms),
+        legend=alt.Legend(title="rule"),
+    )
+
+
+def _controls() -> list[Control]:
+    """Make the choices of the FLOPs' count, and of settings at which no step is taken."""
     places = "layer.*.encoding.x"
-    options = [
+    counts = [
         Option(name, {f"{places}.field": key, f"{places}.title": _title(key)})
         for key, name in (("executed", "executed FLOPs"), ("paper", "FLOPs as the paper counts"))
     ]
-    has_dense = any(record["rule"] == ALONE for record in records)
-    return Figure(
-        "elastic",
-        "More or less thinking after training",
-        "Each point is one trained model, measured after training (on all held-out rows unless the "
-        "suite took fewer: not those of the summary above) with the ratios of its "
-        "thinking steps set anew, without any training: 50/50/50 lets half of the tokens take "
-        "each of the three extra steps, 0/0/0 none (left out until it is asked for above). To the "
-        "right costs more per token, lower is better. Top-k picks tokens by looking at the whole "
-        "text; thresholds decide token by token, as when text is generated, and a line joins the "
-        "same ratios by both rules. "
-        "Look for a slope that falls to the right, and for thresholds that stay close to top-k. "
-        + ("A model without a router stands beside them." if has_dense else "")
-        + _covered(records),
-        alt.layer(*layers)
-        .add_params(zoom())
-        .transform_filter("datum.thinks")
-        .transform_filter("true")
-        .to_dict(validate=False),
-        {"settings": records},
-        [
-            *_models_control(labels, routed),
-            Control("x", "Over", options),
-            Control(
-                "settings",
-                "Settings",
-                [
-                    Option("that think", {}),
-                    Option("all, 0/0/0 too", {"transform.0.filter": "true"}),
-                ],
-            ),
-        ],
-        [Print("elastic_executed"), Print("elastic_paper", {"x": 1})],
-        description="Perplexity over FLOPs per token for every setting of the ratios.",
-    )
+    settings = [
+        Option("that think", {}),
+        Option("all, 0/0/0 too", {"transform.0.filter": "true"}),
+    ]
+    return [Control("x", "Over", counts), Control("settings", "Settings", settings)]
 
 
-def _drawn(measured: Measured) -> dict[str, list[dict[str, Any]]]:
-    """The records of the figure by model; empty where none was turned up or down.
+def _drawn(measured: Perplexities) -> dict[str, Records]:
+    """Return the records of the figure by model; empty where no model has several settings.
 
-    Models without a router stand beside the others, of which those that nobody turned up or down
-    are left out.
+    Models without a router stand beside them; other models need three settings or more.
     """
     every = {name: records_of(name, result) for name, result in measured.results}
     every = {name: records for name, records in every.items() if records}
@@ -136,16 +139,16 @@ def _drawn(measured: Measured) -> dict[str, list[dict[str, Any]]]:
     return {**alone, **several} if several else {}
 
 
-def not_drawn(measured: Measured) -> list[str]:
-    """A sentence for each model that the figure leaves out, with its perplexities."""
+def not_drawn(measured: Perplexities) -> list[str]:
+    """Write a sentence for each model that the figure leaves out, with its perplexities."""
     drawn, sentences = _drawn(measured), []
     for name, result in measured.results:
         if name in drawn:
             continue
         figures = ", ".join(
-            f"{setting['perplexity']:.2f} at {percentages(setting['select_ratios'])} by "
-            f"{RULES.get(setting['router_selection'], ALONE)}"
-            for setting in result["settings"]
+            f"{setting.perplexity:.2f} at {percentages(setting.select_ratios)} by "
+            f"{RULES.get(setting.router_selection or '', ALONE)}"
+            for setting in result.settings
         )
         sentences.append(
             f"the perplexities of {name} are in no figure, which needs FLOPs and a model with a "
@@ -155,7 +158,7 @@ def not_drawn(measured: Measured) -> list[str]:
 
 
 def _models_control(labels: Sequence[str], routed: set[str]) -> list[Control]:
-    """Which sweep is shown, as two seeds have one colour; models without a router always are."""
+    """Make the choice of the sweep, as seeds share a colour; others than sweeps always show."""
     alone = [number for number, label in enumerate(labels) if label not in routed]
     options = [Option("all", {"transform.1.filter": "true"})]
     for number, label in enumerate(labels):
@@ -165,28 +168,29 @@ def _models_control(labels: Sequence[str], routed: set[str]) -> list[Control]:
     return [Control("model", "Model", options)] if len(routed) > 1 else []
 
 
-def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """A record for each setting whose FLOPs are known; one that stands twice is one."""
+def records_of(name: str, result: PerplexityResults) -> Records:
+    """Make a record for each setting whose FLOPs are known; one that stands twice is one."""
     found: dict[tuple, dict[str, Any]] = {}
-    for setting in result["settings"]:
-        if "executed_flops_per_token" not in setting:
+    for setting in result.settings:
+        executed, paper = setting.executed_flops_per_token, setting.paper_flops_per_token
+        if executed is None or paper is None:
             continue
-        ratios = percentages(setting["select_ratios"])
-        rule = RULES.get(setting["router_selection"], ALONE)
-        if setting.get("early_exit"):
-            rule += f", early exit at {setting['early_exit']:g}"
-        exact = tuple(setting["select_ratios"])
+        ratios = percentages(setting.select_ratios)
+        rule = RULES.get(setting.router_selection or "", ALONE)
+        if setting.early_exit:
+            rule += f", early exit at {setting.early_exit:g}"
+        exact = tuple(setting.select_ratios)
         found[exact, rule] = {
             "experiment": name,
             "key": f"{name} {exact}",
             "ratios": name if ratios == "–" else ratios,
             "rule": rule,
             "shares": percentages(mean_shares(setting)),
-            "perplexity": setting["perplexity"],
-            "executed": setting["executed_flops_per_token"] / 1e6,
-            "paper": setting["paper_flops_per_token"] / 1e6,
+            "perplexity": setting.perplexity,
+            "executed": executed / 1e6,
+            "paper": paper / 1e6,
             "named": False,
-            "thinks": rule == ALONE or any(setting["select_ratios"]),
+            "thinks": rule == ALONE or any(exact),
         }
     records = list(found.values())
     first: Sequence[dict] = [one for one in records if one["rule"] == records[0]["rule"]]
@@ -196,7 +200,7 @@ def records_of(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _covered(records: Sequence[dict[str, Any]]) -> str:
-    """A sentence on ratios whose points lie on one another, whatever the rule."""
+    """Write a sentence on ratios whose points lie on one another, whatever the rule."""
     shown = [record for record in records if record["thinks"]]
     by_ratios: dict[str, list[float]] = {}
     for record in shown:
@@ -210,12 +214,12 @@ def _covered(records: Sequence[dict[str, Any]]) -> str:
         return ""
     return (
         f" Of {len(close)} of {len(by_ratios)} settings the points of two rules lie on one "
-        "another; the pointer tells both where the chart is zoomed in."
+        "another; zoom in, and the pointer shows both."
     )
 
 
 def _place_names(records: Sequence[dict[str, Any]]) -> None:
-    """Note beside which side of its point each name stands; one that finds no room is left out."""
+    """Note on which side of its point each name stands; leave out one that finds no room."""
     shown = [at for at, record in enumerate(records) if record["thinks"]]
     views = [
         {at: (records[at][count], records[at]["perplexity"]) for at in view}
@@ -230,14 +234,14 @@ def _place_names(records: Sequence[dict[str, Any]]) -> None:
 
 
 def _looks(
-    measured: Measured, names: Sequence[str], experiments: Sequence[Experiment]
+    measured: Perplexities, names: Sequence[str], experiments: Sequence[Experiment]
 ) -> dict[str, Look]:
-    """The looks that models have on the whole page; after them those of models from elsewhere."""
+    """Return the looks that models have on the whole page, then those of models from elsewhere."""
     labels = {run.name: one.label for one in experiments for run in one.runs}
     results = dict(measured.results)
     others = [name for name in names if name not in labels]
     are_dense = {one.label: one.runs[0].is_dense for one in experiments}
-    are_dense |= {name: results[name]["model"].get("thinking") == "dense" for name in others}
+    are_dense |= {name: results[name].model.thinking == "dense" for name in others}
     found = looks_of(are_dense)
     return {name: found[labels.get(name, name)] for name in names}
 

@@ -1,4 +1,4 @@
-"""Which runs are repeats of one experiment, and what it is called."""
+"""Finds which runs repeat one experiment, and names it."""
 
 import re
 from collections import Counter
@@ -12,13 +12,13 @@ from itt_composer.recipe.thinking import Thinking
 from itt_composer.report.runs import Run
 from itt_composer.runs.repeats import common_name, first_of, important_settings
 
-# Perplexities of runs that differ in these are of other text or other tokens.
+# Perplexities of runs that differ in these do not compare: other text, or other tokens.
 MEASURED_ON = (
     *("model.vocab_size", "data.local", "data.remote", "data.seq_len", "data.domains*"),
     *("train.eval_batches", "train.eval_batch_size"),
 )
-# What other columns of the summary have.
-TOLD_ELSEWHERE = ("thinking.thinking", "thinking.thinking_steps", "thinking.select_ratios")
+# Settings that have columns of their own in the summary.
+IN_OTHER_COLUMNS = ("thinking.thinking", "thinking.thinking_steps", "thinking.select_ratios")
 SHORT = {"model.num_hidden_layers": "layers", "train.max_duration": "length"}
 _OF_ROUTERS = ("select_ratios", "router_norm", "router_selection", "reweighting")
 
@@ -28,9 +28,9 @@ class Experiment:
     """Runs that differ in nothing but their seeds.
 
     Attributes:
-        label: the names of its runs, what they have in common once.
+        label: the names of its runs, with their common parts once.
         runs: at least one.
-        differences: flat recipe keys that are not as in most runs of its size and kind.
+        differences: flat recipe keys whose values are not those of most runs of its size and kind.
     """
 
     label: str
@@ -39,12 +39,12 @@ class Experiment:
 
     @property
     def counted(self) -> list[Run]:
-        """The runs that figures are taken from: the finished ones, if there are any."""
+        """The runs that figures are of: the finished ones, if there are any."""
         return [run for run in self.runs if run.is_finished] or self.runs
 
 
 def group(runs: Sequence[Run]) -> list[Experiment]:
-    """The experiments: the usual one of each size and kind first, then what differs from it."""
+    """Group runs into experiments, the usual one of each size and kind first."""
     groups: list[list[Run]] = []
     for run in runs:
         for others in groups:
@@ -55,11 +55,11 @@ def group(runs: Sequence[Run]) -> list[Experiment]:
             groups.append([run])
     experiments = []
     for others in groups:
-        alike = [run for run in runs if _width(run) == _width(others[0])]
+        alike = [run for run in runs if _hidden_size(run) == _hidden_size(others[0])]
         found = _differences(important_settings(others[0].recipe), _usual(alike, others[0].kind))
         experiments.append(Experiment("", others, found))
-    experiments.sort(key=_place)
-    _name(experiments)
+    experiments.sort(key=_sort_key)
+    _name_all(experiments)
     return experiments
 
 
@@ -69,9 +69,9 @@ def _are_repeats(run: Run, other: Run) -> bool:
 
 
 def _usual(runs: Sequence[Run], kind: str) -> dict[str, Any]:
-    """The most frequent value of each key, of those the first.
+    """Return the most frequent value of each key, the first one among equals.
 
-    How a model thinks is compared with others of its kind, all else with every run.
+    Thinking settings are compared with runs of the same kind, all others with every run.
     """
     everyone = [important_settings(run.recipe) for run in runs]
     own = [recipe for run, recipe in zip(runs, everyone, strict=True) if run.kind == kind]
@@ -89,19 +89,19 @@ def _differences(recipe: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any
     return {key: own for key, (own, others) in pairs.items() if own != others}
 
 
-def _width(run: Run) -> int:
+def _hidden_size(run: Run) -> int:
     return run.recipe["model"].get("hidden_size", 0)
 
 
-def _place(experiment: Experiment) -> tuple:
+def _sort_key(experiment: Experiment) -> tuple:
     run = experiment.runs[0]
     thinking, count = run.recipe["thinking"], len(experiment.differences)
     kinds = Thinking.__args__  # type: ignore[attr-defined]
     kind = kinds.index(thinking["thinking"]) if thinking["thinking"] in kinds else len(kinds)
-    return _width(run), count > 0, kind, thinking.get("thinking_steps") or 1, count
+    return _hidden_size(run), count > 0, kind, thinking.get("thinking_steps") or 1, count
 
 
-def _name(experiments: Sequence[Experiment]) -> None:
+def _name_all(experiments: Sequence[Experiment]) -> None:
     for experiment in experiments:
         experiment.label = common_name([run.name for run in experiment.runs])
     counts = Counter(experiment.label for experiment in experiments)
@@ -111,22 +111,22 @@ def _name(experiments: Sequence[Experiment]) -> None:
 
 
 def differing_settings(experiments: Sequence[Experiment]) -> dict[str, list[str]]:
-    """The settings in which experiments of one kind and width differ, by the column's heading.
+    """Find the settings in which experiments of one kind and width differ.
 
     Returns:
-        of each setting its value in every experiment, "–" where the setting has no meaning.
+        By column heading, the setting's value in every experiment; "–" where it has no meaning.
     """
     keys = dict.fromkeys(
         key
         for experiment in experiments
         for key, value in experiment.differences.items()
-        if key not in TOLD_ELSEWHERE
+        if key not in IN_OTHER_COLUMNS
         and not _is_implied(key, value, experiment.differences, experiment.runs[0].description)
     )
     recipes = [_with_meaning(experiment.runs[0]) for experiment in experiments]
     columns = {key: [_in_words(key, recipe.get(key, UNSET)) for recipe in recipes] for key in keys}
-    if len({_width(experiment.runs[0]) for experiment in experiments}) > 1:
-        columns["model.hidden_size"] = [str(_width(one.runs[0])) for one in experiments]
+    if len({_hidden_size(experiment.runs[0]) for experiment in experiments}) > 1:
+        columns["model.hidden_size"] = [str(_hidden_size(one.runs[0])) for one in experiments]
     counts = Counter(map(_heading, columns))
     return {
         _heading(key) if counts[_heading(key)] == 1 else key: cells
@@ -135,7 +135,7 @@ def differing_settings(experiments: Sequence[Experiment]) -> dict[str, list[str]
 
 
 def _with_meaning(run: Run) -> dict[str, Any]:
-    """Flat settings; a dense model's without those of thinking."""
+    """Return flat settings; a dense model's without those of thinking."""
     return {
         key: value
         for key, value in important_settings(run.recipe).items()
@@ -150,7 +150,7 @@ def _heading(key: str) -> str:
 def _is_implied(
     key: str, value: Any, differences: dict[str, Any], description: dict[str, Any]
 ) -> bool:
-    """Whether a difference follows from another setting."""
+    """Say whether a difference follows from another setting."""
     section, _, name = key.partition(".")
     without_router = description.get("adaptive_routing") is False
     if without_router and ("capacity_annealing" in key or name in _OF_ROUTERS):
@@ -170,13 +170,13 @@ def _in_words(key: str, value: Any) -> str:
 
 
 def _length(duration: str) -> str:
-    """`1,600 batches` for 1600ba."""
+    """Return `1,600 batches` for 1600ba."""
     match = re.fullmatch(r"(\d+)ba", duration)
     return f"{int(match[1]):,} batches" if match else duration
 
 
 def incomparable(runs: Sequence[Run]) -> list[str]:
-    """Sentences on what makes validation losses of the runs not comparable."""
+    """Write a sentence on what makes validation losses of the runs not comparable."""
     sentences = []
     reference = runs[0]
     seen: set[str] = set()

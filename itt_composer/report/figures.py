@@ -1,7 +1,7 @@
-"""What a figure of the report is: a Vega-Lite chart, its data, its controls and its caption.
+"""Figures of the report: a Vega-Lite chart, its data, its controls and its caption.
 
-The page and the PNG are made from the same specification: a control's choice is a set of changes
-to it, which the page makes in the browser and `png` makes here.
+The page and the PNG share one specification. A control's choice is a set of changes to it, which
+the page makes in the browser and `png` makes here.
 """
 
 import copy
@@ -62,9 +62,9 @@ class Figure:
     Attributes:
         name: for links and files.
         title: of its section.
-        caption: tells somebody who has not read the paper what is plotted and what to look for.
+        caption: explains to a reader new to the paper what is plotted and what to look for.
         spec: of Vega-Lite, its data by name.
-        data: by name, records of the same keys.
+        data: by name, records that all have the same keys.
         controls: in order.
         prints: the PNGs.
         table: to stand below it (title, columns, rows, notes), or None.
@@ -83,7 +83,7 @@ class Figure:
 
 
 def prints_of(figure: Figure) -> list[Print]:
-    """All PNGs of a figure: where it shows one model, one for each there is, with its name."""
+    """Return all PNGs of a figure; where it shows one model, one for each model, with its name."""
     models = next((one.options for one in figure.controls if one.name == "run"), [])
     if not models:
         return list(figure.prints)
@@ -100,7 +100,7 @@ def prints_of(figure: Figure) -> list[Print]:
 
 
 def packed(figure: Figure) -> dict[str, Any]:
-    """What the page's script draws the figure from."""
+    """Return what the page's script draws the figure from."""
     return {
         "name": figure.name,
         "spec": {key: part for key, part in figure.spec.items() if key != "$schema"},
@@ -118,7 +118,7 @@ def packed(figure: Figure) -> dict[str, Any]:
 
 
 def pack(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Records by column: a text once, and numbers to five digits."""
+    """Pack records by column, with each text once and numbers of five digits."""
     columns: dict[str, Any] = {}
     for name in records[0] if records else ():
         values = [record[name] for record in records]
@@ -132,7 +132,7 @@ def pack(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """A number as the page holds it; other values as they are."""
+    """Round a number as the page holds it; return other values as they are."""
     if isinstance(value, bool) or not isinstance(value, float):
         return value
     if value != value or value in (float("inf"), float("-inf")):
@@ -142,7 +142,7 @@ def rounded(value: Any) -> Any:
 
 
 def changed(spec: dict[str, Any], changes: Changes) -> dict[str, Any]:
-    """A copy of a specification with other values in some places."""
+    """Return a copy of a specification with other values in some places."""
     spec = copy.deepcopy(spec)
     for place, value in changes.items():
         _set(spec, place.split("."), value)
@@ -165,7 +165,7 @@ def _set(part: Any, place: list[str], value: Any) -> None:
 
 
 def png(figure: Figure, wanted: Print, path: Path) -> None:
-    """Draw a figure for print; needs no browser."""
+    """Draw a figure for print, without a browser."""
     import vl_convert
 
     spec = print_spec(figure, wanted)
@@ -175,7 +175,7 @@ def png(figure: Figure, wanted: Print, path: Path) -> None:
 
 
 def print_spec(figure: Figure, wanted: Print) -> dict[str, Any]:
-    """A whole specification, with data, of a size for print."""
+    """Make a whole specification, with its data, in the size for print."""
     spec = figure.spec
     for control in figure.controls:
         spec = changed(spec, control.options[wanted.choices.get(control.name, 0)].changes)
@@ -204,7 +204,7 @@ def print_spec(figure: Figure, wanted: Print) -> dict[str, Any]:
 
 
 def _texts_of_scales(part: Any) -> list[str]:
-    """What legends name."""
+    """Return the texts that legends show."""
     if isinstance(part, list):
         return [text for one in part for text in _texts_of_scales(one)]
     if not isinstance(part, dict):

@@ -1,18 +1,18 @@
-"""Where the names of points stand, so that they cover no point and no other name."""
+"""Places the names of points so that they cover no point and no other name."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-LETTER, HEIGHT = 5.8, 11.0  # pixels of a name
-GAP = 8.0  # from the middle of a point to its name
+NAME_LETTER, HEIGHT = 5.8, 11.0  # pixels of a name
+MARGIN = 8.0  # from the middle of a point to its name
 MARKER = 6.0  # half of a point's width
-# Pixels of the area that the points span, in print, on a phone and on the widest page: between
-# them, points come apart in either direction.
-SIZES = ((200, 190), (250, 168), (600, 300), (1000, 320))
+# Pixels of the area that the points span, in print, on a phone and on the widest page; between
+# these sizes points move apart in either direction.
+AREAS = ((200, 190), (250, 168), (600, 300), (1000, 320))
 
 
 class Place(NamedTuple):
-    """Where a name stands beside its point: pixels from its middle, and the end that is there."""
+    """A place beside a point: pixels from its middle, and the end of the name that is there."""
 
     dx: float
     dy: float
@@ -20,10 +20,10 @@ class Place(NamedTuple):
 
 
 PLACES = (
-    Place(0, -GAP - HEIGHT / 2, "center"),
-    Place(0, GAP + HEIGHT / 2, "center"),
-    Place(GAP, 0, "left"),
-    Place(-GAP, 0, "right"),
+    Place(0, -MARGIN - HEIGHT / 2, "center"),
+    Place(0, MARGIN + HEIGHT / 2, "center"),
+    Place(MARGIN, 0, "left"),
+    Place(-MARGIN, 0, "right"),
 )
 Box = tuple[float, float, float, float]
 
@@ -31,13 +31,13 @@ Box = tuple[float, float, float, float]
 def placed(
     names: Mapping[int, str], views: Sequence[Mapping[int, tuple[float, float]]]
 ) -> dict[int, Place]:
-    """The place of each name that has one which is free in every view.
+    """Return the place of each name that finds one which is free in every view.
 
     Args:
-        names: of points, by their numbers.
-        views: the points that are drawn together, (x, y) by their numbers.
+        names: of points, by the points' numbers.
+        views: points that are drawn together, (x, y) by their numbers.
     """
-    areas = [_in_pixels(view, size) for view in views if view for size in SIZES]
+    areas = [_in_pixels(view, size) for view in views if view for size in AREAS]
     found: dict[int, Place] = {}
     for number in names:
         for place in PLACES:
@@ -54,7 +54,7 @@ def _is_free(
     names: Mapping[int, str],
     chosen: Mapping[int, Place],
 ) -> bool:
-    """Whether a name covers no point of an area and no name that has its place already."""
+    """Say whether a name covers no point of an area and no name that is placed already."""
     if number not in area:
         return True
     own = _box(area[number], names[number], place)
@@ -75,7 +75,7 @@ def _in_pixels(
 
 
 def _box(point: tuple[float, float], name: str, place: Place) -> Box:
-    width = LETTER * len(name)
+    width = NAME_LETTER * len(name)
     x, y = point[0] + place.dx, point[1] + place.dy
     left = x - width * {"left": 0.0, "center": 0.5, "right": 1.0}[place.align]
     return left, y - HEIGHT / 2, left + width, y + HEIGHT / 2

@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds its data, its figures and all that draws them."""
+"""Renders the page: one HTML file with its data, its figures and all that draws them."""
 
 import json
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ TEMPLATES = Path(__file__).with_name("page")
 
 @dataclass
 class Page:
-    """What stands on the page.
+    """The content of the page.
 
     Attributes:
         title: of the page.
-        runs: how many there are.
+        runs: their number.
         summary: the table of experiments.
         figures: in order.
-        maps: of the routing map, see `routing_map.content`.
-        map_caption: below it.
+        maps: data of the routing map, see `routing_map.content`.
+        map_caption: below the map.
         warnings: sentences on what does not compare.
-        missing: (what is not there, the command that makes it).
+        missing: (what has not been measured, the command that measures it).
     """
 
     title: str
@@ -42,7 +42,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The whole file; it asks for nothing from anywhere."""
+    """Render the whole file, which loads nothing from anywhere."""
     import vl_convert
 
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -69,7 +69,7 @@ def render(page: Page) -> str:
 
 
 def as_script(data: Any) -> str:
-    """JSON that no text within can end the script element of."""
+    """Write JSON in which no text can end the script element around it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

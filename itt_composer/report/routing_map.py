@@ -1,4 +1,4 @@
-"""The routing map: a text with each token shaded by the thinking steps it took."""
+"""Draws the routing map: a text with each token shaded by the thinking steps it took."""
 
 import math
 import unicodedata
@@ -8,8 +8,9 @@ import altair as alt
 
 from itt_composer.report.figures import Figure, Print
 from itt_composer.report.measured import Measured
+from itt_composer.results.thinking import ShownText, ThinkingResults
 
-WEIGHT_DIGITS = 3
+MAP_DIGITS = 3
 # Of the print, in characters and pixels.
 LINE_LENGTH, MOST_LINES, CHARACTER, LINE_HEIGHT = 84, 22, 6.0, 17
 NEWLINE = "⏎"
@@ -23,64 +24,62 @@ CAPTION = (
 )
 
 
-def content(measured: Measured) -> list[dict[str, Any]]:
-    """What the page's script draws the map from: every model with its texts."""
+def content(measured: Measured[ThinkingResults]) -> list[dict[str, Any]]:
+    """Return what the page's script draws the map from: every model with its texts."""
     return [
-        {"name": name, "texts": [_text(text) for text in result["texts"]]}
+        {"name": name, "texts": [_text(text) for text in result.texts]}
         for name, result in measured.results
-        if any(text["steps"] for text in result["texts"])
+        if any(text.steps for text in result.texts)
     ]
 
 
-def _text(text: dict[str, Any]) -> dict[str, Any]:
+def _text(text: ShownText) -> dict[str, Any]:
     steps = [
         {
-            "layer": step["layer"],
-            "step": step["step"],
-            "weights": [_short(weight) for weight in step["weights"] or []],
-            "selected": [int(bool(taken)) for taken in step["selected"]],
+            "layer": step.layer,
+            "step": step.step,
+            "weights": [_short(weight) for weight in step.weights or []],
+            "selected": step.selected,
         }
-        for step in text["steps"]
+        for step in text.steps
     ]
-    return {"name": text["name"], "tokens": list(text["tokens"]), "steps": steps}
+    return {"name": text.name, "tokens": text.tokens, "steps": steps}
 
 
-def _short(weight: float | None) -> float | None:
-    if weight is None or not math.isfinite(weight):
-        return None
-    return round(weight, WEIGHT_DIGITS)
+def _short(weight: float) -> float | None:
+    return round(weight, MAP_DIGITS) if math.isfinite(weight) else None
 
 
-def for_print(measured: Measured) -> list[Figure]:
-    """The first text of every model that print has room for, as far as it fits, for PNG."""
+def for_print(measured: Measured[ThinkingResults]) -> list[Figure]:
+    """Draw, for PNG, the first printable text of every model, as far as it fits."""
     return [
         _figure(number, name, text)
         for number, (name, result) in enumerate(measured.results, start=1)
-        for text in [text for text in result["texts"] if _is_printable(text)][:1]
+        for text in [text for text in result.texts if _is_printable(text)][:1]
     ]
 
 
-def unprinted(measured: Measured) -> list[str]:
-    """A sentence for each model without a PNG, as lines are laid out from left to right."""
+def unprinted(measured: Measured[ThinkingResults]) -> list[str]:
+    """Write a sentence for each model without a PNG, as lines are laid out from left to right."""
     return [
         f"{name} has no routing map as PNG: its texts have letters that are written from right to "
         "left; the page shows them"
         for name, result in measured.results
-        if any(text["steps"] for text in result["texts"])
-        and not any(_is_printable(text) for text in result["texts"])
+        if any(text.steps for text in result.texts)
+        and not any(_is_printable(text) for text in result.texts)
     ]
 
 
-def _is_printable(text: dict[str, Any]) -> bool:
-    letters = {unicodedata.bidirectional(letter) for token in text["tokens"] for letter in token}
-    return bool(text["steps"]) and not letters & {"R", "AL"}
+def _is_printable(text: ShownText) -> bool:
+    letters = {unicodedata.bidirectional(letter) for token in text.tokens for letter in token}
+    return bool(text.steps and letters) and not letters & {"R", "AL"}
 
 
-def _figure(number: int, name: str, text: dict[str, Any]) -> Figure:
-    taken = [sum(values) for values in zip(*(s["selected"] for s in text["steps"]), strict=True)]
-    records = laid_out(text["tokens"], taken)
+def _figure(number: int, name: str, text: ShownText) -> Figure:
+    taken = [sum(values) for values in zip(*(step.selected for step in text.steps), strict=True)]
+    records = laid_out(text.tokens, taken)
     lines = 1 + max(record["line"] for record in records)
-    most = len(text["steps"])
+    most = len(text.steps)
     base = alt.Chart(alt.NamedData("tokens")).encode(
         x=alt.X("start:Q", axis=None, scale=alt.Scale(domain=[0, LINE_LENGTH], nice=False)),
     )
@@ -120,18 +119,18 @@ def _figure(number: int, name: str, text: dict[str, Any]) -> Figure:
 
 
 def laid_out(tokens: list[str], steps: list[int]) -> list[dict[str, Any]]:
-    """Where each token stands in lines of equal characters; a line break ends one."""
+    """Lay tokens out in lines of equal characters; a line break ends a line."""
     found: list[dict[str, Any]] = []
     line = column = 0
     for token, taken in zip(tokens, steps, strict=True):
         shown = token.replace("\n", NEWLINE).replace("\t", "  ")
         for part in _parts(shown):
-            if column and column + cells(part) > LINE_LENGTH:
+            if column and column + columns_of(part) > LINE_LENGTH:
                 line, column = line + 1, 0
             if line >= MOST_LINES:
                 return found
             # Texts are drawn without the spaces at their ends.
-            word, end = column + len(part) - len(part.lstrip()), column + cells(part)
+            word, end = column + len(part) - len(part.lstrip()), column + columns_of(part)
             place = {"line": line, "start": column, "word": word, "end": end}
             found.append({**place, "text": part, "steps": taken})
             column = end
@@ -141,17 +140,17 @@ def laid_out(tokens: list[str], steps: list[int]) -> list[dict[str, Any]]:
 
 
 def _parts(text: str) -> list[str]:
-    """A text in parts that a line has room for; none of an empty one."""
+    """Divide a text into parts that a line has room for; an empty one into none."""
     parts: list[str] = []
     for letter in text:
-        if not parts or cells(parts[-1] + letter) > LINE_LENGTH:
+        if not parts or columns_of(parts[-1] + letter) > LINE_LENGTH:
             parts.append("")
         parts[-1] += letter
     return parts
 
 
-def cells(text: str) -> int:
-    """How many columns a text takes: a wide letter two, a mark upon another none."""
+def columns_of(text: str) -> int:
+    """Return how many columns a text takes: two for a wide letter, none for a combining mark."""
     marks = ("Mn", "Me", "Cf")
     letters = [letter for letter in text if unicodedata.category(letter) not in marks]
     return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in letters)

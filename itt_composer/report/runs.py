@@ -1,6 +1,5 @@
-"""The runs of a report: their recipes, ends and curves."""
+"""Reads the runs of a report: their recipes, ends and curves."""
 
-import json
 import math
 import re
 from collections import Counter
@@ -8,33 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.text import readable
 from itt_composer.recipe.description import GEOMETRY_FIELDS, kind_label
-from itt_composer.recipe.layers import values_of
 from itt_composer.results.files import LossLog
-from itt_composer.runs.metrics import read_metrics
-from itt_composer.runs.repeats import rows_of_run, with_thinking_of_today
+from itt_composer.runs.folder import LOSSES, RunFolder
+from itt_composer.runs.repeats import with_thinking_of_today
+from itt_composer.runs.summary import RunSummary
 
 if TYPE_CHECKING:
     from itt_composer.models.configuration import IttConfig
 
 TRAINING_LOSS = "loss/train/total"
-VALIDATION = {
-    "loss": "metrics/eval/LanguageCrossEntropy",
-    "by_threshold": "metrics/eval_threshold/LanguageCrossEntropy",
-}
+VALIDATION = dict(zip(("loss", "by_threshold"), LOSSES, strict=True))
 HOURS = "time/train"
 RATIO = re.compile(r"capacity_annealing/select_ratio/step_(\d+)")
-THINKING = re.compile(r"thinking/layer_(\d+)/step_(\d+)/(\w+)")
+STATISTIC = re.compile(r"thinking/layer_(\d+)/step_(\d+)/(\w+)")
 LENGTH = re.compile(r"([\d.]+(?:e\d+)?)(ba|tok|sp)")
 OLD_RECIPE = re.compile(r"recipe_until_batch_(\d+)\.yaml")
-SIZES = (
+WHOLE_NUMBERS = (  # whole numbers of a recipe
     *(("model", name) for name in GEOMETRY_FIELDS),
     ("data", "seq_len"),
 )
@@ -43,7 +36,7 @@ NAMES = {"batch", "tokens", TRAINING_LOSS, HOURS, *VALIDATION.values()}
 
 @dataclass
 class Validation:
-    """What a run's evaluation measured, in nats per token, and what had gone into the run."""
+    """The loss of an evaluation, nats per token, and what the run had taken until then."""
 
     batch: int
     tokens: int
@@ -62,11 +55,11 @@ class Run:
         name: unlike that of any other run of the report.
         recipe: as resolved when it was started.
         summary: of its end; None while it is not finished.
-        rows: what it trains on, see `rows_of_run`.
-        batches, tokens, hours, flops: what lay behind it at each batch that was logged; executed
+        rows: digests of what it trains on, see `RunFolder.row_digests`.
+        batches, tokens, hours, flops: what it had taken at each batch that was logged; executed
             FLOPs of forward and backward, hours of training without evaluations (NaN in a run
             that did not log them).
-        losses: training loss of the batch that follows, nats per token; None where not logged.
+        losses: training loss of the next batch, nats per token; None where not logged.
         validations: in order.
         thinking: (batch index in the lists above, value) by layer, step and figure.
     """
@@ -74,7 +67,7 @@ class Run:
     path: Path
     name: str
     recipe: dict[str, Any]
-    summary: dict[str, Any] | None
+    summary: RunSummary | None
     rows: dict[str, str] = field(default_factory=dict)
     batches: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -86,7 +79,7 @@ class Run:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Geometry and thinking, as `itt_composer.paper.figures` takes them."""
+        """Geometry and thinking, as `recipe.description` takes them."""
         return {"model_type": "itt", **self.recipe["model"], **self.recipe["thinking"]}
 
     @property
@@ -101,7 +94,7 @@ class Run:
 
     @property
     def seeds(self) -> tuple[Any, Any]:
-        """Of weights and of the order of the data."""
+        """The seeds of the weights and of the order of the data."""
         return self.recipe.get("seed"), self.recipe["data"].get("shuffle_seed")
 
     @property
@@ -124,7 +117,7 @@ class Run:
 
     @property
     def geometry(self) -> tuple:
-        """What makes two models the same size."""
+        """The sizes that make two models equally large."""
         return tuple(self.recipe["model"].get(name) for name in GEOMETRY_FIELDS)
 
     @property
@@ -133,10 +126,10 @@ class Run:
         if self.summary is None or not self.validations:
             return None
         last = self.validations[-1]
-        return last if last.batch == self.summary["batches"] else None
+        return last if last.batch == self.summary.batches else None
 
     def loss_log(self) -> LossLog:
-        """As the table of data efficiency takes it, with a label unlike that of any other run."""
+        """Return what the table of data efficiency takes, with a label that no other run has."""
         losses = [(validation.tokens, validation.loss) for validation in self.validations]
         return LossLog(self.path, {**self.recipe, "run_name": self.name}, losses)
 
@@ -145,7 +138,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read every run; one that is named twice counts once.
 
     Raises:
-        UserError: a folder that is no run, or whose recipe or summary cannot be read.
+        UserError: a folder is not a run, or its recipe or summary cannot be read.
     """
     by_place: dict[Path, Path] = {}
     for folder in folders:
@@ -164,26 +157,27 @@ def read_run(folder: Path) -> Run:
     Raises:
         UserError: as `read_runs`.
     """
-    recipe = readable(_read_recipe(folder))
-    summary = _read_summary(folder / "summary.json")
-    run = Run(folder, str(recipe["run_name"]), recipe, summary, rows_of_run(folder, "train"))
-    if (folder / "metrics.jsonl").is_file():
-        _read_curves(run)
+    place = RunFolder(folder)
+    recipe = readable(_read_recipe(place))
+    rows = place.row_digests("train")
+    run = Run(folder, str(recipe["run_name"]), recipe, place.summary(), rows)
+    if place.metrics_file.is_file():
+        _read_curves(run, place.metrics(_wanted))
     return run
 
 
 def config_of(run: Run) -> "IttConfig":
-    """The configuration of its model.
+    """Return the configuration of a run's model.
 
     Raises:
-        UserError: its recipe describes none.
+        UserError: the recipe does not describe a model.
     """
     from itt_composer.models.configuration import IttConfig
 
     try:
         return IttConfig(**run.recipe["model"], **run.recipe["thinking"])
     except (TypeError, ValueError) as error:
-        raise UserError(f"{run.path / 'recipe.yaml'} describes no model: {error}") from None
+        raise UserError(f"{run.path / 'recipe.yaml'} does not describe a model: {error}") from None
 
 
 def flops_after(
@@ -192,14 +186,14 @@ def flops_after(
     tokens: Sequence[int],
     ratios: Sequence[tuple[float, ...]],
 ) -> list[float]:
-    """Executed FLOPs of forward and backward that lie behind each batch that was logged.
+    """Add up the executed FLOPs of forward and backward until each batch that was logged.
 
     A batch that was not logged counts like the last one before it that was.
 
     Args:
         config: of the model.
         seq_len: tokens of a sequence.
-        tokens: those that lie behind each batch, ascending.
+        tokens: trained on until each batch, ascending.
         ratios: ρ_t in force in each of them; under top-p they stand for the shares of the tokens.
     """
     from itt_composer.models.flops import executed_flops
@@ -210,15 +204,15 @@ def flops_after(
 
     total, before, found = 0.0, 0, []
     in_force = ratios[0] if ratios else ()
-    for behind, own in zip(tokens, ratios, strict=True):
-        total += (behind - before) / seq_len * cost(in_force)
+    for until, own in zip(tokens, ratios, strict=True):
+        total += (until - before) / seq_len * cost(in_force)
         found.append(total)
-        before, in_force = behind, own
+        before, in_force = until, own
     return found
 
 
 def continuations(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each run that went on with another recipe than it was begun with."""
+    """Write a sentence for each run that went on with another recipe than at its beginning."""
     sentences = []
     for run in runs:
         found = [OLD_RECIPE.fullmatch(file.name) for file in run.path.glob("recipe_until_*.yaml")]
@@ -233,68 +227,43 @@ def continuations(runs: Sequence[Run]) -> list[str]:
 
 
 def without_end(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each finished run of which nobody knows where its validation loss ended."""
+    """Write a sentence for each finished run whose final validation loss is unknown."""
     sentences = []
     for run in runs:
         if run.summary is None or run.end is not None:
             continue
-        loss = run.summary["validation_loss"]
+        loss = run.summary.validation_loss
         if math.isfinite(loss):
-            why = f"has no validation of its last batch, {run.summary['batches']:,}, in its log"
+            why = f"has no validation of its last batch, {run.summary.batches:,}, in its log"
         else:
             why = f"has diverged: its validation loss at the end is {loss}"
         sentences.append(f"{run.name} {why}; it is left out of what the runs reached at their end")
     return sentences
 
 
-def _read_recipe(folder: Path) -> dict[str, Any]:
-    file = folder / "recipe.yaml"
+def _read_recipe(run: RunFolder) -> dict[str, Any]:
+    recipe, file = run.recipe(), run.recipe_file
     try:
-        recipe = values_of(file.read_text(encoding="utf-8"))
-        _ = (recipe["run_name"], recipe["thinking"]["thinking"], recipe["data"]["local"])
+        _ = (recipe["thinking"]["thinking"], recipe["data"]["local"])
         _ = recipe["train"]["max_duration"]
-        sizes = {f"{section}.{key}": recipe[section][key] for section, key in SIZES}
-    except OSError:
-        raise UserError(
-            f"{folder} is no folder of a run: there is no {file.name} in it; name what a recipe "
-            "has as run_folder, such as runs/quickstart/itt_x4"
-        ) from None
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError(f"{file} is no recipe of a run; name another folder") from None
+        sizes = {f"{section}.{key}": recipe[section][key] for section, key in WHOLE_NUMBERS}
+    except KeyError:
+        raise UserError(f"{file} is not the recipe of a run; name another folder") from None
     for key, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise UserError(
-                f"{file}: {key}={size} is no positive whole number, so the file was changed after "
-                "the run; put it right or leave the run out"
+                f"{file}: {key}={size} is not a positive whole number, so the file was changed "
+                "after the run; put it right or leave the run out"
             )
     return with_thinking_of_today(recipe)
 
 
-def _read_summary(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
-        return None
-    try:
-        summary = json.loads(file.read_bytes())
-        if summary["validation_loss"] is None:  # of a model that diverged
-            summary["validation_loss"] = math.nan
-        for name in ("batches", "tokens", "train_seconds", "validation_loss"):
-            if not isinstance(summary[name], (int, float)):
-                raise TypeError
-        if not isinstance(summary.get("validation_loss_by_threshold"), (int, float, NoneType)):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{file} cannot be read; delete it and start the run again, which then writes it anew"
-        ) from None
-    return summary
-
-
 def _wanted(name: str) -> bool:
-    return name in NAMES or bool(RATIO.fullmatch(name) or THINKING.fullmatch(name))
+    return name in NAMES or bool(RATIO.fullmatch(name) or STATISTIC.fullmatch(name))
 
 
-def _read_curves(run: Run) -> None:
-    lines = [_finite(line) for line in read_metrics(run.path, _wanted)]
+def _read_curves(run: Run, logged: list[dict[str, Any]]) -> None:
+    lines = [_finite(line) for line in logged]
     lines = [line for line in lines if isinstance(line.get("tokens"), int)]
     run.batches = [line["batch"] for line in lines]
     run.tokens = [line["tokens"] for line in lines]
@@ -308,14 +277,14 @@ def _read_curves(run: Run) -> None:
             measured = (line[VALIDATION["loss"]], line.get(VALIDATION["by_threshold"]))
             run.validations.append(Validation(*so_far, *measured))
         for name, value in line.items():
-            match = THINKING.fullmatch(name)
+            match = STATISTIC.fullmatch(name)
             if match:
                 key = (int(match[1]), int(match[2]), match[3])
                 run.thinking.setdefault(key, []).append((place, value))
 
 
 def _finite(line: dict[str, Any]) -> dict[str, Any]:
-    """Without what is no number: a run that diverged logs NaN."""
+    """Leave out what is not a finite number: a run that diverged logs NaN."""
     return {
         name: value
         for name, value in line.items()
@@ -324,7 +293,7 @@ def _finite(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _carried_on(values: Sequence[float | None]) -> list[float]:
-    """Each gap filled with the value before it, at the beginning with 0; NaN if all are gaps."""
+    """Fill each gap with the value before it, at the beginning with 0; NaN if all are gaps."""
     last, found = 0.0 if any(value is not None for value in values) else math.nan, []
     for value in values:
         last = last if value is None else value
@@ -333,7 +302,7 @@ def _carried_on(values: Sequence[float | None]) -> list[float]:
 
 
 def _ratios_in_force(lines: list[dict], trained: Sequence[float]) -> list[tuple[float, ...]]:
-    """ρ_t of each batch: as logged by capacity annealing, else the recipe's."""
+    """Return ρ_t of each batch: as capacity annealing logged it, else the recipe's."""
     in_force, found = tuple(trained), []
     for line in lines:
         names = [f"capacity_annealing/select_ratio/step_{t + 1}" for t in range(len(trained))]

@@ -1,26 +1,26 @@
-"""The table of a report: an experiment a line, what it is, what it reached and what it took."""
+"""Makes the table of a report: for each experiment what it is, reached and took."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from itt_composer.basics.tables import Table
+from itt_composer.basics.losses import perplexity
+from itt_composer.basics.tables import GAP, Table
 from itt_composer.report.axes import flops_unit
 from itt_composer.report.experiments import Experiment, differing_settings
 from itt_composer.report.runs import Run, config_of
 from itt_composer.results.perplexity_report import percentages
 
-NOTHING = "–"
-MOST_NATS = 100.0  # beyond it a run has diverged
+DIVERGED = 100.0  # nats per token: a run with more has diverged
 PAPERS_COST = "paper's\nMFLOPs\nper token"
-DETAILS = ("params", PAPERS_COST)  # which a terminal has no room for
+DETAILS = ("params", PAPERS_COST)  # columns that a terminal has no room for
 BRIEF_WIDTH = 80  # of a terminal
 
 
 @dataclass
 class Cell:
-    """A figure: the mean over seeds, and from the least to the greatest."""
+    """A figure: the mean over seeds, and the range from the least to the greatest."""
 
     text: str
     spread: str = ""
@@ -28,7 +28,7 @@ class Cell:
 
 @dataclass
 class Line:
-    """An experiment in the table; `label` is as in the figures."""
+    """An experiment in the table, with the label that it has in the figures."""
 
     label: str
     state: str
@@ -40,7 +40,7 @@ class Summary:
     """The whole table, for the page, the terminal and Markdown.
 
     Attributes:
-        settings: the columns, of all, whose settings differ between the experiments.
+        settings: those of the columns that hold a setting which differs between experiments.
     """
 
     columns: list[str]
@@ -49,7 +49,7 @@ class Summary:
     settings: Sequence[str] = ()
 
     def table(self) -> Table:
-        """For Markdown."""
+        """Make the table for Markdown."""
         rows = [
             [
                 _with_state(line),
@@ -63,7 +63,7 @@ class Summary:
         return Table("Runs", ["run", *self.columns], rows, notes=self.notes)
 
     def brief(self) -> Table:
-        """For a terminal: fewer columns, and of several seeds the mean alone."""
+        """Make the table for a terminal, with fewer columns and, for several seeds, means only."""
         kept = [number for number, column in enumerate(self.columns) if column not in DETAILS]
         left_out: list[str] = []
         for column in [*reversed(self.settings), "training\ntime", "seeds", "ratios, %"]:
@@ -80,7 +80,7 @@ class Summary:
         return Table(title, ["run", *(self.columns[number] for number in kept)], rows, notes=notes)
 
     def _width(self, kept: Sequence[int]) -> int:
-        """Letters of a line with these columns."""
+        """Count the letters of a line with these columns."""
         widths = [max((len(_with_state(line)) for line in self.lines), default=0)]
         for number in kept:
             heads = map(len, self.columns[number].split("\n"))
@@ -89,7 +89,7 @@ class Summary:
 
 
 def summarise(experiments: Sequence[Experiment]) -> Summary:
-    """Figures of all experiments."""
+    """Make the table of all experiments."""
     runs = [run for experiment in experiments for run in experiment.counted]
     most = max((flops for run in runs if (flops := total_flops(run)) is not None), default=0.0)
     unit = flops_unit(most)
@@ -121,8 +121,8 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
     ]
     if has_several:
         notes.append(
-            "Of several seeds the mean, and from the least to the greatest; “2 of 3” where one has "
-            "no such figure, as the perplexity of a run that diverged."
+            "For several seeds: the mean, and the range from the least to the greatest; “2 of 3” "
+            "where one has no such figure, as the perplexity of a run that diverged."
         )
     if any(run.recipe["thinking"].get("router_selection") == "top_p" for run in runs):
         notes.append(
@@ -133,37 +133,37 @@ def summarise(experiments: Sequence[Experiment]) -> Summary:
 
 
 def total_flops(run: Run) -> float | None:
-    """Executed training FLOPs so far; None where nothing or not the whole run was logged."""
-    if not run.flops or (run.summary is not None and run.batches[-1] < run.summary["batches"]):
+    """Return executed training FLOPs so far; None where the log lacks some or all of the run."""
+    if not run.flops or (run.summary is not None and run.batches[-1] < run.summary.batches):
         return None
     return run.flops[-1]
 
 
 def validation_loss(run: Run) -> float | None:
-    """At its end, or the last so far, nats per token."""
+    """Return the validation loss at the end, or the last one so far, nats per token."""
     if run.summary is not None:
-        return run.summary["validation_loss"]
+        return run.summary.validation_loss
     return run.validations[-1].loss if run.validations else None
 
 
 def loss_by_threshold(run: Run) -> float | None:
-    """Likewise, by thresholds; None for a model without a router."""
+    """Return the same by thresholds; None for a model without a router."""
     if run.summary is not None:
-        return run.summary.get("validation_loss_by_threshold")
+        return run.summary.validation_loss_by_threshold
     return run.validations[-1].by_threshold if run.validations else None
 
 
-def tokens(run: Run) -> int:
-    """Tokens it was trained on so far."""
+def trained_tokens(run: Run) -> int:
+    """Return how many tokens a run was trained on so far."""
     if run.summary is not None:
-        return run.summary["tokens"]
+        return run.summary.tokens
     return run.tokens[-1] if run.tokens else 0
 
 
 def seconds(run: Run) -> float | None:
-    """Training time so far, without evaluations; None where nobody took it."""
+    """Return the training time so far, without evaluations; None where it was not logged."""
     if run.summary is not None:
-        return run.summary["train_seconds"]
+        return run.summary.train_seconds
     return 3600 * run.hours[-1] if run.hours and not math.isnan(run.hours[-1]) else None
 
 
@@ -177,14 +177,14 @@ def _line(experiment: Experiment, settings: Sequence[str], flops_size: float) ->
         experiment.label,
         _state(experiment),
         [
-            _cell(runs, lambda run: _exp(validation_loss(run)), "{:.2f}".format),
-            _cell(runs, lambda run: _exp(loss_by_threshold(run)), "{:.2f}".format),
+            _cell(runs, lambda run: _in_perplexity(validation_loss(run)), "{:.2f}".format),
+            _cell(runs, lambda run: _in_perplexity(loss_by_threshold(run)), "{:.2f}".format),
             Cell(first.kind),
             Cell(percentages(first.recipe["thinking"].get("select_ratios") or [])),
             *map(Cell, settings),
             Cell(str(len({run.seeds for run in runs}))),
             Cell(f"{parameters / 1e6:,.2f} M"),
-            _cell(runs, tokens, counted),
+            _cell(runs, trained_tokens, counted),
             _cell(runs, total_flops, lambda flops: f"{flops / flops_size:,.2f}"),
             Cell(f"{paper_tflops(config, seq_len) * 1e6 / seq_len:,.2f}"),
             _cell(runs, seconds, duration),
@@ -207,22 +207,22 @@ def _state(experiment: Experiment) -> str:
 
 
 def _cell(
-    runs: Sequence[Run], figure: Callable[[Run], float | None], told: Callable[[float], str]
+    runs: Sequence[Run], figure: Callable[[Run], float | None], shown: Callable[[float], str]
 ) -> Cell:
     values = [value for run in runs if (value := figure(run)) is not None]
     if not values:
-        return Cell(NOTHING)
-    low, high = told(min(values)), told(max(values))
+        return Cell(GAP)
+    low, high = shown(min(values)), shown(max(values))
     of = f" ({len(values)} of {len(runs)})" if len(values) < len(runs) else ""
-    return Cell(told(mean(values)) + of, "" if low == high else f"{low}–{high}")
+    return Cell(shown(mean(values)) + of, "" if low == high else f"{low}–{high}")
 
 
-def _exp(loss: float | None) -> float | None:
-    return None if loss is None or not loss < MOST_NATS else math.exp(loss)
+def _in_perplexity(loss: float | None) -> float | None:
+    return None if loss is None or not loss < DIVERGED else perplexity(loss)
 
 
 def counted(tokens: float) -> str:
-    """`2.05 M`, `50 B`."""
+    """Return `2.05 M`, `50 B`."""
     tokens = float(f"{tokens:.3g}")
     for size, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
         if tokens >= size:
@@ -231,7 +231,7 @@ def counted(tokens: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`52 s`, `6 min`, `13 h 05 min`."""
+    """Return `52 s`, `6 min`, `13 h 05 min`."""
     if round(seconds) < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""How figures look, on a light page, on a dark one and in print."""
+"""Sets how figures look on a light page, on a dark one and in print."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ PRINT_FONT = "DejaVu Sans, sans-serif"
 
 
 def config(is_dark: bool = False, font: str = FONT) -> dict[str, Any]:
-    """Vega-Lite's configuration."""
+    """Return Vega-Lite's configuration."""
     text, faint, grid = (
         ("#e4e7eb", "#9aa3ad", "#2b3138") if is_dark else ("#1c2127", "#5b6470", "#e8eaed")
     )
@@ -74,5 +74,5 @@ def config(is_dark: bool = False, font: str = FONT) -> dict[str, Any]:
 
 
 def print_config() -> dict[str, Any]:
-    """For figures of a paper: light, on white."""
+    """Return the configuration for figures of a paper: light, on white."""
     return {**config(font=PRINT_FONT), "background": "white"}

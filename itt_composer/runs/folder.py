@@ -1,301 +1,154 @@
-"""The folder of one training run, and what its files say about going on."""
+"""The folder of a run, read: its recipe, summary, losses and checkpoints; no torch."""
 
-import fcntl
 import json
-import os
-import re
-import socket
-import sys
-import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from itt_composer.basics.errors import UserError
-from itt_composer.basics.files import numbers_only, write_json, write_whole
-from itt_composer.recipe.changes import Differences, changes, describe, impossible, is_free
 from itt_composer.recipe.layers import values_of
-from itt_composer.recipe.schema import Recipe, recipe_as_yaml
+from itt_composer.runs.checkpoints.places import complete_checkpoints, partial_checkpoints
+from itt_composer.runs.metrics import read_metrics
+from itt_composer.runs.summary import RunSummary, read_summary
 
-LATEST = "latest-rank0.pt"
-# One file, or the folder of a sharded checkpoint.
-CHECKPOINT = re.compile(r"ep(\d+)-ba(\d+)(-rank0\.pt)?")
-METADATA = ".metadata"
-ALLOW_CHANGES = "--allow-changes"
-LOCKED = (BlockingIOError, PermissionError)  # the errors that tell of another's lock
-LEASE = 120  # seconds; of NFS it is 90 by default
+# Logged at each validation: by the rule of training, and by thresholds.
+LOSSES = ("metrics/eval/LanguageCrossEntropy", "metrics/eval_threshold/LanguageCrossEntropy")
+SECTIONS = ("model", "thinking", "data", "train")
 
 
 class RunFolder:
-    """`recipe.yaml`, `shards.json`, `checkpoints/`, `model/` and `summary.json` of a run.
+    """`recipe.yaml`, `shards.json`, `metrics.jsonl`, `checkpoints/`, `model/` and `summary.json`.
 
-    `summary.json` is written last: it marks a finished run. `.lock` is held by the run's first
-    rank, and by the system's care given free when that process ends.
+    Reading needs nothing but the folder, whether the run has finished or not, and whether this
+    version wrote it or an older one. `summary.json` is written last: it marks a finished run.
+
+    Args:
+        path: of the folder, which need not be there.
     """
 
-    def __init__(self, recipe: Recipe):
-        self.path = Path(recipe.run_folder)
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
         self.recipe_file = self.path / "recipe.yaml"
-        self.checkpoints = self.path / "checkpoints"
         self.shards_file = self.path / "shards.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
-        self.summary = self.path / "summary.json"
-        self._recipe_text = recipe_as_yaml(recipe)
-        self._autoresume = recipe.train.autoresume
-        self._lock: int | None = None
+        self.summary_file = self.path / "summary.json"
 
-    def is_finished(self) -> bool:
-        """Whether this recipe has been trained to its end here."""
-        saved = self._saved_recipe()
-        if saved is None or not self.summary.is_file():
-            return False
-        return all(is_free(key) for key in self._changes(saved))
+    def is_run(self) -> bool:
+        """Whether a run has begun here."""
+        return self.recipe_file.is_file()
+
+    def has_ended(self) -> bool:
+        """Whether the run, whatever its recipe, has come to its end."""
+        return self.summary_file.is_file()
+
+    def recipe_text(self) -> str | None:
+        """Return `recipe.yaml`, the resolved recipe, as it is; None where there is none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        try:
+            return self.recipe_file.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.recipe_file} cannot be read: {error}") from None
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the recipe as nested mappings, as resolved by the version that wrote it.
+
+        Raises:
+            UserError: there is none, or the file does not hold the recipe of a run.
+        """
+        text = self.recipe_text()
+        if text is None:
+            raise UserError(
+                f"{self.path} is not a run folder (it has no {self.recipe_file.name}); name what a "
+                "recipe has as run_folder, such as runs/quickstart/itt_x4"
+            )
+        return _recipe_of(text, self.recipe_file)
+
+    def former_recipes(self) -> dict[str, dict[str, Any]]:
+        """Return the recipes that the run was trained by before it went on with another.
+
+        Returns:
+            by the names of their files, `recipe_until_batch_<n>.yaml`.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        files = sorted(self.path.glob("recipe_until_*.yaml"))
+        return {file.name: _recipe_of(file.read_text("utf-8", "replace"), file) for file in files}
+
+    def shards(self) -> Path:
+        """Return the folder of the shards that the recipe names, which need not be there.
+
+        Raises:
+            UserError: as `recipe`, or the recipe names none.
+        """
+        local = self.recipe()["data"].get("local")
+        if not isinstance(local, str):
+            raise UserError(f"{self.recipe_file} names no data.local; is it damaged?")
+        return Path(local)
+
+    def row_digests(self, split: str) -> dict[str, str]:
+        """Return the SHA-256 of each stream of a split and of the tokenizer; empty if unknown."""
+        try:
+            digests = json.loads(self.shards_file.read_bytes())
+            own = ("tokenizer", f"{split}/")
+            return {key: value for key, value in digests.items() if key.startswith(own)}
+        except (OSError, ValueError, AttributeError):
+            return {}  # a run of an early version has none
+
+    def summary(self) -> RunSummary | None:
+        """Return what the run had come to at its end; None while it has not.
+
+        Raises:
+            UserError: the file is damaged, or was changed.
+        """
+        return read_summary(self.summary_file)
+
+    def metrics(self, wanted: Callable[[str], bool] | None = None) -> list[dict[str, Any]]:
+        """Return what the run logged, see `read_metrics`; nothing where there is no log."""
+        return read_metrics(self.metrics_file, wanted) if self.metrics_file.is_file() else []
+
+    def losses_after(self, batches: int) -> tuple[float | None, float | None]:
+        """Return the validation losses measured after these batches, by the two `LOSSES`.
+
+        Nats per token; None where nothing was measured.
+        """
+        with suppress(UserError):
+            summary = self.summary()
+            if summary is not None and summary.batches == batches:
+                return summary.validation_loss, summary.validation_loss_by_threshold
+        lines = self.metrics({"batch", *LOSSES}.__contains__)
+        line = next((line for line in lines if line["batch"] == batches), {})
+        by_own_rule, by_threshold = (line.get(name) for name in LOSSES)
+        return by_own_rule, by_threshold
 
     def list_checkpoints(self) -> list[Path]:
-        """Checkpoints, the newest first; those of which a part was never written are left out."""
+        """List the checkpoints, the newest first, but those of which a part was never written."""
         return complete_checkpoints(self.checkpoints)
 
     def list_partial(self) -> list[Path]:
-        """What runs left behind that ended while they saved."""
-        if not self.checkpoints.is_dir():
-            return []
-        partial = [path for path in self.checkpoints.iterdir() if path.suffix == ".partial"]
-        return partial + [
-            path for path in _named_checkpoints(self.checkpoints) if not _is_complete(path)
-        ]
+        """List what is left of checkpoints whose saving was interrupted."""
+        return partial_checkpoints(self.checkpoints)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from, be it damaged."""
+        """Whether there is a checkpoint to go on from, whole or damaged."""
         return bool(self.list_checkpoints())
 
-    def check_resumable(self, allow_changes: bool = False) -> Differences:
-        """Refuse to go on with, or write over, the run of another recipe.
 
-        Args:
-            allow_changes: go on with another recipe.
-
-        Returns:
-            Keys that differ, with their old and new values.
-
-        Raises:
-            UserError: naming the keys that differ, or those that a run which has begun cannot
-                follow; or there is a run and `train.autoresume` is off.
-        """
-        if not self._autoresume and self.has_checkpoint():
-            raise UserError(
-                f"{self.checkpoints} holds the checkpoints of a run, and train.autoresume=false; "
-                "delete the folder to train anew, or choose another run_name or run_folder"
-            )
-        saved = self._saved_recipe()
-        differences = {} if saved is None else self._changes(saved)
-        fixed = impossible(differences) if self.has_checkpoint() else {}
-        if fixed:
-            told = "; ".join(f"{describe(keys)} ({reason})" for reason, keys in fixed.items())
-            raise UserError(
-                f"{self.recipe_file} is of another recipe, and a run that has begun cannot follow "
-                f"{told}; choose another run_name or run_folder, or delete the folder to train anew"
-            )
-        refused = {key: pair for key, pair in differences.items() if not is_free(key)}
-        if refused and not allow_changes:
-            raise UserError(
-                f"{self.recipe_file} is of another recipe ({describe(refused)}); choose another "
-                "run_name or run_folder, delete the folder to train anew, or add "
-                f"{ALLOW_CHANGES} to go on with these changes"
-            )
-        return differences
-
-    def check_same_shards(
-        self, digests: dict[str, str], allow_changes: bool = False
-    ) -> Differences:
-        """Refuse to go on with other rows or another tokenizer than the run so far.
-
-        Args:
-            digests: see `content_digests`.
-            allow_changes: go on with them.
-
-        Returns:
-            What differs, with the beginnings of the old and new digests.
-
-        Raises:
-            UserError: naming what differs.
-        """
-        if not self.shards_file.is_file() or not self.has_checkpoint():
-            return {}
-        try:
-            saved = json.loads(self.shards_file.read_bytes())
-            found = changes(saved, digests)
-        except (ValueError, AttributeError, OSError) as error:
-            raise UserError(
-                f"{self.shards_file} cannot be read ({error}); put it back, or delete it to go on "
-                "with whatever shards there are"
-            ) from None
-        found = {key: (old[:8], new[:8]) for key, (old, new) in found.items()}
-        if found and not allow_changes:
-            raise UserError(
-                f"{self.path} was trained on other shards than these ({describe(found)}), "
-                "and would go on with another list of rows; give it those of before, or a copy of "
-                f"them, or add {ALLOW_CHANGES} to go on with these"
-            )
-        return found
-
-    def check_writable(self) -> None:
-        """Make the folder, before anything heavy starts.
-
-        Raises:
-            UserError: it cannot be made or written to.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"run_folder={self.path} cannot be made: {error.strerror}; choose another"
-            ) from None
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"run_folder={self.path} cannot be written to; choose another")
-
-    def lock(self) -> None:
-        """Keep other runs out of the folder for the life of this process.
-
-        A lock of POSIX, not of BSD: loader processes do not inherit it, so that it goes with this
-        process however that ends.
-
-        Raises:
-            UserError: another process has it.
-        """
-        path = self.path / ".lock"
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._take(path)
-        except OSError as error:
-            if not isinstance(error, LOCKED):
-                # Lustre mounted without flock, NFS without its lock daemon.
-                print(
-                    f"note: {self.path} is on a file system without locks ({error.strerror}), so "
-                    "nothing keeps a second run out of it",
-                    file=sys.stderr,
-                )
-                return
-            owner = path.read_text(encoding="utf-8").strip() or "unknown"
-            raise UserError(
-                f"run_folder={self.path} is in use by another run (process {owner}); wait for its "
-                "end, end it, or choose another run_name or run_folder"
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-
-    def _take(self, path: Path) -> None:
-        """Take the lock; wait for that of another machine, which NFS keeps when it crashes."""
-        assert self._lock is not None
-        for seconds_left in range(LEASE, -1, -1):
-            try:
-                return fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except LOCKED:
-                owner = path.read_text(encoding="utf-8").strip()
-                if not seconds_left or owner.endswith(f" on {socket.gethostname()}"):
-                    raise
-                if seconds_left == LEASE:
-                    told = f"{self.path} is in use by process {owner}; waiting for {LEASE} s"
-                    print(told, flush=True)
-            time.sleep(1)
-
-    def write_recipe(self, batch: int = 0) -> None:
-        """Save the resolved recipe beside the checkpoints.
-
-        Args:
-            batch: batches done; a recipe that is replaced is kept under this number.
-        """
-        saved = self._saved_recipe()
-        if saved is not None and any(not is_free(key) for key in self._changes(saved)):
-            # First: with the new recipe in its place, it would mark the longer run as finished.
-            self.summary.unlink(missing_ok=True)
-            write_whole(self.path / f"recipe_until_batch_{batch}.yaml", saved)
-        write_whole(self.recipe_file, self._recipe_text)
-
-    def write_shards(self, digests: dict[str, str], batch: int = 0) -> None:
-        """Save what the run's rows are made of, see `content_digests`; keep what differs.
-
-        Args:
-            digests: of the rows from here on.
-            batch: that the run goes on after.
-        """
-        if batch and self.shards_file.is_file():
-            saved = self.shards_file.read_text(encoding="utf-8")
-            if json.loads(saved) != digests:
-                write_whole(self.path / f"shards_until_batch_{batch}.json", saved)
-        write_json(self.shards_file, digests)
-
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Mark the run as finished; a loss that is NaN or infinite is written as null."""
-        write_json(self.summary, numbers_only(summary))
-
-    def _changes(self, saved: str) -> Differences:
-        return changes(values_of(saved), values_of(self._recipe_text))
-
-    def _saved_recipe(self) -> str | None:
-        try:
-            text = self.recipe_file.read_text(encoding="utf-8")
-            is_recipe = "run_name" in values_of(text)
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{self.recipe_file} cannot be read: {error}") from None
-        if not is_recipe:
-            raise UserError(f"{self.recipe_file} holds no recipe; delete the folder to train anew")
-        return text
-
-
-def batch_of(checkpoint: Path) -> tuple[int, int]:
-    """(batch, epoch) of a checkpoint, from its name."""
-    match = CHECKPOINT.fullmatch(checkpoint.name)
-    assert match, checkpoint
-    return int(match[2]), int(match[1])
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, the newest first, of which the last part was written."""
-    return [path for path in _named_checkpoints(folder) if _is_complete(path)]
-
-
-def _named_checkpoints(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if CHECKPOINT.fullmatch(path.name)]
-    return sorted(found, key=batch_of, reverse=True)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Of a sharded checkpoint, the metadata is written last."""
-    return not checkpoint.is_dir() or (checkpoint / METADATA).is_file()
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the latest of a run folder.
-
-    Where the link to the latest is missing, as on a file system without links, that is the newest.
-
-    Raises:
-        UserError: there is none.
-    """
-    latest = path if path.name == LATEST else path / "checkpoints" / LATEST
-    newest = complete_checkpoints(latest.parent)
-    if latest.exists():
-        path = latest
-    elif newest:
-        path = newest[0]
-    elif path.is_dir() and not (path / METADATA).is_file():
-        if (path / "recipe.yaml").is_file():
-            raise UserError(
-                f"{path} is a run folder without a checkpoint (checkpoints/{LATEST}); wait for its "
-                "first, or name another"
-            )
-        if any(path.glob("*.distcp")):
-            raise UserError(f"{path} is half-written (it has no {METADATA}); take another")
-        raise UserError(
-            f"{path} is no checkpoint (it has no {METADATA}) and no run folder (it has no "
-            f"checkpoints/{LATEST}); name one of these, or a .pt file"
-        )
-    found = path.resolve()
-    if not found.exists():
-        raise UserError(f"{found} is missing; name a checkpoint or a run folder")
-    return found
+def _recipe_of(text: str, file: Path) -> dict[str, Any]:
+    try:
+        recipe = values_of(text)
+        if "run_name" in recipe and all(isinstance(recipe[name], dict) for name in SECTIONS):
+            return recipe
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"{file} does not hold the recipe of a run; name another folder")

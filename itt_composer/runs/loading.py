@@ -1,4 +1,4 @@
-"""Any model that can be evaluated, with its tokenizer: from training, a folder, or the hub."""
+"""Any model by name, with its tokenizer: of a run, a checkpoint, a folder, or the hub."""
 
 import hashlib
 import json
@@ -20,43 +20,54 @@ from itt_composer.models import IttForCausalLM
 from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.models.flops import dense_parameters, thinking_parameters
 from itt_composer.models.folder import tokenizer_files
-from itt_composer.models.loading import broken_weights, load_model
+from itt_composer.models.loading import NoConfigError, broken_weights, load_model
 from itt_composer.models.tokenizer import load_tokenizer as load
 from itt_composer.recipe.description import GEOMETRY_FIELDS
 from itt_composer.recipe.thinking import ELASTIC_FIELDS
-from itt_composer.runs.checkpoints import ALLOW_CODE, Checkpoint
-from itt_composer.runs.export import load_model_of
-from itt_composer.runs.folder import find_checkpoint
-from itt_composer.runs.model_settings import HUB_NAME, NO_MODEL, ModelSettings, model_name
+from itt_composer.runs.checkpoints.model import load_model_of
+from itt_composer.runs.checkpoints.reading import CodeInCheckpointError
+from itt_composer.runs.folder import RunFolder
+from itt_composer.runs.model_place import ModelPlace, find_model, model_name
+from itt_composer.runs.model_settings import ModelOptions
 from itt_composer.runs.repeats import experiment_sha256
 
-# Of a configuration: what is no part of the model itself.
+# Keys of a configuration that are not part of the model itself.
 INCIDENTAL = ("_name_or_path", "transformers_version", "use_cache", "architectures", "dtype")
 
 
 @dataclass
-class EvaluatedModel:
+class LoadedModel:
     """A model on its device, ready to be asked.
 
     Attributes:
-        path: as the user named it.
+        place: where it was found.
         model: in evaluation mode.
         tokenizer_source: folder or hub name of its tokenizer.
-        run: folder of the run that trained it, where it still lies in one.
         trained_batches: of a run, after how many its weights were taken.
         revision: of a model on the hub, if one was asked for.
+        advice: what a message on a missing tokenizer says to do.
     """
 
-    path: str
+    place: ModelPlace
     model: PreTrainedModel
     tokenizer_source: str
-    run: Path | None = None
     trained_batches: int | None = None
     revision: str | None = None
+    advice: str = ""
+
+    @property
+    def path(self) -> str:
+        """The model as the user named it."""
+        return self.place.named
+
+    @property
+    def run(self) -> RunFolder | None:
+        """The run that trained it, where it still lies in its folder."""
+        return self.place.run
 
     @property
     def name(self) -> str:
-        """Short, for tables."""
+        """A short name, for tables."""
         return model_name(self.path, self.revision)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -65,10 +76,10 @@ class EvaluatedModel:
         Raises:
             UserError: there is none.
         """
-        return load_tokenizer(self.tokenizer_source)
+        return load_tokenizer(self.tokenizer_source, self.advice)
 
     def description(self) -> dict[str, Any]:
-        """What results say of the model: parameters, geometry, and how it thinks.
+        """Return what results say of the model: parameters, geometry, and how it thinks.
 
         `experiment_sha256` is equal for runs of other seeds; None where no run folder has it.
 
@@ -93,14 +104,14 @@ class EvaluatedModel:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Of the parameters alone: equal for a checkpoint and what was exported of it."""
+        """The digest of the parameters alone: equal for a checkpoint and its export."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             _add_tensor(digest, name, parameter)
         return digest.hexdigest()
 
     def sha256(self) -> str:
-        """Of weights, configuration (thinking settings included) and tokenizer: a few seconds."""
+        """Return the digest of weights, configuration and tokenizer; takes a few seconds."""
         digest = hashlib.sha256(_identity(self.tokenizer()).encode())
         generation = getattr(self.model, "generation_config", None)
         digest.update(generation.to_json_string().encode() if generation else b"")
@@ -113,55 +124,54 @@ class EvaluatedModel:
         return digest.hexdigest()
 
 
-def load_evaluated(settings: ModelSettings, path: str, device: torch.device) -> EvaluatedModel:
-    """Load one of the suite's models and let it think as asked.
+def load_named_model(
+    named: str, device: torch.device, options: ModelOptions | None = None, key: str = ""
+) -> LoadedModel:
+    """Load the model of a MODEL and let it think as asked.
+
+    Args:
+        named: see `find_model`.
+        device: to put it on.
+        options: None loads it as it is.
+        key: of a suite that names the model, for messages.
 
     Raises:
         UserError: no model, a damaged one, or one that cannot think that way.
     """
-    place, source, trained = Path(path), path, None
-    finished, run = place / "model", None
-    is_here = place.exists() or place.is_symlink()
-    if is_here and settings.revision is not None:
+    place, options = find_model(named, key), options or ModelOptions()
+    if place.kind != "hub" and options.revision is not None:
         raise UserError(
-            f"model.revision={settings.revision} is of a model on the hub, but model={path} is a "
+            f"{key}.revision={options.revision} is of a model on the hub, but {place.label} is a "
             "place here; leave it out"
         )
-    if not is_here and HUB_NAME.fullmatch(path):
-        model = _load_from_hub(path, settings.revision)
-    elif (place / "config.json").is_file():
-        model, above = load_model(place), place.resolve().parent
-        if place.resolve().name == "model" and (above / "summary.json").is_file():
-            run, trained = above, _batches_of(above / "summary.json")
-    elif (place / "summary.json").is_file() and (finished / "config.json").is_file():
-        model, source = load_model(finished), str(finished)
-        run, trained = place, _batches_of(place / "summary.json")
-    elif place.suffix == ".pt" or place.is_dir() or place.is_symlink():
-        model, checkpoint, source = _load_from_training(place, settings.tokenizer)
-        run, trained = checkpoint.run_folder, checkpoint.batches
+    if place.kind == "checkpoint":
+        model, batches, source = _load_from_training(place, options.tokenizer)
     else:
-        raise UserError(f"model={path} is no model; {NO_MODEL}")
-    if settings.dtype != "auto":
-        model.to(getattr(torch, settings.dtype))
+        model, batches, source = _load_from_folder(place, options.revision)
+    if options.dtype != "auto":
+        model.to(getattr(torch, options.dtype))
         if broken := broken_weights(model):
             raise UserError(
-                f"model.dtype={settings.dtype} is too narrow for {path}: {broken[0]} becomes "
-                "infinite; set model.dtype=float32"
+                f"{key}.dtype={options.dtype} is too narrow for {named}: {broken[0]} becomes "
+                f"infinite; set {key}.dtype=float32"
             )
     model.to(device)  # type: ignore[arg-type]
     model.eval()
-    think_as(model, {name: getattr(settings, name) for name in ELASTIC_FIELDS})
-    tokenizer = settings.tokenizer or source
-    return EvaluatedModel(path, model, tokenizer, run, trained, settings.revision)
+    think_as(model, {name: getattr(options, name) for name in ELASTIC_FIELDS})
+    advice = f"; name the folder of one with {key}.tokenizer" if key else ""
+    return LoadedModel(place, model, options.tokenizer or source, batches, options.revision, advice)
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or of a model on the hub.
+def load_tokenizer(source: str, advice: str = "") -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or of a model on the hub.
+
+    Args:
+        source: the folder or name.
+        advice: added to the message: what to do.
 
     Raises:
         UserError: there is none.
     """
-    advice = "; name the folder of one with model.tokenizer"
     if Path(source).is_dir() and not tokenizer_files(Path(source)):
         raise UserError(
             f"the tokenizer in {source} cannot be loaded (it has no tokenizer's files){advice}"
@@ -176,7 +186,7 @@ def _add_tensor(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> Non
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that decides which ids a text becomes."""
+    """Return all that decides which ids a text becomes."""
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         rules = tokenizer.backend_tokenizer.to_str()
     else:
@@ -186,7 +196,7 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def why_no_numbers(model: PreTrainedModel) -> str:
-    """What to do about a model that computes NaN: names the first weight that is not finite."""
+    """Say what to do about a model that computes NaN; names the first weight that is not finite."""
     if broken := broken_weights(model):
         return (
             f"its weight {broken[0]} holds NaN or infinity: evaluate a checkpoint from before that"
@@ -235,39 +245,38 @@ def think_causally(model: PreTrainedModel) -> None:
         model.set_router_selection("threshold")
 
 
-def _batches_of(summary: Path) -> int:
+def _load_from_folder(
+    place: ModelPlace, revision: str | None
+) -> tuple[PreTrainedModel, int | None, str]:
+    """Load a transformers folder or a model on the hub."""
     try:
-        return int(json.loads(summary.read_bytes())["batches"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{summary} cannot be read; delete it and start the run again, which writes it anew"
-        ) from None
-
-
-def _load_from_hub(name: str, revision: str | None) -> PreTrainedModel:
-    try:
-        return load_model(name, revision)
-    except UserError as error:
-        if not str(error).startswith(why := f"{name} cannot be loaded: "):
+        model = load_model(place.source, revision)
+    except NoConfigError as error:
+        if place.kind != "hub":
             raise
-        reason = str(error).removeprefix(why).partition(". ")[0]
+        reason = error.reason.partition(". ")[0]
         raise UserError(
-            f"model={name} is neither a folder or checkpoint here nor a model that the hub gives: "
+            f"{place.label} is neither a folder or checkpoint here nor a model that the hub gives: "
             f"{reason}"
         ) from None
+    summary = place.run.summary() if place.run is not None else None
+    return model, summary.batches if summary is not None else None, place.source
 
 
 def _load_from_training(
-    path: Path, tokenizer: str | None
-) -> tuple[PreTrainedModel, Checkpoint, str]:
+    place: ModelPlace, tokenizer: str | None
+) -> tuple[PreTrainedModel, int | None, str]:
+    """Load a checkpoint."""
     try:
         model, checkpoint, folder = load_model_of(
-            find_checkpoint(path), Path(tokenizer) if tokenizer else None
+            Path(place.source), Path(tokenizer) if tokenizer else None
         )
+    except CodeInCheckpointError as error:
+        raise UserError(
+            f"{error}; if you trust whoever wrote it, name what `itt export {place.named} OUT "
+            "--allow-code-execution` writes"
+        ) from None
     except UserError as error:
-        if ALLOW_CODE in str(error):
-            raise UserError(
-                f"{error} to `itt_composer.cli.export` and evaluate what it writes"
-            ) from None
-        raise UserError(f"model={path}: {error}") from None
-    return model, checkpoint, str(folder)
+        is_named = place.label == place.named
+        raise UserError(str(error) if is_named else f"{place.label}: {error}") from None
+    return model, checkpoint.batches, str(folder)

@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a run, read back: what the weights at its end have gone through."""
+"""Reads `metrics.jsonl` of a run back, as the weights at its end have gone through it."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from itt_composer.basics.errors import UserError
 def read_metrics(
     path: str | Path, wanted: Callable[[str], bool] | None = None
 ) -> list[dict[str, Any]]:
-    """One mapping per batch, ascending: `{"batch": n, "tokens": …, metric: value, …}`.
+    """Return one mapping per batch, ascending: `{"batch": n, "tokens": …, metric: value, …}`.
 
     Where a run was interrupted and repeated batches, the later lines count; batches after the
     point it went back to are left out until they are repeated. A line that was cut is skipped.

@@ -5,24 +5,20 @@ import json
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from itt_composer.basics.errors import UserError
 from itt_composer.recipe.changes import changes, is_free
-from itt_composer.recipe.layers import values_of
 from itt_composer.recipe.thinking import ThinkingSettings
+from itt_composer.runs.folder import RunFolder
 
 SEEDS = ("seed", "data.shuffle_seed")
-# What neither the model nor its training hangs on, and what follows from other keys.
+# Keys on which neither the model nor its training depends, or that follow from others.
 UNIMPORTANT = ("run_name", "train.eval_*", "train.calibration_rows", "model.attn_implementation")
 LONGEST_NAME = 60  # of several runs together
 
 
 def important_settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Flat keys and values that runs of one experiment share.
+    """Return the flat keys and values that runs of one experiment share.
 
     Args:
         recipe: as nested mappings.
@@ -35,7 +31,7 @@ def important_settings(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_thinking_of_today(recipe: dict[str, Any]) -> dict[str, Any]:
-    """With the thinking settings that came after the recipe was written, by their defaults."""
+    """Add the thinking settings that came after the recipe was written, by their defaults."""
     try:
         settings = ThinkingSettings(**recipe["thinking"])
         resolved = settings.resolve(recipe["model"]["num_hidden_layers"])
@@ -44,51 +40,35 @@ def with_thinking_of_today(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "thinking": {k: v for k, v in vars(resolved).items() if v is not None}}
 
 
-def rows_of_run(run_folder: Path, split: str) -> dict[str, str]:
-    """SHA-256 of each stream of a split of a run, and of the tokenizer; empty if unknown."""
-    try:
-        digests = json.loads((run_folder / "shards.json").read_bytes())
-        own = ("tokenizer", f"{split}/")
-        return {key: value for key, value in digests.items() if key.startswith(own)}
-    except (OSError, ValueError, AttributeError):
-        return {}  # a run of an earlier version has none
-
-
-def experiment_sha256(run_folder: Path) -> str | None:
-    """Of all that runs of one experiment share: its recipes but for the seeds, and its rows.
+def experiment_sha256(run: RunFolder) -> str | None:
+    """Return the digest of all that runs of one experiment share: recipes but for seeds, and rows.
 
     A run that went on with another recipe or other shards does not repeat one that had them from
     the start.
 
-    Args:
-        run_folder: with `recipe.yaml` and `shards.json`.
-
     Returns:
-        None where one of these is missing.
+        None where `recipe.yaml` or `shards.json` is missing.
 
     Raises:
         UserError: a recipe that cannot be read.
     """
-    rows = rows_of_run(run_folder, "train")
-    if not rows or not (run_folder / "recipe.yaml").is_file():
+    rows = run.row_digests("train")
+    if not rows or not run.is_run():
         return None
-    recipes = {}
-    for file in [run_folder / "recipe.yaml", *sorted(run_folder.glob("recipe_until_*.yaml"))]:
-        try:
-            recipe = values_of(file.read_text(encoding="utf-8"))
-            recipes[file.name] = important_settings(with_thinking_of_today(recipe))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-            raise UserError(f"{file} cannot be read: {error}") from None
+    recipes = {
+        name: important_settings(with_thinking_of_today(recipe))
+        for name, recipe in {run.recipe_file.name: run.recipe(), **run.former_recipes()}.items()
+    }
     before = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(run_folder.glob("shards_until_*.json"))
+        for file in sorted(run.path.glob("shards_until_*.json"))
     }
     shared = json.dumps([rows, recipes, before], sort_keys=True, default=str)
     return hashlib.sha256(shared.encode()).hexdigest()
 
 
 def common_name(names: Sequence[str]) -> str:
-    """`llama-seed17/18` of llama-seed17 and llama-seed18, the name itself of a single run."""
+    """Name several runs: `llama-seed17/18` of llama-seed17 and llama-seed18."""
     if len(names) == 1:
         return names[0]
     parts = [re.findall(r"\d+|\D+", name) for name in names]
@@ -105,5 +85,5 @@ def common_name(names: Sequence[str]) -> str:
 
 
 def first_of(names: Sequence[str]) -> str:
-    """`llama + 2 more`, the name itself of a single run."""
+    """Name several runs by the first of them: `llama + 2 more`."""
     return f"{names[0]} + {len(names) - 1} more" if len(names) > 1 else names[0]

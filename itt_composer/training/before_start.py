@@ -1,4 +1,4 @@
-"""What is checked between reading a recipe and training: files, ranks, shards, the device."""
+"""Checks between reading a recipe and training: files, ranks and shards."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,11 @@ from itt_composer.data.manifest import Manifest
 from itt_composer.data.shards import check_shards_of
 from itt_composer.recipe.changes import describe
 from itt_composer.recipe.schema import Recipe, TrainRecipe
-from itt_composer.runs.folder import ALLOW_CHANGES, RunFolder
 from itt_composer.training.initial_config import check_initial_weights
+from itt_composer.training.training_run import ALLOW_CHANGES, TrainingRun
 
 
-def check_before_start(recipe: Recipe, run: RunFolder) -> None:
+def check_before_start(recipe: Recipe, run: TrainingRun) -> None:
     """Refuse what can be seen to be wrong without torch: local files, batches and ranks.
 
     Raises:
@@ -57,10 +57,10 @@ def check_before_start(recipe: Recipe, run: RunFolder) -> None:
 
 
 def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> None:
-    """Tell what a number of ranks cannot do, before anything heavy starts.
+    """Refuse what a number of ranks cannot do, before anything heavy starts.
 
     Raises:
-        UserError: naming the key and what to set instead.
+        UserError: names the key and what to set instead.
     """
     if ranks == 1:
         return
@@ -82,7 +82,7 @@ def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> No
         )
 
 
-def _check_log(recipe: Recipe, run: RunFolder) -> None:
+def _check_log(recipe: Recipe, run: TrainingRun) -> None:
     path = getattr(recipe.loggers.named().get("json_lines"), "path", None)
     if path is not None and Path(path).exists() and not run.recipe_file.exists():
         raise UserError(
@@ -92,7 +92,7 @@ def _check_log(recipe: Recipe, run: RunFolder) -> None:
         )
 
 
-def check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> None:
+def check_same_shards(recipe: Recipe, run: TrainingRun, allow_changes: bool) -> None:
     """Refuse other shards than the run was trained on, or print what differs where it is allowed.
 
     Raises:
@@ -100,11 +100,11 @@ def check_same_shards(recipe: Recipe, run: RunFolder, allow_changes: bool) -> No
     """
     changed = run.check_same_shards(digests_of(recipe), allow_changes)
     if changed and is_first_rank():
-        told = describe(changed)
-        print(f"{run.path} goes on with other shards (by their SHA-256): {told}", flush=True)
+        shown = describe(changed)
+        print(f"{run.path} goes on with other shards (by their SHA-256): {shown}", flush=True)
 
 
 def digests_of(recipe: Recipe) -> dict[str, str]:
-    """Hash what the recipe's rows are made of; see `Manifest.digests`."""
+    """Return the digests of what the recipe's rows are made of; see `Manifest.digests`."""
     manifest = Manifest.read(recipe.data.local)
     return manifest.digests(manifest.streams(recipe.data.domains))

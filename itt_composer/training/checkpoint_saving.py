@@ -1,10 +1,8 @@
 """Checkpoints that are either whole or not there, and how many of them are kept."""
 
-import os
 import warnings
 from pathlib import Path
 
-import torch
 from composer.callbacks import CheckpointSaver
 from composer.core import Event, State
 from composer.loggers import Logger
@@ -13,26 +11,28 @@ from composer.utils import create_interval_scheduler, dist, reproducibility
 from torch.distributed.checkpoint.api import CheckpointException
 
 from itt_composer.basics.errors import UserError
-from itt_composer.runs.folder import RunFolder, batch_of
+from itt_composer.runs.checkpoints.places import batch_of, point_latest_to, remove
+from itt_composer.runs.checkpoints.writing import write_file
+from itt_composer.runs.folder import RunFolder
 from itt_composer.training.heartbeat import Progress
 from itt_composer.training.preemption import Preempted, Preemption
-from itt_composer.training.resume import Start, point_latest_to, remove
+from itt_composer.training.resume import Start
 from itt_composer.training.watching.json_lines import JsonLinesLogger
 
 
 class RunCheckpoints(CheckpointSaver):
-    """Composer's saver, but that a checkpoint gets its name when all of it is on the disk.
+    """Saves as Composer does, but a checkpoint gets its name when all of it is on the disk.
 
-    Old ones are deleted after that, those of an earlier start of the run too. When it cannot be
+    Old ones are deleted after that, those of an earlier start of the run too. If it cannot be
     saved, nothing is deleted and all ranks end.
 
     Args:
         run: where the checkpoints go.
-        interval: time between them ("1000ba"); the last batch always is saved.
+        interval: time between them ("1000ba"); the last batch is always saved.
         keep: how many are kept; -1 keeps all.
         start: where the run has started.
-        preemption: tells when to save and end.
-        progress: is told of the saving.
+        preemption: knows when to save and end.
+        progress: notes the saving.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class RunCheckpoints(CheckpointSaver):
                 composer_checkpoint.save_checkpoint(state, name)
         except CheckpointException as error:
             reasons = [_reason(failure) for failure, _ in error.failures.values()]
-            dist.barrier()  # the one behind the saving, at which other replicas wait
+            dist.barrier()  # the one after the saving, at which other replicas wait
         self._check([each for of_rank in dist.all_gather_object(reasons) for each in of_rank], path)
         return path
 
@@ -128,30 +128,6 @@ class RunCheckpoints(CheckpointSaver):
             remove(path)
 
 
-def write_file(content: dict, path: Path) -> None:
-    """`torch.save` by way of a partial file, which is deleted on an error.
-
-    Raises:
-        OSError, RuntimeError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def _is_sharded(state: State) -> bool:
     return bool(state.fsdp_sharded_state_dict_enabled)
 
@@ -161,6 +137,6 @@ def _reason(failure: BaseException | None) -> str | None:
         return None
     cause = failure
     while cause.__context__ is not None and not isinstance(cause, OSError):
-        cause = cause.__context__  # torch tells that a write failed, but not why
+        cause = cause.__context__  # torch says that a write failed, but not why
     text = getattr(cause, "strerror", None) or str(failure) or type(failure).__name__
     return " ".join(text.split())[:200]

@@ -42,11 +42,11 @@ class Report:
 
 
 def blame(reports: dict[int, Report], silent: set[int]) -> str:
-    """Which ranks the others wait for, as a sentence without its end.
+    """Say which ranks the others wait for, in a sentence without its end.
 
     Args:
         reports: the last one of each rank.
-        silent: ranks that have stopped to report.
+        silent: ranks that no longer report.
     """
     if silent:
         return (
@@ -60,13 +60,13 @@ def blame(reports: dict[int, Report], silent: set[int]) -> str:
         if (report.batch, PHASES.index(report.phase)) == behind
     }
     seconds = max(reports[rank].seconds for rank in ranks)
-    told = f"{_ranks(ranks)} {'hangs' if len(ranks) == 1 else 'hang'}: for {seconds:.0f} s "
-    told += _work(reports, ranks)
+    sentence = f"{_ranks(ranks)} {'hangs' if len(ranks) == 1 else 'hang'}: for {seconds:.0f} s "
+    sentence += _work(reports, ranks)
     if len(ranks) < len(reports):
-        told += ", while the others wait"
+        sentence += ", while the others wait"
     elif len(ranks) > 1:
-        told += ", none behind the others"
-    return told
+        sentence += ", none behind the others"
+    return sentence
 
 
 def _work(reports: dict[int, Report], ranks: set[int]) -> str:
@@ -99,13 +99,13 @@ class Progress:
 
     @contextmanager
     def phase(self, phase: str) -> Iterator[None]:
-        """Note a phase, after which data is loaded."""
+        """Note a phase, and at its end that data is loaded."""
         self.enter(phase)
         yield
         self.enter("loading data")
 
     def report(self) -> Report:
-        """The next report."""
+        """Return the next report."""
         self._beats += 1
         seconds = time.monotonic() - self._since
         return Report(self._beats, self.batch, self._phase, seconds, socket.gethostname())
@@ -115,7 +115,7 @@ class Heartbeat(Callback):
     """Ends this rank when none gets ahead for too long, and says which one hangs.
 
     A thread of every rank reports to the store in which the ranks met. When any has waited for
-    `timeout`, rank 0 looks who is silent or behind, and says so to the others before it ends.
+    `timeout`, rank 0 finds out who is silent or behind, and says so to the others before it ends.
 
     Args:
         timeout: seconds without progress; a phase of a batch, or a batch of evaluation, is one.
@@ -179,7 +179,7 @@ class Heartbeat(Callback):
 
 
 def beats_of(state: State) -> Callable[[float, float], None]:
-    """A function of (done, total) that tells this run's heartbeat an evaluation goes on."""
+    """Return a function of (done, total) that notes, in an evaluation, that the run gets ahead."""
     heartbeats = [callback for callback in state.callbacks if isinstance(callback, Heartbeat)]
 
     def beat(done: float, total: float) -> None:
@@ -190,10 +190,10 @@ def beats_of(state: State) -> Callable[[float, float], None]:
 
 
 class _Board:
-    """The ranks' reports, in the store that rank 0, or its launcher, keeps.
+    """Posts and reads the ranks' reports in the store that rank 0, or its launcher, keeps.
 
-    A question to a store that does not answer never returns, whatever time-out it was given; so
-    each is asked in a thread of its own. A launcher that starts the ranks anew keeps its store.
+    A question to a store that does not answer never returns, whatever its time-out; so each is
+    asked in a thread of its own. A launcher that starts the ranks anew keeps its store.
     """
 
     def __init__(self, interval: float):
@@ -205,14 +205,14 @@ class _Board:
     def post(self, progress: Progress, ended: threading.Event) -> None:
         """Report every interval."""
         store = _connect()
-        with contextlib.suppress(RuntimeError):  # rank 0 is gone: `verdict` tells, if need be
+        with contextlib.suppress(RuntimeError):  # rank 0 is gone: `verdict` says so, if need be
             while not ended.wait(self._interval):
                 store.set(f"{self._prefix}/{self._rank}", json.dumps(asdict(progress.report())))
                 if self._rank == 0 and store.check([f"{self._prefix}/due"]):  # type: ignore[attr-defined]
                     self.is_asked.set()
 
     def verdict(self) -> str | None:
-        """Who hangs; None where rank 0 tells it on this node."""
+        """Say who hangs; None where rank 0 says it on this node."""
         found: list[str] = []
         asking = _in_thread(self._judge if self._rank == 0 else self._ask, found)
         asking.join(6 * self._interval)
@@ -248,7 +248,7 @@ class _Board:
 
 
 def _connect() -> TCPStore:
-    """A connection of one's own: the main thread may wait in the other one for ever."""
+    """Open another connection: the main thread may wait in its own for ever."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return TCPStore(host, port, is_master=False, wait_for_workers=False)
 

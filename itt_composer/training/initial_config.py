@@ -27,7 +27,7 @@ LLAMA_DEFAULTS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "mlp_bias": False,
 }
-# Of LLaMA's configuration, what no recipe sets.
+# Values of a LLaMA's configuration that no recipe sets.
 FIXED = {"hidden_act": "silu", "attention_dropout": 0.0}
 
 
@@ -35,7 +35,7 @@ def check_initial_weights(recipe: Recipe) -> None:
     """Refuse an `init_from` whose model is another than the recipe's.
 
     Raises:
-        UserError: no folder of our models, or a sentence for each key that differs.
+        UserError: it does not hold one of our models, or a sentence for each key that differs.
     """
     assert recipe.init_from is not None
     folder = Path(recipe.init_from)
@@ -64,7 +64,7 @@ def check_initial_weights(recipe: Recipe) -> None:
 
 
 def _config_of(folder: Path) -> dict[str, Any]:
-    """The configuration in the folder; a LLaMA's as that of our dense model, defaults included."""
+    """Read the configuration; a LLaMA's as that of our dense model, defaults included."""
     config = read_config(folder, f"init_from={folder}")
     kind = config.get("model_type")
     if kind not in LLAMA_TYPES:

@@ -46,14 +46,14 @@ def _check_tensor(
     name: str, tensor: "torch.Tensor", own: "dict[str, torch.Tensor]", file: Path
 ) -> None:
     if name not in own:
-        raise UserError(f"{file} holds {name}, which the recipe's model has not")
+        raise UserError(f"{file} holds {name}, which the recipe's model does not have")
     if tensor.shape != own[name].shape:
         raise UserError(
             f"{file} holds {name} of shape {tuple(tensor.shape)}, but the recipe's "
             f"model has {tuple(own[name].shape)}"
         )
     if not tensor.is_floating_point():
-        raise UserError(f"{file} holds {name} as {tensor.dtype}, which are no weights to train")
+        raise UserError(f"{file} holds {name} as {tensor.dtype}, which cannot be trained")
 
 
 def _check_tied(output: "torch.Tensor", stored: "torch.Tensor | None", folder: Path) -> None:
@@ -71,4 +71,4 @@ def _weight_files(folder: Path) -> list[Path]:
         places = json.loads(index.read_bytes())["weight_map"].values()
         return [folder / Path(place).name for place in sorted(set(places))]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{index} is no index of weights; make the folder again") from None
+        raise UserError(f"{index} is not an index of weights; make the folder again") from None

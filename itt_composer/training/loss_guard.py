@@ -22,7 +22,7 @@ ROWS_SHOWN = 16
 
 @dataclass
 class RunningLoss:
-    """Mean and variance of the loss, of the newest batches mainly.
+    """The mean and variance of the loss, mainly of the newest batches.
 
     Attributes:
         mean: nats per token.
@@ -43,7 +43,7 @@ class RunningLoss:
         self.variance = (1 - share) * (self.variance + share * difference**2)
 
     def limit(self, nats: float, deviations: float) -> float:
-        """The loss above which a batch is a spike: so far, and so unusually far, over the mean."""
+        """Return the loss above which a batch is a spike: far, and unusually far, over the mean."""
         return self.mean + max(nats, deviations * math.sqrt(self.variance))
 
 
@@ -61,7 +61,7 @@ def all_finite(gradients: Iterable[Tensor | None]) -> bool:
 
 
 def name_rows(rows: Iterable[Row], domains: list[str]) -> str:
-    """`code: rows 3, 17; prose: row 5`, at most 16 rows.
+    """Name at most 16 rows: `code: rows 3, 17; prose: row 5`.
 
     Args:
         rows: numbers of domain and row.
@@ -91,7 +91,7 @@ class LossGuard(Algorithm):
         on_spike: what to do when the loss is far above its running mean; None does not look.
         spike_nats: how far above, at the least, in nats per token.
         spike_deviations: how far above in standard deviations of the running loss.
-        window: batches that the running loss is of; spikes are told from that batch on.
+        window: batches that the running loss covers; spikes are looked for from that batch on.
         max_skips: skips in a row after which training stops.
     """
 
@@ -149,48 +149,48 @@ class LossGuard(Algorithm):
         loss = total / count
         limit = self.running.limit(self.spike_nats, self.spike_deviations)
         if not math.isfinite(loss):
-            told = f"the loss is {loss}"
-            self._act("on_nan", told, ~losses.isfinite(), state, logger)
+            what = f"the loss is {loss}"
+            self._act("on_nan", what, ~losses.isfinite(), state, logger)
         elif broken_on:
             every = torch.ones_like(losses, dtype=torch.bool)
             self._act("on_nan", "a gradient is not finite", every, state, logger)
         elif self.on_spike and self.running.count >= self.window and loss > limit:
-            told = f"the loss is {loss:.3f}, its running mean {self.running.mean:.3f}"
-            self._act("on_spike", told, losses > limit, state, logger)
+            what = f"the loss is {loss:.3f}, its running mean {self.running.mean:.3f}"
+            self._act("on_spike", what, losses > limit, state, logger)
         else:
             self.in_a_row = 0
             self.running.add(loss, self.window)
         self._parts.clear()
 
     def _act(self, key: str, what: str, suspects: Tensor, state: State, logger: Logger) -> None:
-        """Stop or skip, as `key` says. `suspects` (microbatches) tells which made it happen."""
+        """Stop or skip, as `key` says; `suspects` marks the microbatches that made it happen."""
         batch = state.timestamp.batch.value + 1
         domains: list[str] = state.dataloader.dataset.domains  # type: ignore[union-attr]
-        told = f"batch {batch:,}: {what} ({name_rows(self._rows(suspects), domains)})"
+        event = f"batch {batch:,}: {what} ({name_rows(self._rows(suspects), domains)})"
         if getattr(self, key) == "stop":
             raise UserError(
-                f"{told}; stopped before the weights changed. To go on without such batches, add "
+                f"{event}; stopped before the weights changed. To go on without such batches, add "
                 f"algorithms.loss_guard.{key}=skip --allow-changes"
             )
         self.skipped += 1
         self.in_a_row += 1
         if self.in_a_row >= self.max_skips:
             raise UserError(
-                f"{told}; stopped after {self.in_a_row} skipped batches in a row "
+                f"{event}; stopped after {self.in_a_row} skipped batches in a row "
                 "(algorithms.loss_guard.max_skips); lower the learning rate, or look at the data"
             )
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)  # without gradients a step changes nothing
         logger.log_metrics({"loss_guard/skipped": self.skipped})
         if dist.get_global_rank() == 0:
-            print(f"{told}: skipped, {self.skipped} in all", flush=True)
+            print(f"{event}: skipped, {self.skipped} in all", flush=True)
 
     def _rows(self, suspects: Tensor) -> list[Row]:
-        """Rows of the suspicious microbatches of all ranks; of all, should none be suspicious."""
+        """Return the rows of the suspicious microbatches of all ranks; of all if none is."""
         own = [
             (bool(suspect), list(zip(rows["domain"].tolist(), rows["row"].tolist(), strict=True)))
             for suspect, (_, rows) in zip(suspects.tolist(), self._parts, strict=True)
         ]
         parts = [part for rank in dist.all_gather_object(own) for part in rank]
-        is_told = any(suspect for suspect, _ in parts)
-        return [row for suspect, rows in parts if suspect or not is_told for row in rows]
+        is_known = any(suspect for suspect, _ in parts)
+        return [row for suspect, rows in parts if suspect or not is_known for row in rows]

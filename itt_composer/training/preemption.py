@@ -13,7 +13,7 @@ from itt_composer.basics.processes import SIGNAL_NAMES, StopSignals
 ASKED = (None, signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(Exception):  # noqa: N818 - no error
+class Preempted(Exception):  # noqa: N818 - not an error
     """Training was asked to end, and its state is saved.
 
     Attributes:
@@ -28,7 +28,7 @@ class Preempted(Exception):  # noqa: N818 - no error
 
 
 class Preemption(Callback):
-    """Looks after each batch whether any rank was asked to end.
+    """Finds out after each batch whether any rank was asked to end.
 
     Until the first batch is done there is nothing to save, and after the last one nothing more:
     then a signal ends the rank at once.
@@ -62,7 +62,7 @@ class Preemption(Callback):
 
 
 def going_on_after(batch: int) -> str:
-    """What the same command does where the last checkpoint is of this batch; 0: there is none."""
+    """Say what the same command does if the last checkpoint is of this batch; 0: there is none."""
     return (
         f"the same command goes on after batch {batch:,}"
         if batch

@@ -1,11 +1,6 @@
 """Where a run starts: at its newest checkpoint that is whole, or from the beginning."""
 
-import functools
-import shutil
-import sys
 import warnings
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +11,15 @@ from composer.utils import dist, reproducibility
 from torch.optim.lr_scheduler import LambdaLR
 
 from itt_composer.basics.errors import UserError
-from itt_composer.runs.checkpoints import stored_sizes
-from itt_composer.runs.folder import CHECKPOINT, LATEST, RunFolder, batch_of
-from itt_composer.training.sharding import fit_checkpoint
+from itt_composer.runs.checkpoints.damage import damage
+from itt_composer.runs.checkpoints.places import (
+    batch_of,
+    is_checkpoint,
+    point_latest_to,
+    remove,
+)
+from itt_composer.runs.checkpoints.writing import convert, in_form
+from itt_composer.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -41,7 +42,7 @@ class Start:
 
     @property
     def batch(self) -> int:
-        """Batches that are done."""
+        """The number of batches that are done."""
         return batch_of(self.checkpoint)[0] if self.checkpoint else 0
 
 
@@ -84,87 +85,26 @@ def _find_start(run: RunFolder) -> Start:
 
 
 def fitting_checkpoint(start: Start, is_sharded: bool) -> Path | None:
-    """The checkpoint to go on from, in the form that this run reads; every rank must ask."""
-    if start.checkpoint is None:
+    """Return the checkpoint to go on from, in the form that this run reads; every rank must ask.
+
+    Rank 0 converts it where it has the other form, as after a change of the number of ranks or of
+    `train.sharding`; the other ranks wait.
+
+    Args:
+        start: as `find_start` chose it.
+        is_sharded: whether ranks of this run keep parts of the weights.
+    """
+    checkpoint = start.checkpoint
+    if checkpoint is None:
         return None
     if dist.get_global_rank() == 0:
-        for path in start.checkpoint.parent.iterdir():
-            is_other = CHECKPOINT.fullmatch(path.name) and path.name != start.checkpoint.name
-            if is_other and batch_of(path) == batch_of(start.checkpoint) and damage(path):
+        for path in checkpoint.parent.iterdir():
+            is_other = is_checkpoint(path) and path.name != checkpoint.name
+            if is_other and batch_of(path) == batch_of(checkpoint) and damage(path):
                 remove(path)  # or it would be taken for the converted one
+        point_latest_to(convert(checkpoint, is_sharded))
     dist.barrier()
-    fitting = fit_checkpoint(start.checkpoint, is_sharded)
-    if dist.get_global_rank() == 0:
-        point_latest_to(fitting)
-    dist.barrier()
-    return fitting
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole.
-
-    Of a file every byte is read and compared with its checksum. Of a sharded checkpoint, whose
-    metadata is written after everything else, the sizes of the files are compared.
-    """
-    try:
-        if checkpoint.is_dir():
-            return _damage_of_folder(checkpoint)
-        with zipfile.ZipFile(checkpoint) as archive:
-            entry = archive.testzip()
-        return None if entry is None else f"wrong checksum of {entry}"
-    except zipfile.BadZipFile:
-        return "cut short, or no checkpoint"
-    except UserError as error:
-        return str(error)
-    except (OSError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        return " ".join(str(error).split())
-
-
-def _damage_of_folder(folder: Path) -> str | None:
-    for name, size in stored_sizes(folder).items():
-        file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size < size:
-            return f"{name} is cut short"
-    return None
-
-
-def point_latest_to(checkpoint: Path) -> None:
-    """Let `latest-rank0.pt` name a checkpoint, without a moment in which it names none.
-
-    Where there can be no link (SMB, some FUSE) there is none, and a note says so once.
-    """
-    link = checkpoint.with_name(LATEST)
-    partial = checkpoint.with_name(f"{LATEST}.partial")
-    remove(partial)
-    if link.is_dir() and not link.is_symlink():
-        remove(link)  # a copy through a store has followed the link
-    try:
-        partial.symlink_to(checkpoint.name)
-    except OSError as error:
-        remove(link)
-        _note_missing_link(link, error.strerror)
-    else:
-        partial.replace(link)
-
-
-@functools.cache
-def _note_missing_link(link: Path, reason: str) -> None:
-    print(
-        f"note: {link} cannot be made ({reason}), and is done without: the newest checkpoint is "
-        "the one with the highest batch in its name",
-        file=sys.stderr,
-        flush=True,
-    )
-
-
-def remove(path: Path) -> None:
-    """Delete a checkpoint, be it a file or a folder."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    return in_form(checkpoint, is_sharded)
 
 
 def use_own_settings(state: State) -> None:

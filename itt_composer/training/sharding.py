@@ -9,14 +9,12 @@ import copy
 import functools
 import warnings
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from composer.utils import dist
 from composer.utils.parallelism import FSDP2Config
 from torch import nn
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
@@ -28,11 +26,9 @@ from itt_composer.models import IttForCausalLM
 from itt_composer.models.composer_model import unwrap
 from itt_composer.recipe.schema import TrainRecipe
 
-FILE_ENDING = "-rank0.pt"
-
 
 def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
-    """Composer's `parallelism_config`; None where every rank, or the only one, has it all.
+    """Return Composer's `parallelism_config`; None where every rank holds the whole model.
 
     Weights are gathered and gradients summed in float32 ("FULL"), so that in mixed precision, too,
     sharding changes no number: autocast has matrix products in bfloat16, as without sharding. Were
@@ -68,7 +64,7 @@ def average_on_cpu(ranks: int) -> None:
     """Average gradients over the ranks where gloo carries them, which NCCL does by itself.
 
     Asked for an average, gloo gives a sum when it scatters, and an error when it reduces to all
-    (hybrid). It has no events either, which torch 2.7 takes for granted there.
+    (hybrid). It has no events either, on which torch 2.7 relies there.
     """
 
     from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
@@ -105,7 +101,7 @@ def name_units(model: "IttForCausalLM") -> None:
 
 
 def extend_timeouts(mesh: "DeviceMesh | None", seconds: float) -> None:
-    """Have the groups of a mesh wait as long as all ranks do: of two dimensions each is its own.
+    """Have the groups of a mesh, one per dimension, wait as long as all ranks do.
 
     torch makes these with NCCL's ten minutes.
     """
@@ -121,7 +117,7 @@ def gather_for_loss(model: "IttForCausalLM") -> None:
 
 
 def whole_model(module: "nn.Module") -> "IttForCausalLM | None":
-    """The model with all of its weights, on rank 0; None on the others, which must ask, too.
+    """Return the model with all of its weights on rank 0; None on the others, which must ask, too.
 
     Args:
         module: what Composer's state holds.
@@ -142,7 +138,7 @@ def whole_model(module: "nn.Module") -> "IttForCausalLM | None":
 
 
 def whole_model_everywhere(module: "nn.Module") -> "IttForCausalLM":
-    """The model with all of its weights on every rank: itself, or a copy where it is sharded.
+    """Return the model with all of its weights on every rank: itself, or a copy if it is sharded.
 
     Args:
         module: what Composer's state holds.
@@ -157,30 +153,3 @@ def whole_model_everywhere(module: "nn.Module") -> "IttForCausalLM":
     whole.load_state_dict(weights, assign=True)
     whole.tie_weights()
     return whole
-
-
-def fit_checkpoint(checkpoint: Path, is_sharded: bool) -> Path:
-    """The same checkpoint in the form that this run reads: a folder if sharded, else a file.
-
-    Rank 0 converts it where it has the other form, as after a change of the number of ranks or of
-    `train.sharding`; it needs the memory of the whole state, and the disk for both. The other
-    ranks, which must ask, too, wait.
-
-    Args:
-        checkpoint: one that is whole, links followed.
-        is_sharded: whether ranks of this run keep parts of the weights.
-    """
-    if checkpoint.is_dir() == is_sharded:
-        return checkpoint
-    # As Composer names them: `ep0-ba100-rank0.pt`, `ep0-ba100`.
-    name = checkpoint.name.removesuffix(FILE_ENDING)
-    fitting = checkpoint.with_name(name if is_sharded else f"{name}{FILE_ENDING}")
-    if dist.get_global_rank() == 0 and not fitting.exists():
-        partial = fitting.with_name(f"{fitting.name}.partial")
-        convert = torch_save_to_dcp if is_sharded else dcp_to_torch_save
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about its own storages
-            convert(checkpoint, partial)
-        partial.replace(fitting)
-    dist.barrier()
-    return fitting

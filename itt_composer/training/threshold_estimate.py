@@ -24,7 +24,7 @@ BY_OWN_RULE, BY_THRESHOLD = "eval", "eval_threshold"
 
 
 def from_all_ranks(scores: Tensor) -> Tensor:
-    """Every rank's scores (any shape, the same on all), flat, on every rank."""
+    """Return every rank's scores (any shape, the same on all), flat, on every rank."""
     return torch.cat(list(dist.all_gather(scores.detach().flatten())))
 
 
@@ -91,18 +91,18 @@ class ThresholdEstimate(Algorithm):
 
     def _calibrate(self, model: IttForCausalLM, state: State) -> None:
         started = time.monotonic()
-        is_told = dist.get_global_rank() == 0
+        is_first = dist.get_global_rank() == 0
         batches = self._calibration_batches(state)
-        if is_told:
+        if is_first:
             rows = sum(len(batch["input_ids"]) for batch in batches) * dist.get_world_size()
             print(f"calibrating the thresholds on {rows:,} validation rows", flush=True)
         with get_precision_context(state.precision):
             calibrate(model, batches, from_all_ranks, progress_of(state, "calibrating"))
-        if is_told:
+        if is_first:
             print(f"calibrated in {format_time(time.monotonic() - started)}", flush=True)
 
     def _calibration_batches(self, state: State) -> list[dict[str, Tensor]]:
-        """This rank's part of a sample of the validation rows, on its device.
+        """Return this rank's part of a sample of the validation rows, on its device.
 
         They are the last of the order in which validation takes its rows, so that with
         `train.eval_batches` thresholds are evaluated on other rows, as far as there are any.

@@ -25,6 +25,7 @@ from itt_composer.recipe.checks import of_the_device
 from itt_composer.recipe.components import amount_and_unit
 from itt_composer.recipe.schema import Recipe, recipe_as_yaml, recipe_values
 from itt_composer.runs.folder import RunFolder
+from itt_composer.runs.summary import RunSummary
 from itt_composer.training.before_start import (
     check_same_shards,
     digests_of,
@@ -48,6 +49,7 @@ from itt_composer.training.sharding import (
     whole_model,
 )
 from itt_composer.training.threshold_estimate import BY_OWN_RULE, BY_THRESHOLD, ThresholdEstimate
+from itt_composer.training.training_run import TrainingRun
 from itt_composer.training.watching.progress_bar import ProgressBar
 from itt_composer.training.watching.wandb_metrics import go_on_in_wandb
 
@@ -57,7 +59,7 @@ COLLECTIVE_MARGIN = 120.0
 
 def train(
     recipe: Recipe,
-    run: RunFolder,
+    run: TrainingRun,
     signals: StopSignals,
     has_new_end: bool = False,
     allow_changes: bool = False,
@@ -78,7 +80,7 @@ def train(
 
     # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
-    # Of the last batch of an evaluation, which may be a small one.
+    # It is about the last batch of an evaluation, which may be a small one.
     warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
     device = device_of(recipe)
     # Composer asks for the node by this name, torchrun gives it by the other.
@@ -87,7 +89,7 @@ def train(
     dist.initialize_dist(device, timeout=recipe.train.rank_timeout + COLLECTIVE_MARGIN)
     start = find_start(run)
     signals.at_once = going_on_after(start.batch)
-    _tell_start(start)
+    _say_start(start)
     prepare_shards(recipe.data, recipe.model.vocab_size, recipe.train.global_batch_size)
     if recipe.data.remote is not None:  # known by now
         check_same_shards(recipe, run, allow_changes)
@@ -129,7 +131,7 @@ def train(
 
 
 def device_of(recipe: Recipe) -> str:
-    """The device ("cpu" or "gpu") that the recipe asks for, or that there is.
+    """Return the device ("cpu" or "gpu") that the recipe asks for, or that there is.
 
     Raises:
         UserError: there is no GPU, or a CPU cannot do what the recipe asks for.
@@ -155,7 +157,7 @@ def build_trainer(
     start: "Start | None" = None,
     signals: StopSignals | None = None,
 ) -> "Trainer":
-    """Everything the recipe names, put together, at the place where the run starts."""
+    """Put together everything that the recipe names, at the place where the run starts."""
     # No warm-up, and a component that the checkpoint does not know: both as the recipe wants it.
     warnings.filterwarnings("ignore", r"The warmup duration is 0", UserWarning)
     warnings.filterwarnings("ignore", r".* is not in the state_dict\. Its state", UserWarning)
@@ -217,7 +219,7 @@ def build_trainer(
 
 
 def epochs_as_batches(duration: str, batches_per_epoch: int) -> str:
-    """A length of training of which every batch is a share.
+    """Return a length of training of which every batch is a share.
 
     Composer counts epochs when they are over, so that within one nothing seems to be done.
     """
@@ -226,7 +228,7 @@ def epochs_as_batches(duration: str, batches_per_epoch: int) -> str:
 
 
 def build_evaluators(recipe: Recipe) -> "list[Evaluator]":
-    """Validation by the rule of training and, where there are routers, by their thresholds."""
+    """Build validation by the rule of training and, where there are routers, by thresholds."""
 
     labels = [BY_OWN_RULE]
     if recipe.resolved_thinking().adaptive_routing:
@@ -236,7 +238,7 @@ def build_evaluators(recipe: Recipe) -> "list[Evaluator]":
 
 
 def validation_losses(trainer: "Trainer") -> dict[str, float]:
-    """Nats per token under each evaluator, as last measured; every rank must ask."""
+    """Return nats per token under each evaluator, as last measured; every rank must ask."""
     return {
         label: float(metrics["LanguageCrossEntropy"].compute())
         for label, metrics in trainer.state.eval_metrics.items()
@@ -266,20 +268,21 @@ def save_results(
     published = as_published(model)
     card = training.card(published)
     write_model_folder(run.model, published, card, tokenizer if tokenizer.is_dir() else None)
-    summary = {
-        "run_name": recipe.run_name,
-        "thinking": model.config.thinking,
-        "thinking_steps": model.config.thinking_steps,
-        "parameters": dense_parameters(model.config) + thinking_parameters(model.config),
-        "thinking_parameters": thinking_parameters(model.config),
-        "batches": training.batches,
-        "tokens": training.tokens,
-        "train_seconds": timestamp.total_wct.total_seconds(),
-        "validation_loss": training.validation_loss,
-        "validation_loss_by_threshold": training.loss_by_threshold,
-    }
-    run.write_summary(summary)
-    say(f"finished: model in {run.model}, summary in {run.summary}")
+    config = model.config
+    summary = RunSummary(
+        run_name=recipe.run_name,
+        thinking=config.thinking,
+        thinking_steps=config.thinking_steps,
+        parameters=dense_parameters(config) + thinking_parameters(config),
+        thinking_parameters=thinking_parameters(config),
+        batches=training.batches,
+        tokens=training.tokens,
+        train_seconds=timestamp.total_wct.total_seconds(),
+        validation_loss=losses[BY_OWN_RULE],
+        validation_loss_by_threshold=training.loss_by_threshold,
+    )
+    summary.write(run.summary_file)
+    say(f"finished: model in {run.model}, summary in {run.summary_file}")
 
 
 def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: int) -> None:
@@ -297,7 +300,7 @@ def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: in
     )
 
 
-def _tell_start(start: "Start") -> None:
+def _say_start(start: "Start") -> None:
     for path in start.removed:
         say(f"removed {path}: the run ended while it was saved")
     for path, reason in start.damaged.items():

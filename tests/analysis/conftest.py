@@ -31,6 +31,12 @@ def build(kind):
     return model
 
 
+SUMMARY = {
+    **{"run_name": "small", "thinking": "itt", "thinking_steps": 3, "parameters": 9},
+    **{"batches": 10, "tokens": 1280, "train_seconds": 1.0, "validation_loss": 4.0},
+}
+
+
 @pytest.fixture(scope="session")
 def runs(shards: Path, tmp_path_factory) -> dict[str, Path]:
     """A run folder for each kind of model, random weights with the small tokenizer."""
@@ -43,7 +49,7 @@ def runs(shards: Path, tmp_path_factory) -> dict[str, Path]:
         tokenizer.save_pretrained(root / kind / "model")
         recipe = RECIPE.replace("local: shards", f"local: {shards}")
         (root / kind / "recipe.yaml").write_text(recipe)
-        (root / kind / "summary.json").write_text('{"batches": 10}')
+        (root / kind / "summary.json").write_text(json.dumps(SUMMARY))
     return folders
 
 

@@ -49,6 +49,8 @@ from itt_composer.basics.errors import UserError
 from itt_composer.cli.analyse import app
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.projections import attention_projections, nuclear_norm
+from itt_composer.results.base import read_result
+from itt_composer.results.gradients import GradientResults
 
 SHARED_DATA = Path(os.environ.get("ITT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 LLAMA = {
@@ -220,24 +222,25 @@ def test_easy_is_what_is_answered_correctly(runs, tokenizer, problems_file):
     ]
     fine_tuning = FineTuning(problems=8, epochs=20, learning_rate=1e-2, batch_size=4)
     result = analyse_gradients(model, tokenizer, [*learnt, *turned, *learnt[3:]], fine_tuning)
-    assert result["easy"]["problems"] == 5
-    assert result["hard"]["problems"] == 3
-    assert result["problems"]["accuracy"] == pytest.approx(5 / 8)
-    assert result["problems"]["chance"] == pytest.approx(1 / 3)
-    assert result["problems"]["answered"] == {"A": 3, "B": 3, "C": 2}
-    assert result["problems"]["correct"] == {"A": 3, "B": 3, "C": 2}
-    assert result["problems"]["fine_tuning_losses"][-1] < 0.5
-    assert len(result["problems"]["fine_tuning_losses"]) == 20
+    assert result.easy.problems == 5
+    assert result.hard.problems == 3
+    assert result.problems.accuracy == pytest.approx(5 / 8)
+    assert result.problems.chance == pytest.approx(1 / 3)
+    assert result.problems.answered == {"A": 3, "B": 3, "C": 2}
+    assert result.problems.correct == {"A": 3, "B": 3, "C": 2}
+    losses = result.problems.given()["fine_tuning_losses"]
+    assert losses[-1] < 0.5
+    assert len(losses) == 20
     # The model, fine-tuned now, on each group by itself.
     for group, asked in (("easy", learnt[3:]), ("hard", turned)):
         encoded = encode_all(model, tokenizer, asked)
-        assert result[group] == summary_of(problem_nuclear_norms(model, encoded))
+        assert getattr(result, group) == summary_of(problem_nuclear_norms(model, encoded))
         norms = np.array([naive_norms(model, llama_weights, problem) for problem in encoded])
         for place, name in enumerate("qkvo"):
             mean, deviation = norms[:, :, place].mean(axis=0), norms[:, :, place].std(axis=0)
-            np.testing.assert_allclose(result[group]["mean"][name][:2], mean, rtol=1e-3)
-            np.testing.assert_allclose(result[group]["std"][name][:2], deviation, rtol=2e-2)
-    assert result["hard"]["mean"]["o"][1] > result["easy"]["mean"]["o"][1]
+            np.testing.assert_allclose(getattr(result, group).mean[name][:2], mean, rtol=1e-3)
+            np.testing.assert_allclose(getattr(result, group).std[name][:2], deviation, rtol=2e-2)
+    assert result.hard.mean["o"][1] > result.easy.mean["o"][1]
 
 
 @pytest.mark.parametrize("kind", ["itt", "dense"])
@@ -339,9 +342,10 @@ def test_the_command_writes_what_was_agreed_into_the_run_folder(runs, problems_f
             assert all((value is None) == is_empty for layers in values for value in layers)
     assert "answered correctly (easy)" in result.stdout
     assert "were longer than it takes" not in result.stdout
-    (table,) = gradient_tables(
-        written | {"problems": written["problems"] | {"cut": 3, "fine_tuning_cut": 1}}, "name"
-    )
+    result = read_result(run / "analysis/gradients.json", GradientResults, advice="")
+    assert result.content() == written
+    result.problems.cut, result.problems.fine_tuning_cut = 3, 1
+    (table,) = gradient_tables(result, "name")
     assert table.notes[-1].startswith("3 of the 5 and 1 of those that the model was fine-tuned on")
     elsewhere = run.parent / f"{kind}.json"
     result = invoke("gradients", run / "model", *options, "--output", elsewhere)
@@ -380,7 +384,7 @@ MISTAKES = {
         "line 2: two options have the same letter"
     ),
     '{"question": "1?", "options": ["A)1", "B)2"], "rationale": "", "correct": "C"}': (
-        "line 2: correct='C' is the letter of none of the options"
+        "line 2: correct='C' is not the letter of an option"
     ),
 }
 
@@ -397,14 +401,19 @@ def test_a_mistake_is_told_in_one_sentence(runs, problems_file, tmp_path):
     tells(invoke("gradients", run, *given), "there are 8 problems, and 100 of them are for fine-tu")
     tells(invoke("gradients", run, *given, "--learning-rate", -1), "must be a positive number, not")
     diverging = ("--fine-tune", 2, "--learning-rate", 1e30)
-    tells(invoke("gradients", run, *given, *diverging), "fine-tuning went wrong in epoch 2: the lo")
+    tells(invoke("gradients", run, *given, *diverging), "fine-tuning diverged in epoch 2: the lo")
     tells(invoke("gradients", run, "--problems", "no.jsonl"), "cannot use no.jsonl: No such file")
-    tells(invoke("gradients", run, "--problems", "no.txt"), "no.txt is no file of JSON lines")
-    tells(invoke("gradients", run / "model", *given), "is no run folder (it has no recipe.yaml)")
+    tells(invoke("gradients", run, "--problems", "no.txt"), "no.txt is not a file of JSON lines")
+    tells(invoke("gradients", run / "model", *given), "is not a run folder (it has no recipe.yaml)")
     output = ("--output", tmp_path / "out.json")
-    tells(invoke("gradients", tmp_path / "no", *given, *output), "no is no model; name a run")
+    tells(
+        invoke("gradients", tmp_path / "no", *given, *output),
+        "no is not there; name a run",
+    )
     tells(invoke("gradients", run, run, *given, *output), "--output is for one model")
-    tells(invoke("gradients", run, *given, "--output", tmp_path), "is no JSON file; name one, like")
+    tells(
+        invoke("gradients", run, *given, "--output", tmp_path), "is not a JSON file; name one, like"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -446,7 +455,7 @@ def test_help_comes_before_torch():
         "from itt_composer.cli.analyse import app\n"
         "for command in ([], ['gradients'], ['tokens']):\n"
         "    assert CliRunner().invoke(app, [*command, '--help']).exit_code == 0\n"
-        "assert 'is no run folder' in CliRunner().invoke(app, ['tokens', 'x']).stderr\n"
+        "assert 'is not a run folder' in CliRunner().invoke(app, ['tokens', 'x']).stderr\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

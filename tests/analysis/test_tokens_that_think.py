@@ -42,22 +42,22 @@ def test_overlap_complement_and_union_by_hand():
     for row in range(2):  # in two batches
         rows = slice(row, row + 1)
         totals.add(second[rows], weights[rows], first[rows], is_kind[:, rows])
-    figures = totals.figures()
+    figures = totals.summary(1, 2)
     expected = {"share": 3 / 8, "overlap": 2 / 3, "complement": 1 / 3, "union": 5 / 8}
     mean = weights.mean().item()
     squares = [(weight - mean) ** 2 for weight in weights.flatten().tolist()]
     expected["weight_mean"], expected["weight_std"] = mean, math.sqrt(sum(squares) / 8)
     expected["selected_weight_mean"] = (0.91 + 0.51 + 1.0) / 3
     for name, value in expected.items():
-        assert figures[name] == pytest.approx(value), name
-    assert figures["classes"]["digit"] == {"tokens": 4, "share": 0.5}
-    assert figures["classes"]["rare"] == {"tokens": 0, "share": None}
-    counts = figures["histogram"]["counts"]
+        assert getattr(figures, name) == pytest.approx(value), name
+    assert figures.classes["digit"].given() == {"tokens": 4, "share": 0.5}
+    assert figures.classes["rare"].given() == {"tokens": 0, "share": None}
+    counts = figures.histogram.counts
     expected = dict.fromkeys(range(BINS), 0) | {0: 1, 5: 1, 15: 1, 25: 2, 35: 1, 45: 1, 49: 1}
     assert dict(enumerate(counts)) == expected
     assert sum(counts) == 8
-    assert sum(figures["histogram"]["selected_counts"]) == 3
-    edges = figures["histogram"]["edges"]
+    assert sum(figures.histogram.selected_counts) == 3
+    edges = figures.histogram.edges
     assert (len(edges), edges[0], edges[-1]) == (BINS + 1, 0.0, 1.0)
 
 
@@ -65,10 +65,10 @@ def test_a_step_without_tokens_or_router_has_no_figures_for_them():
     none = torch.zeros(1, 3, dtype=torch.bool)
     totals = StepTotals(None)
     totals.add(none, None, none, torch.zeros(len(KINDS), 1, 3, dtype=torch.bool))
-    figures = totals.figures()
-    assert (figures["share"], figures["union"]) == (0.0, 0.0)
+    figures = totals.summary(1, 2)
+    assert (figures.share, figures.union) == (0.0, 0.0)
     missing = ("weight_mean", "selected_weight_mean", "histogram", "overlap", "complement")
-    assert {figures[name] for name in missing} == {None}
+    assert {getattr(figures, name) for name in missing} == {None}
 
 
 @pytest.mark.parametrize("kind", ["itt", "loop"])
@@ -79,35 +79,35 @@ def test_figures_of_a_model_are_those_of_plain_loops(runs, tokenizer, shards, ki
     batches = validation_batches(shards, 12, 5)
     assert [len(batch["input_ids"]) for batch in batches] == [5, 5, 2]
     steps = thinking_steps(model, tokenizer, batches)
-    assert [(step["layer"], step["step"]) for step in steps] == [
+    assert [(step.layer, step.step) for step in steps] == [
         (1, step) for step in range(1, model.config.thinking_steps)
     ]
     seen = {}
     for batch in batches:
         for row in batch["input_ids"]:
-            for step in think_about(model, tokenizer, "row", row.tolist())["steps"]:
-                whole = seen.setdefault(step["step"], {"selected": [], "weights": []})
-                whole["selected"] += step["selected"]
-                whole["weights"] += step["weights"] or []
+            for step in think_about(model, tokenizer, "row", row.tolist()).steps:
+                whole = seen.setdefault(step.step, {"selected": [], "weights": []})
+                whole["selected"] += step.selected
+                whole["weights"] += step.weights or []
     for step in steps:
-        own, before = seen[step["step"]], seen.get(step["step"] - 1)
+        own, before = seen[step.step], seen.get(step.step - 1)
         total = len(own["selected"])
         assert total == 12 * 32
-        assert step["share"] == sum(own["selected"]) / total
+        assert step.share == sum(own["selected"]) / total
         if own["weights"]:
-            assert step["weight_mean"] == pytest.approx(sum(own["weights"]) / total, abs=1e-5)
+            assert step.weight_mean == pytest.approx(sum(own["weights"]) / total, abs=1e-5)
             pairs = zip(own["weights"], own["selected"], strict=True)
             taken = [weight for weight, selected in pairs if selected]
             expected = sum(taken) / len(taken)
-            assert step["selected_weight_mean"] == pytest.approx(expected, abs=1e-5)
-            assert sum(step["histogram"]["counts"]) == total
+            assert step.selected_weight_mean == pytest.approx(expected, abs=1e-5)
+            assert sum(step.histogram.counts) == total
         if before:
             pairs = list(zip(own["selected"], before["selected"], strict=True))
             again = sum(a and b for a, b in pairs)
-            assert step["overlap"] == again / sum(own["selected"])
-            assert step["complement"] == pytest.approx(1 - step["overlap"])
-            assert step["union"] == sum(a or b for a, b in pairs) / total
-        by_text = [step["classes"][kind]["tokens"] for kind in KINDS[:5]]
+            assert step.overlap == again / sum(own["selected"])
+            assert step.complement == pytest.approx(1 - step.overlap)
+            assert step.union == sum(a or b for a, b in pairs) / total
+        by_text = [step.classes[kind].tokens for kind in KINDS[:5]]
         assert 0 < sum(by_text) <= total
     ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
     specials = sum(int((ids == special).sum()) for special in (1, 2))
@@ -290,12 +290,14 @@ def test_a_transformers_model_without_steps_gives_its_texts_alone(tokenizer, sha
     assert "".join(written["texts"][1]["tokens"][1:]) == TEXT
     model = BloomForCausalLM.from_pretrained(tmp_path / "m")
     own = AutoTokenizer.from_pretrained(tmp_path / "m")
-    assert think_about(model, own, "x", [1, 40])["tokens"][0] == "<s>"
+    assert think_about(model, own, "x", [1, 40]).tokens[0] == "<s>"
 
 
 def test_a_mistake_is_told_in_one_sentence(runs, shards, tmp_path):
     run, output = runs["itt"], ("--output", tmp_path / "out.json")
-    tells(invoke(run / "model", *output), "is no run folder (it has no recipe.yaml): give --data")
+    tells(
+        invoke(run / "model", *output), "is not a run folder (it has no recipe.yaml): give --data"
+    )
     tells(invoke(run, "--select-ratios", "1,2"), "select_ratios=[1.0, 2.0]: select_ratios has 2")
     tells(invoke(run, "--router-selection", "best"), "router_selection=best: router_selection must")
     tells(invoke(runs["dense"], "--select-ratios", "1"), "needs an ITT model, not a LLaMA")
@@ -308,7 +310,7 @@ def test_a_mistake_is_told_in_one_sentence(runs, shards, tmp_path):
     moved = tmp_path / "run"
     moved.mkdir()
     (moved / "recipe.yaml").write_text("data: {local: runs/shards}")
-    tells(invoke(moved), "names the shards in runs/shards, which is not there: start from the fol")
+    tells(invoke(moved), "names the shards in runs/shards, which does not exist: start from the ")
     (moved / "recipe.yaml").write_text("data: {}")
     tells(invoke(moved), "recipe.yaml names no data.local; is it damaged?")
 

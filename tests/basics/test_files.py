@@ -16,8 +16,7 @@ def test_what_is_no_number_is_not_written_and_its_key_is_named(tmp_path, value):
     with pytest.raises(UserError) as caught:
         write_json(file, content)
     assert str(caught.value) == (
-        f"{file} was not written: tasks.1.value is no number (NaN or infinity), which JSON cannot "
-        "hold"
+        f"{file} was not written: tasks.1.value is NaN or infinite, which JSON cannot hold"
     )
     assert list(tmp_path.iterdir()) == []
     write_json(file, numbers_only(content))

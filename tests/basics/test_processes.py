@@ -1,4 +1,4 @@
-"""A process among others: whom a loader process heeds, and which process tells a mistake."""
+"""Loader processes end with their rank alone, and one process reports a mistake for all."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from itt_composer.basics.errors import UserError
 from itt_composer.basics.processes import failures_told_once, heed_parent_only
 
 REPOSITORY = Path(__file__).parents[2]
-# Starts the rank, tells when it is ready, and waits to be killed.
+# Starts the rank, reports when it is ready, and waits to be killed.
 LAUNCHER = """
 import os, subprocess, sys
 rank = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=sys.stdout)
@@ -42,10 +42,10 @@ print("SIGTERM" if signal.sigtimedwait({signal.SIGTERM}, 60) else "nothing", flu
 # Saves after each line on stdin; without one it waits outside of Python, as for another rank.
 ASKED = """
 import hashlib, os, signal, sys
-from itt_composer.basics import processes as launched
+from itt_composer.basics import processes
 
-launched.ONE_KEY_PRESS = 0.2
-with launched.StopSignals("the same command goes on after batch 7") as signals:
+processes.ONE_KEY_PRESS = 0.2
+with processes.StopSignals("the same command goes on after batch 7") as signals:
     signals.finishing = "the batch is saved" if sys.argv[1] == "training" else None
     child = os.fork()
     if child == 0:
@@ -154,7 +154,7 @@ def test_failures_that_a_user_can_mend_are_sentences_and_others_stay_as_they_are
     if sentence:
         assert caught.value.code == 1
         assert capsys.readouterr().err.startswith(f"error: {sentence}")
-        # What every rank meets is left to the first; what one alone does is told at once.
+        # The first rank reports what every rank meets; a rank that is alone reports at once.
         assert bool(slept) == sentence.startswith("cannot use")
     else:
         assert caught.value is failure

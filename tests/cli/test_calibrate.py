@@ -150,7 +150,11 @@ def test_a_damaged_index_is_one_sentence(folders, shards, tmp_path):
     ("model", "options", "sentence"),
     [
         ("loop", [], "holds a model without routers: there is nothing to calibrate"),
-        ("nothing", [], "is not a transformers folder: it has no config.json"),
+        (
+            "nothing",
+            [],
+            "no/such is not there; calibrate takes a run folder or a transformers folder",
+        ),
         ("itt", ["--split", "test"], "has no rows in its split 'test'"),
     ],
 )
@@ -159,3 +163,21 @@ def test_what_cannot_be_calibrated_is_one_sentence(folders, shards, model, optio
     assert result.exit_code == 1
     assert sentence in " ".join(result.output.split())
     assert result.output.count("error:") == 1
+
+
+def test_a_run_folder_gets_its_model_calibrated_and_a_checkpoint_does_not(
+    folders, shards, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(folders["itt"], run / "model")
+    (run / "summary.json").touch()
+    result = calibrate(run, "--data", shards, "--rows", 8)
+    assert result.exit_code == 0, result.output
+    assert f"saved the thresholds in {run / 'model'}" in " ".join(result.output.split())
+    assert IttForCausalLM.from_pretrained(run / "model").has_thresholds
+    checkpoint = run / "checkpoints/ep0-ba5-rank0.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    result = calibrate(checkpoint, "--data", shards)
+    assert result.exit_code == 1
+    assert f"write one with `itt export {checkpoint} OUT`" in " ".join(result.output.split())

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from data_prep.tokenizer import load_tokenizer
 from itt_composer.basics.errors import UserError
-from itt_composer.cli.generate import app, prompt_ids
+from itt_composer.cli.generate import app
 from itt_composer.models import IttConfig, IttForCausalLM
+from itt_composer.models.generation import prompt_ids
 from itt_composer.models.text_stream import IncrementalDecoder, StepCounter, TextStream
 from itt_composer.models.thresholds import quantiles_of
 
@@ -260,7 +261,7 @@ def tells(result, sentence):
 
 
 def test_a_folder_that_cannot_be_used_is_told_in_one_sentence(folders, tmp_path):
-    tells(invoke("nowhere", "--prompt", "x"), "nowhere is not a transformers folder")
+    tells(invoke("nowhere", "--prompt", "x"), "nowhere is neither a folder or checkpoint here")
     dense = ("--prompt", "x", "--select-ratios", "0.5")
     tells(invoke(folders / "dense", *dense), "takes no thinking steps: leave out --select-ratios")
     (tmp_path / "config.json").write_bytes((folders / "itt/config.json").read_bytes())
@@ -268,7 +269,7 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_sentence(folders, tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     tells(invoke(tmp_path, "--prompt", "x"), f"error: {tmp_path} cannot be loaded")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "itt", "thinking": "much"}))
-    tells(invoke(tmp_path, "--prompt", "x"), "config.json is no model's configuration: ")
+    tells(invoke(tmp_path, "--prompt", "x"), "config.json is not the configuration of a model: ")
 
 
 @pytest.mark.parametrize("sampled", [(), ("--temperature", "1")])

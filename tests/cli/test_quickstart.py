@@ -90,7 +90,7 @@ def assert_one_number_per_model(printed, table):
 def test_ctrl_c_lets_the_command_under_way_save_and_starts_no_other(code):
     program = f"import os, signal; os.kill(os.getppid(), signal.SIGINT); raise SystemExit({code})"
     with pytest.raises(KeyboardInterrupt):
-        quickstart.call([sys.executable, "-c", program])
+        quickstart.run_printed([sys.executable, "-c", program])
 
 
 def test_a_word_too_many_is_a_mistake_and_help_starts_nothing(monkeypatch):

@@ -138,7 +138,7 @@ def test_a_failure_is_told_and_the_rest_is_kept(repository, add_task, suite, tmp
     assert result.exit_code == 1
     first, last = result.stderr.splitlines()
     assert first.startswith(f"error: absent: {tmp_path}/no/such/dataset could not be fetched: ")
-    assert last == "what is there stays; run this again for the rest"
+    assert last == "files that were fetched stay; run this again for the rest"
     assert files_in(out) == ["small/validation.parquet"]
 
 
@@ -238,7 +238,7 @@ def test_the_client_of_the_hub_fetches_over_http(tmp_path):
     sentence = "error: sciq: allenai/sciq could not be fetched: RepositoryNotFoundError: 404 "
     assert first.startswith(sentence)
     assert f"{endpoint}/api/datasets/allenai/sciq" in first
-    assert last == "what is there stays; run this again for the rest"
+    assert last == "files that were fetched stay; run this again for the rest"
     assert {path: pq.read_table(out / path).to_pylist() for path in files_in(out)} == {
         "piqa/train.parquet": stored["baber/piqa/data/train"],
         "piqa/validation.parquet": stored["baber/piqa/data/validation"],

@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 import itt_composer.recipe.schema
 from eval import harness
 from eval.__main__ import app
+from eval.harness_files import write_harness_results
 from eval.suite import load_suite
 from eval.task_data import open_tasks
 from itt_composer.models.building import build_model
 from itt_composer.models.calibration import calibrate
 from itt_composer.models.folder import write_model_folder
-from itt_composer.paper.task_report import AVERAGE, compared_row, lines_of, write_harness_results
+from itt_composer.paper.task_report import AVERAGE, compared_row, lines_of
 
 SUITE = Path(__file__).parents[2] / "eval/suites/eleven_tasks.yaml"
 FEW = "only=[piqa,winogrande,arc_challenge,lambada_openai,nq_open]"
@@ -125,8 +126,8 @@ def test_every_item_is_as_lm_eval_has_it_for_the_folder(run, model, data_dir, tm
                         if metric != "perplexity"
                     )
                     compared += 1
-            value = results["tasks"][name]["value"]
-            metric = results["tasks"][name]["metric"]
+            value = results.tasks[name].value
+            metric = results.tasks[name].metric
             figures = theirs["results"][name]
             assert value == next(v for k, v in figures.items() if k.partition(",")[0] == metric)
     assert compared == 10 * 3 + 19 * 1
@@ -138,7 +139,7 @@ def test_a_metric_that_is_resampled_needs_no_pool_of_processes(run, monkeypatch)
 
     monkeypatch.setattr(multiprocessing, "Pool", pool)
     results, _ = run("only=[lambada_openai]", "tasks.lambada_openai.metric=perplexity")
-    assert results["tasks"]["lambada_openai"]["stderr"] > 0
+    assert results.tasks["lambada_openai"].stderr > 0
 
 
 CUT = ["boolq", "arc_challenge", "nq_open"]  # by the 1,024 positions of these models
@@ -185,23 +186,21 @@ def cuts(tasks):
 
 def test_whole_shots_that_fit_give_what_so_many_shots_give_and_one_more_is_cut(run, tmp_path):
     few = "only=[boolq,arc_challenge]"
-    fitting = run(few, "shots_that_fit=true", "log_samples=true")[0]["tasks"]
+    fitting = run(few, "shots_that_fit=true", "log_samples=true")[0].tasks
     hashes = {task: prompts_of(tmp_path / "out", task) for task in fitting}
     shutil.rmtree(tmp_path / "out")
-    shots = {name: fitting[name]["shots"] for name in fitting}
+    shots = {name: fitting[name].shots for name in fitting}
     for name, whole in {"boolq": 32, "arc_challenge": 25}.items():
         assert 0 < shots[name] < whole
         told = f"{shots[name]} of {whole} shots, the most that 1,024 tokens hold whole before every"
-        assert fitting[name]["notes"] == [f"{told} question"]
+        assert fitting[name].notes == [f"{told} question"]
     as_many = [f"tasks.{name}.shots={number}" for name, number in shots.items()]
-    given = run(few, *as_many, "log_samples=true")[0]["tasks"]
+    given = run(few, *as_many, "log_samples=true")[0].tasks
     assert {task: prompts_of(tmp_path / "out", task) for task in fitting} == hashes
-    assert [given[name]["value"] for name in fitting] == [
-        fitting[name]["value"] for name in fitting
-    ]
+    assert [given[name].value for name in fitting] == [fitting[name].value for name in fitting]
     assert set(requests_cut(given).values()) == {0}
     one_more = [f"tasks.{name}.shots={number + 1}" for name, number in shots.items()]
-    assert all(requests_cut(run(few, *one_more)[0]["tasks"]).values())
+    assert all(requests_cut(run(few, *one_more)[0].tasks).values())
 
 
 def prompts_of(folder, task):
@@ -209,14 +208,14 @@ def prompts_of(folder, task):
 
 
 def requests_cut(tasks):
-    return {name: sum(run["requests_cut"] for run in task["runs"]) for name, task in tasks.items()}
+    return {name: sum(run.requests_cut for run in task.runs) for name, task in tasks.items()}
 
 
 def test_shots_that_all_fit_are_asked_whole(run):
     results, _ = run("only=[arc_challenge]", "tasks.arc_challenge.shots=2", "shots_that_fit=true")
     assert (
-        results["tasks"]["arc_challenge"]["shots"],
-        results["tasks"]["arc_challenge"]["notes"],
+        results.tasks["arc_challenge"].shots,
+        results.tasks["arc_challenge"].notes,
     ) == (
         2,
         [],
@@ -257,7 +256,7 @@ def test_two_ranks_refuse_an_overflow_alike(fork_server, overflowing, data_dir, 
 
 def test_a_limit_is_a_number_of_documents_or_a_share(run):
     results, _ = run("only=[piqa,arc_challenge]", "tasks.piqa.limit=0.3", limit="limit=0.5")
-    counts = {name: task["documents"] for name, task in results["tasks"].items()}
+    counts = {name: task.documents for name, task in results.tasks.items()}
     assert counts == {"piqa": 2, "arc_challenge": 2}  # rounded up, as lm-eval does
 
 
@@ -273,9 +272,9 @@ def test_a_perplexity_of_texts_says_that_bos_is_predicted_after_bos(run, model, 
     lm = AutoModelForCausalLM.from_pretrained(model).eval()
     bos = lm.config.bos_token_id
     nats = -float(lm(torch.tensor([[bos]])).logits[0, 0].log_softmax(-1)[bos])
-    assert results["tasks"]["wikitext"]["notes"] == [
+    assert results.tasks["wikitext"].notes == [
         "each of 2 texts begins with a BOS that is predicted after another BOS, as in lm-eval: "
-        f"{nats:.1f} nats per text in this figure are none of the text's"
+        f"{nats:.1f} nats per text in this figure do not belong to the text"
     ]
 
 
@@ -326,18 +325,18 @@ def test_several_runs_have_a_mean_and_an_error_over_them(run, make_folder):
         (folder / "recipe.yaml").write_text(f"seed: {number}\n" + RECIPE)
     path = f"[{folders[0]},{folders[1]}]"
     results, told = run("only=[piqa,arc_challenge]", "fewshot_seeds=[1,2,3]", path=path)
-    assert [model["trained_batches"] for model in results["models"]] == [900, 900]
-    piqa, arc = results["tasks"]["piqa"], results["tasks"]["arc_challenge"]
+    assert [model.trained_batches for model in results.models] == [900, 900]
+    piqa, arc = results.tasks["piqa"], results.tasks["arc_challenge"]
     assert len(told) == 2 * (1 + 3)
-    assert [run["fewshot_seed"] for run in piqa["runs"]] == [None, None]
-    assert [run["fewshot_seed"] for run in arc["runs"]] == [1, 2, 3] * 2
-    assert len({model["sha256"] for model in results["models"]}) == 2
-    values = [run["value"] for run in arc["runs"]]
+    assert [run.fewshot_seed for run in piqa.runs] == [None, None]
+    assert [run.fewshot_seed for run in arc.runs] == [1, 2, 3] * 2
+    assert len({model.sha256 for model in results.models}) == 2
+    values = [run.value for run in arc.runs]
     mean = sum(values) / 6
-    assert arc["value"] == pytest.approx(mean)
+    assert arc.value == pytest.approx(mean)
     variance = sum((value - mean) ** 2 for value in values) / 5
-    assert arc["standard_error"] == pytest.approx((variance / 6) ** 0.5)
-    assert arc["stderr"] == pytest.approx(sum(run["stderr"] for run in arc["runs"]) / 6)
+    assert arc.standard_error == pytest.approx((variance / 6) ** 0.5)
+    assert arc.stderr == pytest.approx(sum(run.stderr for run in arc.runs) / 6)
 
 
 def arguments(model, data_dir, output, *overrides):
@@ -426,8 +425,10 @@ def test_a_model_in_the_folder_at_hand_or_above_leaves_the_results_in_place(
 
 MISTAKES = {
     ("tasks.piqqa={}", "only=[piqqa]"): "piqqa: lm-eval has no such task; did you mean piqa",
-    ("only=[sciqq]",): "only names 'sciqq', which is none of the tasks; add tasks.sciqq={}",
-    ("tasks.piqa.metric=f1",): "tasks.piqa.metric=f1 is none of the task's: acc, acc_norm",
+    ("only=[sciqq]",): "only names 'sciqq', which is not one of the tasks; add tasks.sciqq",
+    (
+        "tasks.piqa.metric=f1",
+    ): "tasks.piqa.metric=f1 is not one of the task's metrics: acc, acc_norm",
     ("limit=1.5",): "limit: 1.5 is neither a number of documents nor a share of them below",
     ("limit=0",): "limit=0: input should be greater than 0",
     ("tasks.piqa.shots=-1",): "tasks.piqa.shots=-1: input should be greater than or equal to 0",
@@ -476,14 +477,14 @@ def test_all_missing_files_are_told_at_once_before_torch_is_imported(
 
 def test_what_is_no_repeat_of_an_experiment_is_refused(run, model, make_folder, tmp_path):
     shutil.copytree(model, tmp_path / "copy")
-    with pytest.raises(harness.UserError, match=r"copy has the same weights as .*model; a repeat"):
+    with pytest.raises(harness.UserError, match=r"copy has the same weights as .*model; measuring"):
         run("only=[piqa]", path=f"[{model},{tmp_path / 'copy'}]")
     other = make_folder(1)
-    with pytest.raises(harness.UserError, match=r"nothing tells that model=.* is a repeat of"):
+    with pytest.raises(harness.UserError, match=r"nothing shows that model=.* repeats"):
         run("only=[piqa]", path=f"[{model},{other}]")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"select_ratios": [0.9, 0.9]}))
-    with pytest.raises(harness.UserError, match=r"is no repeat of .*, as select_ratios differ"):
+    with pytest.raises(harness.UserError, match=r"does not repeat .*, as select_ratios differ"):
         run("only=[piqa]", path=f"[{model},{other}]")
 
 
@@ -514,4 +515,4 @@ def test_an_itt_without_thresholds_is_measured_by_top_k_only_where_that_is_asked
     with pytest.raises(harness.UserError, match="the model has no thresholds, and under"):
         run("only=[piqa]", path=tmp_path / "bare")
     results, _ = run("only=[piqa]", "model.router_selection=top_k", path=tmp_path / "bare")
-    assert results["models"][0]["router_selection"] == "top_k"
+    assert results.models[0].router_selection == "top_k"

@@ -14,10 +14,10 @@ from eval.suite import read_task_suite
 from eval.task_data import open_tasks
 from eval.task_figures import figure_of
 from itt_composer.basics.errors import UserError
-from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.loading import load_tokenizer, think_causally
 from itt_composer.runs.metrics import read_metrics
 from itt_composer.training.before_start import check_before_start
+from itt_composer.training.training_run import TrainingRun
 
 TEXTS = [f"The {thing} was shut. So she opened the {thing}" for thing in ("door", "window", "box")]
 PERPLEXITY = "lm_eval/lambada_openai/perplexity"  # tells any change of the model
@@ -71,7 +71,7 @@ def test_the_last_figure_is_of_the_finished_model_and_random_states_are_left_alo
     with open_tasks(tasks.selected_tasks(), tasks.data_dir) as source:
         lm = EvaluatedLM(model.eval(), load_tokenizer(str(shards / "tokenizer")))
         results = measure(tasks, "lambada_openai", settings, source, lm)
-    assert figure_of(results["harness"], "lambada_openai", None) == ("perplexity", figures[10])
+    assert figure_of(results.harness, "lambada_openai", None) == ("perplexity", figures[10])
 
 
 def test_ranks_that_shard_the_model_ask_the_whole_one_and_train_as_if_they_had_not(
@@ -114,8 +114,8 @@ def start(recipe):
 
 
 MISTAKES = {
-    "{suite: eval/suites/perplexity.yaml}": "eval/suites/perplexity.yaml is no suite of tasks",
-    "{only: [piqua], eval_interval: 10ba}": "only names 'piqua', which is none of the tasks",
+    "{suite: eval/suites/perplexity.yaml}": "eval/suites/perplexity.yaml is not a suite of tasks",
+    "{only: [piqua], eval_interval: 10ba}": "only names 'piqua', which is not one of the",
     "{data_dir: no/where, eval_interval: 10ba}": "data_dir=no/where is no folder",
     "{eval_interval: 7ba}": "command line: callbacks.lm_eval.eval_interval=7ba is not a multiple",
     "{limit: 0}": "callbacks.lm_eval.limit=0: input should be greater than 0",
@@ -134,7 +134,7 @@ def test_a_mistake_is_told_before_the_first_batch(small_recipe, settings):
 def test_a_mistake_in_the_tasks_is_told_with_the_others_before_torch(small_recipe, settings):
     recipe = small_recipe(f"callbacks.lm_eval={settings}", "init_from=nowhere")
     with pytest.raises(UserError) as caught:
-        check_before_start(recipe, RunFolder(recipe))
+        check_before_start(recipe, TrainingRun(recipe))
     of_init, of_tasks = str(caught.value).splitlines()
     assert "init_from=nowhere" in of_init
     assert MISTAKES[settings] in of_tasks

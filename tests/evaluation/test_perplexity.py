@@ -19,6 +19,8 @@ from eval.suite import PerplexitySuite
 from itt_composer.basics.errors import UserError
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.calibration import calibrate
+from itt_composer.results.base import read_result
+from itt_composer.results.perplexity import PerplexityResults
 from itt_composer.results.perplexity_report import tables, write_results
 
 # Weights far from 0, so that a token's loss depends much on every layer and step.
@@ -86,22 +88,22 @@ def test_perplexity_is_that_of_every_token_of_every_row(measure, itt, shards):
     sums = by_hand(IttForCausalLM.from_pretrained(itt).eval(), shards)
     rows = {domain: tokens // 31 for domain, (_, tokens) in sums.items()}
     batch_size = next(size for size in (7, 8, 9) if all(count % size for count in rows.values()))
-    (setting,) = measure(itt, batch_size=batch_size)["settings"]
+    (setting,) = measure(itt, batch_size=batch_size).settings
     for domain, (loss_sum, tokens) in sums.items():
-        measured = setting["domains"][domain]
-        assert measured["tokens"] == tokens
-        assert measured["loss"] == pytest.approx(loss_sum / tokens, rel=1e-6)
-        assert measured["perplexity"] == pytest.approx(math.exp(loss_sum / tokens), rel=1e-5)
+        measured = setting.domains[domain]
+        assert measured.tokens == tokens
+        assert measured.loss == pytest.approx(loss_sum / tokens, rel=1e-6)
+        assert measured.perplexity == pytest.approx(math.exp(loss_sum / tokens), rel=1e-5)
     # Overall: every token counts the same, so the larger domain counts more.
     loss_sums, tokens = zip(*sums.values(), strict=True)
-    assert setting["tokens"] == sum(tokens)
-    assert setting["loss"] == pytest.approx(sum(loss_sums) / sum(tokens), rel=1e-6)
+    assert setting.tokens == sum(tokens)
+    assert setting.loss == pytest.approx(sum(loss_sums) / sum(tokens), rel=1e-6)
     assert tokens[0] != tokens[1]
 
 
 @pytest.mark.parametrize("fits", [3, 0])
 def test_a_batch_that_does_not_fit_the_memory_comes_in_parts(measure, itt, monkeypatch, fits):
-    whole = measure(itt, batch_size=16)["settings"] if fits else None
+    whole = measure(itt, batch_size=16).settings if fits else None
     forward = IttForCausalLM.forward
 
     def on_a_small_gpu(self, input_ids, **inputs):
@@ -115,10 +117,10 @@ def test_a_batch_that_does_not_fit_the_memory_comes_in_parts(measure, itt, monke
         with pytest.raises(UserError, match="a single row does not fit into the memory"):
             measure(itt, batch_size=16)
         return
-    (setting,) = measure(itt, batch_size=16)["settings"]
-    assert setting["loss"] == pytest.approx(whole[0]["loss"], rel=1e-6)
-    assert setting["tokens"] == whole[0]["tokens"]
-    assert setting["realised_shares"] == whole[0]["realised_shares"]
+    (setting,) = measure(itt, batch_size=16).settings
+    assert setting.loss == pytest.approx(whole[0].loss, rel=1e-6)
+    assert setting.tokens == whole[0].tokens
+    assert setting.realised_shares == whole[0].realised_shares
 
 
 def test_progress_goes_up_to_every_row_of_every_setting(itt, shards):
@@ -127,18 +129,18 @@ def test_progress_goes_up_to_every_row_of_every_setting(itt, shards):
     )
     reports = []
     results = run(suite, lambda done, total: reports.append((done, total)))
-    rows = results["settings"][0]["tokens"] // 31
+    rows = results.settings[0].tokens // 31
     assert reports[-1] == (2 * rows, 2 * rows)
     assert reports == sorted(reports)
 
 
 def test_other_ratios_change_the_model_and_its_flops(measure, itt):
     ratios = [None, [1, 1, 1], [0.9, 0.5, 0], [0, 0, 0]]
-    settings = measure(itt, ratios)["settings"]
-    assert [setting["select_ratios"] for setting in settings] == [[0.5, 0.5, 0.5], *ratios[1:]]
+    settings = measure(itt, ratios).settings
+    assert [setting.select_ratios for setting in settings] == [[0.5, 0.5, 0.5], *ratios[1:]]
     for figure in ("loss", "paper_flops_per_token", "executed_flops_per_token"):
         assert len({setting[figure] for setting in settings}) == 4
-    own, all_tokens, _, none = (setting["executed_flops_per_token"] for setting in settings)
+    own, all_tokens, _, none = (setting.executed_flops_per_token for setting in settings)
     assert none < own < all_tokens
 
 
@@ -157,42 +159,42 @@ def test_flops_per_token_are_those_of_a_pass_over_a_row_by_both_accountings(meas
     once = rotary + 2 * vocabulary * hidden * row + layers * layer(row)
     router = 2 * hidden * row
     steps = sum(router + layer(tokens) for tokens in (24, 16, 8))
-    (of_dense,) = measure(tmp_path)["settings"]
-    (of_itt,) = measure(itt, [[0.75, 0.5, 0.25]])["settings"]
-    assert of_dense["paper_flops_per_token"] == pytest.approx(by_paper)
-    assert of_dense["executed_flops_per_token"] == pytest.approx(once / row)
+    (of_dense,) = measure(tmp_path).settings
+    (of_itt,) = measure(itt, [[0.75, 0.5, 0.25]]).settings
+    assert of_dense.paper_flops_per_token == pytest.approx(by_paper)
+    assert of_dense.executed_flops_per_token == pytest.approx(once / row)
     # One of two layers thinks.
-    assert of_itt["paper_flops_per_token"] == pytest.approx(by_paper * (1 + 1.5 / 2))
-    assert of_itt["executed_flops_per_token"] == pytest.approx((once + steps) / row)
+    assert of_itt.paper_flops_per_token == pytest.approx(by_paper * (1 + 1.5 / 2))
+    assert of_itt.executed_flops_per_token == pytest.approx((once + steps) / row)
 
 
 def test_a_setting_equals_a_model_that_was_saved_with_it(measure, itt, tmp_path):
     model = IttForCausalLM.from_pretrained(itt)
     model.set_select_ratios([0.9, 0.3, 0.1])
     model.save_pretrained(tmp_path)
-    (saved,) = measure(tmp_path)["settings"]
-    _, elastic = measure(itt, [None, [0.9, 0.3, 0.1]])["settings"]
-    assert saved["loss"] == elastic["loss"]
-    assert saved["domains"] == elastic["domains"]
+    (saved,) = measure(tmp_path).settings
+    _, elastic = measure(itt, [None, [0.9, 0.3, 0.1]]).settings
+    assert saved.loss == elastic.loss
+    assert saved.domains == elastic.domains
 
 
 def test_null_is_the_models_own_ratios_wherever_it_stands(measure, itt):
-    first, _, last = measure(itt, [None, [0, 0, 0], None])["settings"]
-    assert last["select_ratios"] == first["select_ratios"] == [0.5, 0.5, 0.5]
-    assert last["loss"] == first["loss"]
+    first, _, last = measure(itt, [None, [0, 0, 0], None]).settings
+    assert last.select_ratios == first.select_ratios == [0.5, 0.5, 0.5]
+    assert last.loss == first.loss
 
 
 def test_without_steps_an_itt_is_its_llama_which_is_measured_too(measure, itt, llama):
-    (without_steps,) = measure(itt, [[0, 0, 0]])["settings"]
+    (without_steps,) = measure(itt, [[0, 0, 0]]).settings
     results = measure(llama)
-    (dense,) = results["settings"]
-    assert dense["loss"] == pytest.approx(without_steps["loss"], rel=1e-6)
-    assert dense["domains"] == {
-        domain: pytest.approx(figures, rel=1e-5)
-        for domain, figures in without_steps["domains"].items()
+    (dense,) = results.settings
+    assert dense.loss == pytest.approx(without_steps.loss, rel=1e-6)
+    assert {domain: part.given() for domain, part in dense.domains.items()} == {
+        domain: pytest.approx(figures.given(), rel=1e-5)
+        for domain, figures in without_steps.domains.items()
     }
-    assert dense["select_ratios"] == []
-    assert results["model"]["parameters"] == sum(
+    assert dense.select_ratios == []
+    assert results.model.parameters == sum(
         p.numel() for p in LlamaForCausalLM(LlamaConfig(**LLAMA)).parameters()
     )
 
@@ -242,13 +244,13 @@ def test_the_same_weights_and_rows_have_the_same_digests_wherever_they_lie(
         PerplexitySuite(model={"path": str(tmp_path / "copy")}, data=str(own_shards)),
         lambda done, total: None,
     )
-    assert again["model"]["weights_sha256"] == results["model"]["weights_sha256"]
-    assert again["text_sha256"] == results["text_sha256"]
-    assert measure(itt, split="train")["text_sha256"] != results["text_sha256"]
+    assert again.model.weights_sha256 == results.model.weights_sha256
+    assert again.text_sha256 == results.text_sha256
+    assert measure(itt, split="train").text_sha256 != results.text_sha256
     model.model.norm.weight.data[0] += 1
     model.save_pretrained(tmp_path / "other")
     other = measure(tmp_path / "other")
-    assert other["model"]["weights_sha256"] != results["model"]["weights_sha256"]
+    assert other.model.weights_sha256 != results.model.weights_sha256
 
 
 def truncate(file):
@@ -297,23 +299,22 @@ def calibrated(itt, tmp_path_factory):
 
 def test_every_rule_and_early_exit_is_measured_at_every_ratio(measure, calibrated):
     ratios, rules, exits = [[0.5, 0.5, 0.5], [1, 0, 0.3]], ["top_k", "threshold"], [0.0, 0.8]
-    settings = measure(calibrated, ratios, router_selection=rules, early_exit=exits)["settings"]
+    settings = measure(calibrated, ratios, router_selection=rules, early_exit=exits).settings
     names = ("select_ratios", "router_selection", "early_exit")
     assert [tuple(setting[name] for name in names) for setting in settings] == [
         (ratio, rule, epsilon) for ratio in ratios for rule in rules for epsilon in exits
     ]
-    assert len({setting["loss"] for setting in settings}) == len(settings)
+    assert len({setting.loss for setting in settings}) == len(settings)
     top_k, early, causal, _ = settings[:4]
-    assert top_k["realised_shares"] == [[0.5], [0.5], [0.5]]
-    assert early["executed_flops_per_token"] < top_k["executed_flops_per_token"]
+    assert top_k.realised_shares == [[0.5], [0.5], [0.5]]
+    assert early.executed_flops_per_token < top_k.executed_flops_per_token
     assert all(
-        a[0] <= b[0]
-        for a, b in zip(early["realised_shares"], top_k["realised_shares"], strict=False)
+        a[0] <= b[0] for a, b in zip(early.realised_shares, top_k.realised_shares, strict=False)
     )
-    assert all(0.2 < share < 0.8 for (share,) in causal["realised_shares"])
-    assert causal["paper_flops_per_token"] == top_k["paper_flops_per_token"]
+    assert all(0.2 < share < 0.8 for (share,) in causal.realised_shares)
+    assert causal.paper_flops_per_token == top_k.paper_flops_per_token
     # Every token takes the first step, none the second.
-    assert settings[4]["realised_shares"][:2] == [[1.0], []]
+    assert settings[4].realised_shares[:2] == [[1.0], []]
 
 
 def test_thresholds_that_were_never_estimated_are_refused(measure, itt, llama):
@@ -324,9 +325,9 @@ def test_thresholds_that_were_never_estimated_are_refused(measure, itt, llama):
 
 
 def test_bits_per_byte_are_over_the_bytes_of_the_predicted_text(measure, itt, shards):
-    (setting,) = measure(itt)["settings"]
+    (setting,) = measure(itt).settings
     processor = SentencePieceProcessor(model_file=str(shards / "tokenizer/tokenizer.model"))
-    for domain, measured in setting["domains"].items():
+    for domain, measured in setting.domains.items():
         rows = LocalDataset(str(shards / "validation" / domain))
         text_bytes = 0
         for index in range(rows.num_samples):
@@ -341,17 +342,16 @@ def test_bits_per_byte_are_over_the_bytes_of_the_predicted_text(measure, itt, sh
                 elif before == processor.bos_id():
                     text = text[1:]
                 text_bytes += len(text)
-        assert measured["bytes"] == text_bytes
-        bits = measured["loss"] * measured["tokens"] / math.log(2)
-        assert measured["bits_per_byte"] == pytest.approx(bits / text_bytes, rel=1e-12)
-    assert setting["bytes"] == sum(part["bytes"] for part in setting["domains"].values())
+        assert measured.bytes == text_bytes
+        bits = measured.loss * measured.tokens / math.log(2)
+        assert measured.bits_per_byte == pytest.approx(bits / text_bytes, rel=1e-12)
+    assert setting.bytes == sum(part.bytes for part in setting.domains.values())
 
 
 def test_the_model_is_described_as_it_came_whatever_was_measured(measure, calibrated):
     results = measure(calibrated, [[1, 0, 0.3]], router_selection=["threshold"])
-    assert results["kind"] == "perplexity"
-    assert results["model"]["router_selection"] == "top_k"
-    assert results["model"]["select_ratios"] == [0.5, 0.5, 0.5]
+    assert results.model.router_selection == "top_k"
+    assert results.model.select_ratios == [0.5, 0.5, 0.5]
 
 
 @pytest.fixture
@@ -385,29 +385,30 @@ def test_hashes_are_compared_unless_told_not_to(measure, itt, own_shards):
     flip_a_bit(shard_of(own_shards, "prose"))
     options = {"data": str(own_shards), "validate_hash": False}
     suite = PerplexitySuite(model={"path": str(itt)}, **options)
-    assert run(suite, lambda done, total: None)["settings"][0]["tokens"] > 0
+    assert run(suite, lambda done, total: None).settings[0].tokens > 0
 
 
 def test_the_pages_hold_what_the_json_does(measure, itt, tmp_path):
     results = measure(itt, [None, [1, 0, 0.3]])
     write_results(results, tmp_path / "elastic.json")
-    assert json.loads((tmp_path / "elastic.json").read_text()) == results
+    assert json.loads((tmp_path / "elastic.json").read_text()) == results.content()
+    assert read_result(tmp_path / "elastic.json", PerplexityResults, advice="") == results
     lines = list(csv.DictReader((tmp_path / "elastic.csv").open()))
     assert [(line["select_ratios"], line["domain"]) for line in lines] == [
         (ratios, domain)
         for ratios in ("50/50/50", "100/0/30")
         for domain in ("all", "code", "prose")
     ]
-    assert float(lines[4]["loss"]) == results["settings"][1]["domains"]["code"]["loss"]
+    assert float(lines[4]["loss"]) == results.settings[1].domains["code"].loss
     page = (tmp_path / "elastic.md").read_text()
-    for setting in results["settings"]:
-        assert f"| {setting['perplexity']:.2f} | {setting['bits_per_byte']:.4f} |" in page
+    for setting in results.settings:
+        assert f"| {setting.perplexity:.2f} | {setting.bits_per_byte:.4f} |" in page
 
 
 def test_unknown_bytes_are_a_dash(measure, itt):
     results = measure(itt)
-    for figures in (results["settings"][0], *results["settings"][0]["domains"].values()):
-        figures["bits_per_byte"] = None
+    for figures in (results.settings[0], *results.settings[0].domains.values()):
+        figures.bits_per_byte = None
     assert tables(results)[0].rows[0][-1] == "–"
 
 

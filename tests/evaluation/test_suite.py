@@ -1,6 +1,7 @@
 """Evaluation suites: what is refused before torch is loaded, and the command line."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from typer.testing import CliRunner
 from eval.__main__ import app
 from eval.suite import load_suite
 from itt_composer.basics.errors import UserError
+from itt_composer.results.perplexity import Setting
 from itt_composer.results.perplexity_report import cost_of_exit
-from itt_composer.runs.model_settings import model_name
+from itt_composer.runs.model_place import model_name
 
 SUITES = Path(__file__).parents[2] / "eval/suites"
 
@@ -49,7 +51,7 @@ MISTAKES = {
     "data=nowhere": "data folder nowhere is not there; make shards with",
     "model=no/such/folder": "model=no/such/folder is not there; name a run folder, a checkpoint, a",
     "model=[gpt2,gpt2-large]": "model.path: perplexity is measured of one model at a time; name",
-    "output=results/elastic": "output=results/elastic is no JSON file; name one, like elastic.json",
+    "output=results/elastic": "output=results/elastic is not a JSON file; name one, like",
     "model": "command line: 'model' is not of the form key=value",
 }
 
@@ -127,13 +129,18 @@ def test_the_command_tells_a_mistake_and_fails(shards):
 
 def test_the_cost_of_early_exit_is_against_the_same_setting_without_it():
     def setting(rule, early_exit, shares, perplexity):
-        return {
-            "select_ratios": [0.5, 0.5],
-            "router_selection": rule,
-            "early_exit": early_exit,
-            "realised_shares": shares,
-            "perplexity": perplexity,
-        }
+        return Setting(
+            select_ratios=[0.5, 0.5],
+            router_selection=rule,
+            early_exit=early_exit,
+            tokens=100,
+            bytes=None,
+            loss=math.log(perplexity),
+            perplexity=perplexity,
+            bits_per_byte=None,
+            domains={},
+            realised_shares=shares,
+        )
 
     settings = [
         setting("top_k", 0.0, [[0.5, 0.5], [0.5, 0.5]], 40.0),

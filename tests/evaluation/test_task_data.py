@@ -201,7 +201,7 @@ def test_tasks_that_load_their_data_themselves_are_refused(data_dir):
 MALFORMED = {
     "piqa/validation": ({"label": "1"}, "line 2: column label: input should be 0 or 1"),
     "winogrande/validation": ({"sentence": "no gap"}, "line 2: column sentence: should hold the"),
-    "arc_easy/test": ({"answerKey": "Z"}, "line 2: answerKey='Z' is none of the labels"),
+    "arc_easy/test": ({"answerKey": "Z"}, "line 2: answerKey='Z' is not one of the labels"),
     "arc_challenge/test": ({"choices": ["a"]}, "line 2: column choices: "),
     "hellaswag/validation": ({"endings": ["a"]}, "line 2: column endings: list should have at"),
     "logiqa/test": ({"label": 0}, "line 2: column label: input should be 'a', 'b', 'c' or 'd'"),

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
-TOO_CLOSE = 1e-4  # to a threshold, to be told apart in float32
+TOO_CLOSE = 1e-4  # to a threshold, to be distinguished in float32
 
 
 @settings(

@@ -7,7 +7,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 from eval.task_notes import Asked
 from itt_composer.basics.errors import UserError
-from itt_composer.models.likelihoods import Batch, Question, Scorer, plan, share_out, tolerance
+from itt_composer.models.likelihoods import (
+    Question,
+    QuestionBatch,
+    Scorer,
+    plan,
+    share_out,
+    tolerance,
+)
 
 VOCABULARY = 96
 MAX_LENGTH = 60
@@ -155,8 +162,8 @@ def test_greedy_continuations_are_told_from_others():
     requests = [(context, list(continuation)) for continuation in continuations]
     batches = plan(requests, MAX_LENGTH, None, 400, can_share=True)
     assert batches[0].is_split
-    told = [is_greedy for _, is_greedy in scored(Scorer(model), batches, len(requests))]
-    assert told == list(continuations.values())
+    answers = [is_greedy for _, is_greedy in scored(Scorer(model), batches, len(requests))]
+    assert answers == list(continuations.values())
 
 
 def test_batches_hold_every_request_once_and_no_more_than_asked_for():
@@ -236,10 +243,10 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_until_it_does():
 def test_a_question_that_never_fits_is_told():
     question = Question(tuple(tokens(20, 0)), {(5,): [0]})
     with pytest.raises(UserError, match="1 continuations of 21 tokens do not fit into the memory"):
-        Scorer(SmallMemory(build("itt"), 10)).score(Batch((), [question], is_split=False))
+        Scorer(SmallMemory(build("itt"), 10)).score(QuestionBatch((), [question], is_split=False))
 
 
 def test_another_error_is_not_taken_for_a_full_memory():
     question = Question((200_000,), {(5,): [0]})
     with pytest.raises(IndexError):
-        Scorer(build("itt")).score(Batch((), [question], is_split=False))
+        Scorer(build("itt")).score(QuestionBatch((), [question], is_split=False))

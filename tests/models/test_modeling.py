@@ -7,7 +7,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.flops import dense_parameters, thinking_parameters
-from itt_composer.models.layer import IttDecoderLayer, Router
+from itt_composer.models.layer import IttDecoderLayer, Router, keys_for
 from itt_composer.models.modeling import _padding_in
 from itt_composer.models.routing import select_top_k, select_where
 
@@ -243,23 +243,26 @@ def test_a_mask_of_tokens_as_flash_takes_it_says_what_a_mask_of_pairs_says():
     scores_BS = torch.rand(is_token_BS.shape, generator=generator)
     for selection in (select_where(scores_BS < 0.5), select_top_k(scores_BS, 6)):
         indices_BK, is_selected_BK = selection
-        is_key_BK = layer._mask_among(selection, flash_BS, 0, None).bool()
+        keys = keys_for(selection, 0, None)
+        is_key_BK = layer._mask_among(selection, flash_BS, 0, keys).bool()
         is_real_BK = is_token_BS.gather(1, indices_BK)
         if is_selected_BK is not None:
             assert not is_selected_BK.all()
             is_real_BK = is_real_BK & is_selected_BK
         assert torch.equal(is_key_BK, is_real_BK)
         causal_BKK = (indices_BK[:, :, None] >= indices_BK[:, None]) & is_key_BK[:, None]
-        of_pairs_B1KK = layer._mask_among(selection, is_pair_B1SS, 0, None)
-        of_numbers_B1KK = layer._mask_among(selection, additive_B1SS, 0, None) == 0
+        of_pairs_B1KK = layer._mask_among(selection, is_pair_B1SS, 0, keys)
+        of_numbers_B1KK = layer._mask_among(selection, additive_B1SS, 0, keys) == 0
         for mask_B1KK in (of_pairs_B1KK, of_numbers_B1KK):
             assert torch.equal(mask_B1KK[:, 0][is_real_BK], causal_BKK[is_real_BK])
     for length in (seq_len, 3):  # the whole rows, and what follows a cache
         for mask in (flash_BS, is_pair_B1SS[:, :, -length:], additive_B1SS[:, :, -length:]):
             assert torch.equal(_padding_in(mask, length), ~is_token_BS[:, -length:])
     assert _padding_in(None, seq_len) is None
-    with pytest.raises(TypeError, match="thinking layers take no str as attention mask: choose"):
-        layer._mask_among(selection, "a mask", 0, None)
+    with pytest.raises(
+        TypeError, match="thinking layers do not take a str as attention mask: choose"
+    ):
+        layer._mask_among(selection, "a mask", 0, keys)
 
 
 def test_eager_and_sdpa_attention_agree_with_padding():

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from data_prep.convert import convert
 from data_prep.options import Options
 from eval.language_model import EvaluatedLM
-from itt_composer.cli.generate import prompt_ids
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.folder import model_card, set_document_ends, write_model_folder
+from itt_composer.models.generation import prompt_ids
 from itt_composer.runs.loading import load_tokenizer
 
 BEGIN, END, OTHER = "<|begin|>", "<|end|>", "<|other|>"

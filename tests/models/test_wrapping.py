@@ -86,12 +86,12 @@ def test_each_choice_keeps_less_than_the_one_before():
 
 def test_watchers_are_told_of_each_step_once():
     for which in ("none", "thinking_steps", "all"):
-        model, told = build("itt"), []
+        model, seen = build("itt"), []
         checkpoint_activations(model, which)
-        with model.watching(lambda done, told=told: told.append((done.layer_idx, done.step))):
+        with model.watching(lambda done, seen=seen: seen.append((done.layer_idx, done.step))):
             loss = model(ids(), labels=ids(), use_cache=False).loss
         loss.backward()
-        assert told == [(layer, step) for layer in (1, 3) for step in (1, 2, 3)]
+        assert seen == [(layer, step) for layer in (1, 3) for step in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("which", ["none", "thinking_steps", "all"])
@@ -132,15 +132,15 @@ def test_recomputed_steps_compile_whole_under_ddp():
 def test_what_is_evaluated_or_watched_is_not_compiled():
     torch._dynamo.reset()
     backend = CompileCounterWithBackend("eager")
-    model, told = build("itt"), []
+    model, seen = build("itt"), []
     compile_layers(model, backend)
     model.eval()
     model(ids())
     model.train()
-    with model.watching(told.append):
+    with model.watching(seen.append):
         model(ids(), use_cache=False)
     assert backend.frame_count == 0
-    assert len(told) == 6
+    assert len(seen) == 6
 
 
 @pytest.mark.parametrize("settings", [{"router_selection": "top_p"}, {"early_exit": 0.1}])

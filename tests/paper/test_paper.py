@@ -16,7 +16,7 @@ CONFIGS = {name: model_config(recipe) for name, recipe in find_recipes(YAMLS / "
 
 
 def description(recipe, **changes):
-    """What `EvaluatedModel.description` says of a recipe's model."""
+    """What `LoadedModel.description` says of a recipe's model."""
     config = CONFIGS[recipe]
     return {
         name: getattr(config, name) for name in ("model_type", *GEOMETRY_FIELDS, *THINKING_FIELDS)

@@ -28,7 +28,7 @@ RECIPES = dict(find_recipes(Path(__file__).parents[2] / "yamls/pretrain"))
 
 
 def description(recipe, **changes):
-    """What `EvaluatedModel.description` says of a recipe's model."""
+    """What `LoadedModel.description` says of a recipe's model."""
     config = model_config(RECIPES[recipe])
     fields = {name: getattr(config, name) for name in (*GEOMETRY_FIELDS, *THINKING_FIELDS)}
     count = dense_parameters(config) + thinking_parameters(config)
@@ -46,15 +46,28 @@ def task_results(model, accuracies, seeds=(None,), **suite):
             "metric": paper.conditions().get(task, (0, "acc"))[1],
             "documents": 100,
             "questions_sha256": task,
+            "value": value / 100,
+            "stderr": None,
+            "standard_error": None,
             "notes": [],
+            "warnings": [],
             "runs": [
-                {"model": model["path"], "fewshot_seed": seed, "value": (value + number) / 100}
+                {
+                    "model": model["path"],
+                    "fewshot_seed": seed,
+                    "value": (value + number) / 100,
+                    "stderr": None,
+                    "requests": 100,
+                    "requests_cut": 0,
+                    "seconds": 1.0,
+                    "file": f"{task}.json",
+                }
                 for number, seed in enumerate(seeds)
             ],
         }
         for task, value in accuracies.items()
     }
-    settings = {"tasks": {task: {} for task in tasks}, **suite}
+    settings = {"tasks": {task: {} for task in tasks}, "fewshot_seeds": [1234], **suite}
     return {"kind": "tasks", "format": 2, "suite": settings, "models": [model], "tasks": tasks}
 
 
@@ -66,8 +79,11 @@ def perplexity_results(model, perplexities, tokens=1000, text="redpajama", split
             "router_selection": rule,
             "early_exit": 0.0,
             "tokens": tokens,
+            "bytes": None,
+            "loss": math.log(value),
             "perplexity": value,
             "bits_per_byte": 1.0,
+            "domains": {},
             "paper_flops_per_token": 1e9 * (1 + sum(ratios)),
             "executed_flops_per_token": 1e8 * (1 + sum(ratios)),
         }
@@ -368,6 +384,7 @@ def test_any_models_perplexity_is_listed_as_it_thinks_by_itself_a_column_a_rule(
     own = {(HALF, "threshold"): 10.6, (HALF, "top_k"): 10.5}
     swept = perplexity_results(itt, {**own, ((0.9, 0.9, 0.9), "threshold"): 10.2})
     hub = {"name": "pythia", "path": "pythia", "model_type": "gpt_neox", "dtype": "float16"}
+    hub["parameters"] = 1000
     pythia = perplexity_results(hub, {((), None): 9.0})
     causal = description("itt_x3_162m", router_selection="threshold")
     causal = perplexity_results(causal, {((0.7, 0.7), "threshold"): 11.0})
@@ -456,7 +473,7 @@ def test_ablations_are_told_by_their_settings_and_measured_as_trained(sections):
         perplexity_results(description("itt_x4_162m_no_routing"), {((1.0,) * 3, None): 22.0}),
         *(
             perplexity_results(
-                description("itt_x4_162m_tanh", weights_sha256=v), {(half, "top_k"): v}
+                description("itt_x4_162m_tanh", weights_sha256=str(v)), {(half, "top_k"): v}
             )
             for v in (22, 24)
         ),
@@ -600,7 +617,9 @@ def test_a_copy_of_a_run_counts_once_and_one_that_diverged_is_left_out(sections,
     diverged = run("itt_x3_162m", {100: 4.0, 200: None})
     efficiency = sections(runs=[run("llama_162m", DENSE), itt, copied, diverged])["data_efficiency"]
     assert len(efficiency.records) == 1
-    assert efficiency.table.notes[0].startswith("ITT×3 (itt_x3_162m) diverged: its last loss is no")
+    assert efficiency.table.notes[0].startswith(
+        "ITT×3 (itt_x3_162m) diverged: its last loss is not a"
+    )
 
 
 def invoke(*arguments):
@@ -680,9 +699,9 @@ def test_results_that_were_just_measured_are_read(small_recipe, shards, tmp_path
     write_results(results, tmp_path / "elastic.json")
     sweep, listed = build(read_results([tmp_path / "elastic.json"]), None)
     assert len(listed.records) == 1
-    assert len(results["text_sha256"]) == len(results["model"]["weights_sha256"]) == 64
+    assert len(results.text_sha256) == len(results.model.weights_sha256) == 64
     measured = [r["ours"] for r in sweep.records if r["ours"] is not None]
-    assert measured == [setting["perplexity"] for setting in results["settings"]]
+    assert measured == [setting.perplexity for setting in results.settings]
 
 
 def test_bad_input_is_one_sentence_each(run, tmp_path):
@@ -702,11 +721,14 @@ def test_bad_input_is_one_sentence_each(run, tmp_path):
     bare.mkdir()
     (bare / "metrics.jsonl").write_text("")
     mistakes = [
-        (["nowhere"], "nowhere is not there; give results of a task suite"),
+        (["nowhere"], "nowhere does not exist; give results of a task suite"),
         ([tmp_path / "empty"], "holds neither results.json nor metrics.jsonl; give results"),
-        ([tmp_path / "text.json"], "text.json is no JSON"),
-        ([tmp_path / "list.json"], "list.json is no result of an evaluation"),
-        ([tmp_path / "summary.json"], "summary.json is no result of an evaluation"),
+        ([tmp_path / "text.json"], "text.json is not JSON"),
+        (
+            [tmp_path / "list.json"],
+            "list.json is not a result of a task suite or a perplexity suite; give",
+        ),
+        ([tmp_path / "summary.json"], "summary.json is not a result of a task suite or a"),
         ([tmp_path / "old.json"], "is of another version of this program; measure it again"),
         ([tmp_path / "newer.json"], "is of another version of this program; measure it again"),
         ([itt], "there is no dense run among the run folders"),

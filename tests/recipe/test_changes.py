@@ -1,51 +1,34 @@
 """Every key of a recipe: a resumed run follows its new value, or refuses it by name."""
 
-import dataclasses
 import inspect
 import shutil
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from composer.core import Event, Time
-from pydantic import BaseModel
 from small_recipe import RECIPE
 
 from itt_composer.basics.errors import UserError
 from itt_composer.models.composer_model import unwrap
 from itt_composer.recipe.changes import UNSET, impossible, is_changeable, is_free, why_fixed
-from itt_composer.recipe.components import Section
+from itt_composer.recipe.reference import Key, recipe_keys
 from itt_composer.recipe.schema import Recipe, load_recipe, recipe_values
-from itt_composer.recipe.thinking import ThinkingSettings
-from itt_composer.runs.folder import RunFolder
+from itt_composer.training.training_run import TrainingRun
 
 BATCHES = 3
 
 
-def keys_of(group: Any, prefix: str = "") -> Iterator[str]:
-    """Every key of the recipe's schema; of a component without settings its name."""
-    if dataclasses.is_dataclass(group):
-        yield from (f"{prefix}{field.name}" for field in dataclasses.fields(group))
-        return
-    fields = {name: field for name, field in group.model_fields.items() if name != "parts"}
-    if not fields:
-        yield prefix.rstrip(".")
-    for name, field in fields.items():
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if kind]
-        inner = next((kind for kind in kinds if _is_group(kind)), None)
-        if inner is None:
-            yield prefix + name
-        else:
-            yield from keys_of(inner, f"{prefix}{name}.")
+def names_of(keys: Iterable[Key]) -> Iterator[str]:
+    """Every key but the parts; of a component without settings its name."""
+    for key in keys:
+        if key.name != "parts":
+            yield from names_of(key.keys) if key.keys else [key.name]
 
 
-def _is_group(kind: Any) -> bool:
-    return kind is ThinkingSettings or (isinstance(kind, type) and issubclass(kind, BaseModel))
-
-
-KEYS = list(keys_of(Recipe))
+KEYS = list(names_of(recipe_keys()))
 FIXED = [key for key in KEYS if why_fixed(key)]
 
 # Settings that no resumed trainer shows: no checkpoint holds them, and each start reads them anew.
@@ -326,7 +309,7 @@ def begun(shards, tmp_path_factory):
     file.write_text(RECIPE)
     given = [*BEFORE.splitlines(), f"data.local={shards}", f"run_folder={folder / 'run'}"]
     recipe = load_recipe(file, [*given, f"train.max_duration={BATCHES}ba"])
-    run = RunFolder(recipe)
+    run = TrainingRun(recipe)
     trainer = build_trainer(recipe, run, build_model(recipe), "cpu")
     trainer.fit()
     trainer.close()
@@ -347,7 +330,7 @@ def resumed(begun, shards, tmp_path_factory):
     loggers = [f"loggers.json_lines.path={moved / 'other.jsonl'}"]
     loggers += [f"loggers.tensorboard={{log_dir: {moved / 'board'}, flush_interval: 7}}"]
     recipe = load_recipe(file, [*given, *places, *loggers, *AFTER.splitlines()])
-    run = RunFolder(recipe)
+    run = TrainingRun(recipe)
     run.check_resumable(allow_changes=True)
     with pytest.MonkeyPatch.context() as patch:
         # Composer would refuse mixed precision on a CPU.
@@ -413,7 +396,7 @@ def test_a_key_of_another_version_is_a_difference_like_others():
 def test_what_a_begun_run_cannot_follow_is_refused_by_name(begun, key):
     _, file, given = begun
     recipe = load_recipe(file, given)
-    run = RunFolder(recipe)
+    run = TrainingRun(recipe)
     saved = run.recipe_file.read_text()
     values = yaml.safe_load(saved)
     *groups, name = key.split(".")
@@ -439,11 +422,11 @@ def test_annealing_is_not_taken_out_of_a_begun_run_and_may_be_before_its_first_c
     folder, file, given = begun
     without = load_recipe(file, [*given, "algorithms.capacity_annealing=null"])
     with pytest.raises(UserError, match=r"start_temperature 2\.0 → unset \(the routers' temp"):
-        RunFolder(without).check_resumable(allow_changes=True)
+        TrainingRun(without).check_resumable(allow_changes=True)
     checkpoints = folder / "run" / "checkpoints"
     hidden = checkpoints.rename(folder / "hidden")
     try:
-        assert RunFolder(without).check_resumable(allow_changes=True)
+        assert TrainingRun(without).check_resumable(allow_changes=True)
     finally:
         hidden.rename(checkpoints)
 
@@ -481,8 +464,3 @@ def test_any_optimizer_goes_on_with_its_own_settings(cls):
     assert new.param_groups[0]["lr"] == 0.25
     assert new.param_groups[0]["weight_decay"] == new.defaults["weight_decay"]
     assert state.timestamp is timestamp
-
-
-def test_the_names_of_a_section_are_components():
-    """What `keys_of` takes for granted."""
-    assert issubclass(Recipe.model_fields["callbacks"].annotation, Section)

@@ -142,7 +142,7 @@ def test_a_recipes_scaling_is_held_to_the_same():
 def test_a_file_that_is_no_configuration_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"no config\.json|config\.json is no configuration"):
+    with pytest.raises(UserError, match=r"no config\.json|config\.json is not a configuration"):
         read_config(tmp_path, f"init_from={tmp_path}")
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     assert read_config(tmp_path, "model") == LLAMA

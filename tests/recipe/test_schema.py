@@ -160,7 +160,7 @@ MISTAKES = {
     "model.head_dim=15": "head_dim=15 must be even: positions rotate pairs",
     "data.cache_limit=1gb": "cache_limit=1gb needs remote: without it, local is not a cache",
     "model.num_key_value_heads=3": "is not a multiple of num_key_value_heads=3",
-    # Texts that are no setting.
+    # Texts that are not settings.
     "model.hidden_size": "'model.hidden_size' is not of the form key=value",
     "=3": "'=3' is not of the form key=value",
     "thinking.select_ratios=[0.5": "thinking.select_ratios=[0.5: broken YAML: expected ',' or ']'",

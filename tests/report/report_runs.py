@@ -66,6 +66,9 @@ def write_run(
         seconds = batches * 0.25
         summary = {
             "run_name": recipe.run_name,
+            "thinking": recipe.thinking.thinking,
+            "thinking_steps": recipe.thinking.thinking_steps,
+            "parameters": 100_000,
             "batches": batches,
             "tokens": batches * BATCH_TOKENS,
             "train_seconds": seconds,
@@ -231,16 +234,21 @@ def perplexities(name: str, loss: float) -> dict[str, Any]:
             "select_ratios": [ratio] * 3,
             "router_selection": rule,
             "early_exit": 0.0,
-            "realised_shares": [[ratio] * 3],
-            "perplexity": math.exp(loss) * (1 + 0.2 * (0.7 - ratio) ** 2 + extra),
+            "tokens": 1000,
+            "bytes": 3000,
             "loss": loss,
+            "perplexity": math.exp(loss) * (1 + 0.2 * (0.7 - ratio) ** 2 + extra),
+            "bits_per_byte": loss / math.log(2) / 3,
+            "domains": {},
+            "realised_shares": [[ratio] * 3],
             "executed_flops_per_token": 3e6 * (1 + ratio),
             "paper_flops_per_token": 4e6 * (1 + ratio),
         }
         for rule, extra in (("top_k", 0.0), ("threshold", 0.002))
         for ratio in (0.0, 0.3, 0.5, 0.7, 0.9)
     ]
-    suite = {"split": "validation"}
-    model = {"name": name, "weights_sha256": f"{name} {loss}"}
+    suite = {"data": "shards", "split": "validation"}
+    model = {"path": f"runs/{name}", "name": name, "model_type": "itt", "parameters": 1000}
+    model["weights_sha256"] = f"{name} {loss}"
     kind = {"kind": "perplexity", "format": 2, "text_sha256": "of the rows"}
     return {**kind, "suite": suite, "model": model, "settings": settings}

@@ -9,14 +9,14 @@ import shutil
 
 import pytest
 from PIL import Image
-from report_runs import write_run
+from report_runs import thinking, write_run
 from rich.console import Console
 from typer.testing import CliRunner
 
 from itt_composer.basics.errors import UserError
 from itt_composer.cli.report import app
 from itt_composer.report.build import build
-from itt_composer.report.costs import _told
+from itt_composer.report.costs import share_text
 from itt_composer.report.figures import changed, pack, print_spec, prints_of
 from itt_composer.report.labels import PLACES, placed
 from itt_composer.report.page import render
@@ -67,6 +67,11 @@ def test_names_beside_points_cover_neither_points_nor_names():
     # The second point lies where the first place of the name would be.
     near = {0: (0.0, 0.0), 1: (0.0, 1.0), 2: (9.0, 20.0)}
     assert placed({0: "50/50/50"}, [near]) == {0: PLACES[1]}
+
+
+def text_of(tokens, selected):
+    step = {"layer": 1, "step": 1, "weights": None, "selected": selected}
+    return {"name": "a text", "tokens": tokens, "steps": [step]}
 
 
 def data_of(page: str) -> dict:
@@ -141,8 +146,7 @@ def test_what_is_missing_is_told_with_its_command(tmp_path):
 def test_a_dense_models_analysis_hides_nothing_that_is_missing(tmp_path):
     runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "itt")]
     (runs[0] / "analysis").mkdir()
-    empty = {"kind": "thinking", "format": 1, "data": {}, "step_encodings": [], "texts": []}
-    (runs[0] / "analysis" / "thinking.json").write_text(json.dumps({**empty, "steps": []}))
+    (runs[0] / "analysis" / "thinking.json").write_text(json.dumps(thinking([], 1)))
     missing = [command for _, command in build(runs, [], "title").page.missing]
     assert f"itt analyse tokens {runs[1]}" in missing
 
@@ -190,28 +194,55 @@ def test_a_damaged_analysis_is_a_warning(tmp_path):
     folder = write_run(tmp_path / "itt", analysed=True)
     (folder / "analysis" / "thinking.json").write_text('{"kind": "thinking", "format": 9}')
     (warning,) = build([folder], [], "title").page.warnings
-    assert "thinking.json is damaged or of another version" in warning
+    assert "thinking.json is of another version of this program; measure again: itt" in warning
 
 
 @pytest.mark.parametrize(
-    ("file", "changes"),
+    ("file", "changes", "what"),
     [
-        ("analysis/thinking.json", {"steps": [{}]}),
-        ("analysis/thinking.json", {"steps": None}),
-        ("analysis/thinking.json", {"texts": [{"name": "a"}]}),
-        ("analysis/gradients.json", {"easy": {}}),
-        ("analysis/gradients.json", {"layers": None}),
-        ("perplexity.json", {"settings": [{"executed_flops_per_token": 1}]}),
+        ("analysis/thinking.json", {"steps": [{}]}, "steps.0.layer is missing"),
+        ("analysis/thinking.json", {"steps": None}, "steps should be a valid list"),
+        ("analysis/thinking.json", {"texts": [{"name": "a"}]}, "texts.0.tokens is missing"),
+        (
+            "analysis/thinking.json",
+            {"texts": [text_of(["a", "b"], selected=[1])]},
+            "texts.0.steps.0.selected has 1 values for 2 tokens",
+        ),
+        ("analysis/thinking.json", {"trained_batches": "x"}, "trained_batches should be a valid"),
+        ("analysis/thinking.json", {"select_ratios": "abc"}, "select_ratios should be a valid"),
+        ("analysis/gradients.json", {"easy": {}}, "easy.problems is missing"),
+        ("analysis/gradients.json", {"layers": None}, "layers should be a valid list"),
+        ("analysis/gradients.json", {"layers": [0]}, "easy.mean.q has 4 values for 1 layers"),
+        ("perplexity.json", {"settings": [{"tokens": 1}]}, "settings.0.select_ratios is missing"),
+        ("perplexity.json", {"settings": []}, "settings "),
+        ("perplexity.json", {"model": None}, "model "),
+        ("perplexity.json", {"suite": None}, "suite "),
+        ("perplexity.json", {"model": {"path": "x"}}, "model.name is missing"),
     ],
 )
-def test_results_that_cannot_be_drawn_are_a_warning(tmp_path, file, changes):
+def test_a_damaged_result_is_a_warning_that_names_file_and_key(tmp_path, file, changes, what):
     folder = write_run(tmp_path / "itt", analysed=True)
-    content = json.loads((folder / file).read_text())
-    (folder / file).write_text(json.dumps(content | changes))
+    changed_file(folder / file, **changes)
     page = build([folder], [], "title").page
     (warning,) = page.warnings
-    assert re.search(r"results of itt.* are damaged", warning)
+    assert warning.startswith(f"{folder / file} is damaged: {what}")
+    assert "measure again: itt " in warning
     render(page)
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    ["thinking_figures.weights", "gradient_figure.gradients", "elastic.figure"],
+)
+def test_an_error_of_our_own_while_drawing_is_not_blamed_on_the_results(
+    tmp_path, monkeypatch, drawing
+):
+    def draw(*_):
+        raise KeyError("a mistake in the code")
+
+    monkeypatch.setattr(f"itt_composer.report.{drawing}", draw)
+    with pytest.raises(KeyError, match="a mistake in the code"):
+        build([write_run(tmp_path / "itt", analysed=True)], [], "title")
 
 
 def test_what_a_diverged_run_leaves_is_drawn(tmp_path):
@@ -357,32 +388,11 @@ def test_a_weight_that_is_not_finite_is_none_in_the_map(tmp_path):
     render(page)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model": None},
-        {"model": "x"},
-        {"model": {"trained_batches": "x"}},
-        {"suite": None},
-        {"settings": []},
-    ],
-)
-def test_perplexities_of_the_wrong_types_are_told_with_their_file(tmp_path, changes):
+def test_a_named_file_of_damaged_perplexities_ends_the_command(tmp_path):
     folder = write_run(tmp_path / "itt", analysed=True)
-    file = folder / "perplexity.json"
-    changed_file(file, **changes)
-    (warning,) = build([folder], [], "t").page.warnings
-    assert warning.startswith(f"{file} is damaged; measure it again; it was not drawn")
-    with pytest.raises(UserError, match=r"perplexity.json is damaged"):
-        build([folder], [file], "t")
-
-
-@pytest.mark.parametrize("changes", [{"trained_batches": "x"}, {"select_ratios": "abc"}])
-def test_an_analysis_of_the_wrong_types_is_told_with_its_file(tmp_path, changes):
-    folder = write_run(tmp_path / "itt", analysed=True)
-    changed_file(folder / "analysis" / "thinking.json", **changes)
-    (warning,) = build([folder], [], "t").page.warnings
-    assert f"{folder / 'analysis' / 'thinking.json'} is damaged" in warning
+    changed_file(folder / "perplexity.json", settings=[])
+    with pytest.raises(UserError, match=r"perplexity.json is damaged: settings .*; measure it"):
+        build([write_run(tmp_path / "other")], [folder / "perplexity.json"], "t")
 
 
 def test_a_file_of_perplexities_counts_once_and_has_a_name_of_its_own(tmp_path):
@@ -391,7 +401,8 @@ def test_a_file_of_perplexities_counts_once_and_has_a_name_of_its_own(tmp_path):
     for name in "abc":
         shutil.copy(own, tmp_path / f"{name}.json")
     for name in "ab":  # of runs with other seeds
-        changed_file(tmp_path / f"{name}.json", model={"name": "itt", "weights_sha256": name})
+        model = json.loads(own.read_text())["model"] | {"weights_sha256": name}
+        changed_file(tmp_path / f"{name}.json", model=model)
     files = [tmp_path / "a.json", tmp_path / "b.json", run / ".." / "itt" / "perplexity.json"]
     page = build([run], [*files, tmp_path / "c.json"], "t").page
     (elastic,) = [figure for figure in page.figures if figure.name == "elastic"]
@@ -431,7 +442,7 @@ def test_perplexities_that_no_figure_has_are_told_with_their_values(tmp_path):
 def test_a_finished_run_without_its_log_is_not_said_to_have_none_yet(tmp_path):
     run = write_run(tmp_path / "itt")
     (run / "metrics.jsonl").unlink()
-    assert any("metrics.jsonl is not there" in one for one in build([run], [], "t").page.warnings)
+    assert any("metrics.jsonl does not exist" in one for one in build([run], [], "t").page.warnings)
 
 
 def test_perplexities_of_other_text_are_warned_of(tmp_path):
@@ -466,7 +477,9 @@ def test_gradients_of_a_model_from_elsewhere_stand_beside_those_of_runs(tmp_path
     panels = dict.fromkeys(record["panel"] for record in figure.data["gradients"])
     assert list(panels)[::4] == ["q · itt", "q · gpt2"]
     assert len(panels) == 8
-    with pytest.raises(UserError, match=r"--gradients .*perplexity.json is damaged or holds no"):
+    with pytest.raises(
+        UserError, match=r"--gradients .*perplexity.json is not a result of `itt analyse"
+    ):
         build([run], [], "t", [run / "perplexity.json"])
 
 
@@ -638,9 +651,9 @@ def test_the_command_writes_the_page_and_the_table_and_tells_mistakes(runs, tmp_
     assert "| itt | 54.60 | 55.15 | ITT×3 | 50/80 |" in table.read_text()
     assert list(out.parent.iterdir()) == [out]
     for wrong, sentence in (
-        ([str(tmp_path)], "is no folder of a run"),
+        ([str(tmp_path)], "is not a run folder"),
         ([str(runs[0]), "--out", str(tmp_path)], "is a folder; name a file"),
-        ([str(runs[0]), "--perplexity", str(tmp_path / "no.json")], "is not there"),
+        ([str(runs[0]), "--perplexity", str(tmp_path / "no.json")], "does not exist"),
     ):
         result = CliRunner().invoke(app, wrong)
         assert result.exit_code == 1
@@ -653,5 +666,5 @@ def test_a_step_has_the_same_colour_whichever_others_there_are():
 
 
 def test_a_share_of_fewer_seeds_than_there_are_says_so():
-    assert _told([0.84, 0.86], "", 2) == "85 %"
-    assert _told([0.84, None], "", 2) == _told([0.84], "", 2) == "84 % (1 of 2)"
+    assert share_text([0.84, 0.86], "", 2) == "85 %"
+    assert share_text([0.84, None], "", 2) == share_text([0.84], "", 2) == "84 % (1 of 2)"

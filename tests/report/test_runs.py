@@ -16,6 +16,7 @@ from itt_composer.report.experiments import differing_settings, group, incompara
 from itt_composer.report.page import render
 from itt_composer.report.runs import read_run, read_runs
 from itt_composer.report.summary import counted, duration, summarise
+from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.repeats import common_name, experiment_sha256
 
 DENSE = ("thinking.thinking=dense", "thinking.thinking_steps=null", "thinking.select_ratios=null")
@@ -28,7 +29,7 @@ def seed(number: int) -> tuple[str, str]:
 def test_flops_of_a_real_training_are_the_sum_over_its_batches(small_recipe, make_trainer):
     from composer.core import Callback
 
-    from itt_composer.runs.folder import RunFolder
+    from itt_composer.training.training_run import TrainingRun
 
     class Sum(Callback):
         total = 0
@@ -42,10 +43,10 @@ def test_flops_of_a_real_training_are_the_sum_over_its_batches(small_recipe, mak
     )
     summed = Sum()
     trainer, _ = make_trainer(recipe, summed)
-    RunFolder(recipe).write_recipe()
+    TrainingRun(recipe).write_recipe()
     trainer.fit()
     trainer.close()
-    run = read_run(RunFolder(recipe).path)
+    run = read_run(TrainingRun(recipe).path)
     assert run.batches[-1] == 10
     assert run.flops[-1] == pytest.approx(
         summed.total, rel=1e-3
@@ -140,12 +141,13 @@ def test_runs_of_other_training_rows_are_no_repeats(tmp_path):
         digests = {"tokenizer": "t", "train/c4": rows, "validation/c4": folder.name}
         (folder / "shards.json").write_text(json.dumps(digests))
     assert [len(one.runs) for one in group(read_runs(folders))] == [2, 1]
-    digests = [experiment_sha256(folder) for folder in folders]
+    digests = [experiment_sha256(RunFolder(folder)) for folder in folders]
     assert digests[0] == digests[1] != digests[2]
-    (folders[1] / "recipe_until_batch_9.yaml").write_text("train: {max_duration: 9ba}")
-    assert experiment_sha256(folders[1]) != digests[0]
+    text = (folders[1] / "recipe.yaml").read_text().replace("40ba", "9ba")
+    (folders[1] / "recipe_until_batch_9.yaml").write_text(text)
+    assert experiment_sha256(RunFolder(folders[1])) != digests[0]
     (folders[0] / "shards.json").unlink()
-    assert experiment_sha256(folders[0]) is None
+    assert experiment_sha256(RunFolder(folders[0])) is None
 
 
 def test_the_summary_gives_means_spreads_and_what_is_in_progress(tmp_path):
@@ -249,24 +251,34 @@ def test_a_batch_that_was_not_logged_counts_like_the_one_before(tmp_path):
 
 def test_folders_that_are_no_runs_are_told(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty is no folder of a run: there is no recipe.yaml"):
+    with pytest.raises(UserError, match=r"empty is not a run folder .it has no recipe.yaml"):
         read_runs([tmp_path / "empty"])
     folder = write_run(tmp_path / "run")
     (folder / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary.json cannot be read; delete it"):
         read_runs([folder])
     (folder / "recipe.yaml").write_text("[1]")
-    with pytest.raises(UserError, match=r"recipe.yaml is no recipe of a run"):
+    with pytest.raises(UserError, match=r"recipe.yaml does not hold the recipe of a run"):
         read_runs([folder])
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "told"),
     [
-        ("recipe.yaml", "seq_len: 32", "seq_len: long", "data.seq_len=long is no positive whole"),
-        ("recipe.yaml", "seq_len: 32", "seq_len: null", "data.seq_len=None is no positive whole"),
-        ("recipe.yaml", "max_duration", "other", "is no recipe of a run"),
-        ("recipe.yaml", "hidden_size: 32", "hidden_size: big", "model.hidden_size=big is no"),
+        (
+            "recipe.yaml",
+            "seq_len: 32",
+            "seq_len: long",
+            "seq_len=long is not a positive",
+        ),
+        (
+            "recipe.yaml",
+            "seq_len: 32",
+            "seq_len: null",
+            "seq_len=None is not a positive",
+        ),
+        ("recipe.yaml", "max_duration", "other", "does not hold the recipe of a run"),
+        ("recipe.yaml", "hidden_size: 32", "hidden_size: big", "model.hidden_size=big is not"),
         ("summary.json", '"tokens": 5120', '"tokens": "5"', "summary.json cannot be read"),
         ("summary.json", '"validation_loss": 4.0', '"validation_loss": ""', "cannot be read"),
         ("summary.json", 'threshold": 4.01', 'threshold": "4"', "summary.json cannot be read"),

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from typer.testing import CliRunner
 
 import itt_composer.train
+import itt_composer.training.train
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.processes import StopSignals
 from itt_composer.cli.app import app
@@ -25,13 +26,14 @@ from itt_composer.models.building import build_model
 from itt_composer.models.flops import dense_parameters
 from itt_composer.models.upcycling import convert_llama
 from itt_composer.recipe.schema import load_recipe
-from itt_composer.runs import export as exporting
-from itt_composer.runs.checkpoints import load_checkpoint
+from itt_composer.runs.checkpoints.places import find_checkpoint
+from itt_composer.runs.checkpoints.reading import load_checkpoint
 from itt_composer.runs.export import export_checkpoint
-from itt_composer.runs.folder import RunFolder, find_checkpoint
+from itt_composer.runs.folder import LOSSES
 from itt_composer.training.initial_config import check_initial_weights
 from itt_composer.training.initial_weights import load_initial_weights
 from itt_composer.training.train import build_trainer, train
+from itt_composer.training.training_run import TrainingRun
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = REPOSITORY / "yamls/pretrain/quickstart.yaml"
@@ -77,7 +79,7 @@ def run(overrides, tmp_path_factory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("export") / "run"
     recipe = load_recipe(RECIPE, [*overrides, f"run_folder={folder}"])
-    train(recipe, RunFolder(recipe), StopSignals("it goes on"))
+    train(recipe, TrainingRun(recipe), StopSignals("it goes on"))
     return folder
 
 
@@ -199,7 +201,7 @@ def test_the_card_tells_tokens_perplexity_and_recipe_of_its_checkpoint(run, tmp_
         export_checkpoint(run / "checkpoints" / f"ep0-ba{batches}-rank0.pt", out)
         own, causal = (
             f"{math.exp(line[name]):.2f}"
-            for name in exporting.LOSSES
+            for name in LOSSES
             for line in lines
             if line["batch"] == batches and name in line
         )
@@ -258,7 +260,7 @@ def test_a_truncated_checkpoint_is_one_sentence(run, tmp_path, share):
     content = find_checkpoint(run).read_bytes()
     file = tmp_path / "cut.pt"
     file.write_bytes(content[: int(share * len(content))])
-    assert f"{file} is damaged, cut short or no checkpoint" in refusal([file, tmp_path / "out"])
+    assert f"{file} is damaged, cut short or not a checkpoint" in refusal([file, tmp_path / "out"])
     assert [path.name for path in tmp_path.iterdir()] == ["cut.pt"]
 
 
@@ -279,9 +281,9 @@ def test_a_damaged_sharded_checkpoint_is_one_sentence(sharded, tmp_path, damage)
 def test_what_is_no_checkpoint_is_one_sentence(run, tmp_path):
     out = tmp_path / "out"
     assert "missing" in refusal([tmp_path / "none.pt", out])
-    assert "no run folder" in refusal([tmp_path, out])
+    assert "nor a run folder" in refusal([tmp_path, out])
     torch.save({"weights": torch.zeros(2)}, tmp_path / "other.pt")
-    assert "is no training checkpoint of a model" in refusal([tmp_path / "other.pt", out])
+    assert "is not a training checkpoint of a model" in refusal([tmp_path / "other.pt", out])
     state = torch.load(find_checkpoint(run), weights_only=False)
     lost = state["state"]["model"].pop("model.model.norm.weight")
     state["state"]["model"]["model.extra"] = lost
@@ -314,7 +316,7 @@ def test_without_its_shards_the_tokenizer_has_to_be_named(run, shards, tmp_path)
     for wrong, words in (
         (tmp_path / "nosuch", "is not there; name the tokenizer's folder"),
         (other / "tokenizer.model", "is a file; name the tokenizer's folder"),
-        (run, "holds no tokenizer.model and no tokenizer.json"),
+        (run, "holds neither a tokenizer.model nor a tokenizer.json"),
     ):
         sentence = refusal([run, tmp_path / "more", "--tokenizer", wrong])
         assert f"--tokenizer {wrong} {words}" in sentence
@@ -349,7 +351,9 @@ def test_a_folder_in_use_is_refused_and_half_a_folder_never_appears(run, tmp_pat
 
 
 def test_commands_need_no_torch_to_be_read():
-    modules = "itt_composer.cli.export, itt_composer.cli.from_llama"
+    modules = ", ".join(
+        f"itt_composer.cli.{name}" for name in ("calibrate", "export", "from_llama", "generate")
+    )
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -478,7 +482,7 @@ def test_checkpoint_to_folder_to_checkpoint_is_exact(run, exported, overrides, t
     check_initial_weights(recipe)
     model = build_model(recipe)
     load_initial_weights(model, exported)
-    trainer = build_trainer(recipe, RunFolder(recipe), model, "cpu")
+    trainer = build_trainer(recipe, TrainingRun(recipe), model, "cpu")
     trainer.save_checkpoint(str(tmp_path / "again.pt"))
     trainer.close()
     before = load_checkpoint(find_checkpoint(run)).weights
@@ -493,7 +497,7 @@ def test_training_starts_from_the_folder_and_goes_on_without_it(
     start = [f"init_from={folder}", f"run_folder={tmp_path / 'run'}", "train.max_duration=2ba"]
     started = []
     monkeypatch.setattr(
-        itt_composer.train,
+        itt_composer.training.train,
         "load_initial_weights",
         lambda model, source: started.append(source) or load_initial_weights(model, source),
     )
@@ -526,7 +530,9 @@ def test_weights_in_several_files_are_read_by_their_index(exported, overrides, t
         load_initial_weights(model, folder)
     for broken in ("{", "[]", "{}", '{"weight_map": 3}'):
         index.write_text(broken)
-        with pytest.raises(UserError, match=f"^{index} is no index of weights; make the folder"):
+        with pytest.raises(
+            UserError, match=f"^{index} is not an index of weights; make the folder"
+        ):
             load_initial_weights(model, folder)
 
 
@@ -552,7 +558,9 @@ def test_a_configuration_that_is_none_is_told_with_its_file(overrides, tmp_path,
     file = tmp_path / "config.json"
     file.write_text(content)
     recipe = load_recipe(RECIPE, [*overrides, f"init_from={tmp_path}"])
-    with pytest.raises(UserError, match=f"^{file} is no configuration.*; make the folder again$"):
+    with pytest.raises(
+        UserError, match=f"^{file} is not a configuration.*; make the folder again$"
+    ):
         check_initial_weights(recipe)
 
 
@@ -595,7 +603,7 @@ def test_weights_that_do_not_fit_are_named(exported, overrides, tmp_path):
     weights = load_file(file)
     for changed, sentence in (
         ({k: v for k, v in weights.items() if k != "model.norm.weight"}, "lacks model.norm.weight"),
-        ({**weights, "odd": torch.zeros(1)}, "holds odd, which the recipe's model has not"),
+        ({**weights, "odd": torch.zeros(1)}, "holds odd, which the recipe's model does not have"),
         ({**weights, "model.norm.weight": torch.zeros(3)}, "model.norm.weight of shape (3,)"),
     ):
         save_file(changed, file, {"format": "pt"})

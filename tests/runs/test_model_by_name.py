@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from itt_composer.basics.errors import UserError
 from itt_composer.recipe.description import kind_label
 from itt_composer.runs.export import export_checkpoint
-from itt_composer.runs.loading import load_evaluated, think_causally
-from itt_composer.runs.model_settings import ModelSettings
+from itt_composer.runs.loading import load_named_model, think_causally
+from itt_composer.runs.model_settings import ModelOptions
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def run(shards, tmp_path_factory, fork_server):
 
 
 def load(path, **settings):
-    return load_evaluated(ModelSettings(path=[str(path)], **settings), str(path), CPU)
+    return load_named_model(str(path), CPU, ModelOptions(**settings), "model")
 
 
 def test_a_run_its_checkpoint_and_its_export_are_one_model(run, shards, tmp_path):
@@ -108,13 +108,13 @@ def test_any_transformers_model_is_taken_with_its_own_settings(tmp_path, shards)
 
 def test_what_is_no_model_is_refused(run, tmp_path):
     mistakes = {
-        tmp_path: "is no checkpoint",
-        run / "recipe.yaml": "recipe.yaml is no model; name a run folder",
+        tmp_path: "is not a model: the folder has neither a config.json nor a checkpoint; name",
+        run / "recipe.yaml": "recipe.yaml is not a model; name a run folder",
         "no-such-model/anywhere": "neither a folder or checkpoint here nor a model that the hub",
     }
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes((run / "checkpoints/ep0-ba10-rank0.pt").read_bytes()[:5000])
-    mistakes[damaged] = "damaged.pt is damaged, cut short or no checkpoint"
+    mistakes[damaged] = "damaged.pt is damaged, cut short or not a checkpoint"
     for path, sentence in mistakes.items():
         with pytest.raises(UserError) as caught:
             load(path)

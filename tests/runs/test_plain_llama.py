@@ -23,12 +23,11 @@ from itt_composer.models.loading import load_model
 from itt_composer.recipe.description import kind_label
 from itt_composer.recipe.schema import load_recipe
 from itt_composer.runs.export import export_checkpoint
-from itt_composer.runs.folder import RunFolder
-from itt_composer.runs.loading import load_evaluated
-from itt_composer.runs.model_settings import ModelSettings
+from itt_composer.runs.loading import load_named_model
 from itt_composer.training.initial_config import check_initial_weights
 from itt_composer.training.initial_weights import load_initial_weights
 from itt_composer.training.train import train
+from itt_composer.training.training_run import TrainingRun
 
 DENSE = [
     "thinking.thinking=dense",
@@ -56,7 +55,7 @@ def run(shards, tmp_path_factory):
     (folder / "small.yaml").write_text(RECIPE)
     places = [f"data.local={shards}", f"run_folder={folder / 'run'}"]
     recipe = load_recipe(folder / "small.yaml", [*places, *DENSE])
-    train(recipe, RunFolder(recipe), StopSignals("it goes on"))
+    train(recipe, TrainingRun(recipe), StopSignals("it goes on"))
     return folder / "run"
 
 
@@ -100,7 +99,7 @@ def test_its_checkpoint_exports_the_same_folder_and_evaluates_as_one_model(run, 
     export_checkpoint(run, tmp_path / "itt", model_type="itt")
     checkpoint = next((run / "checkpoints").glob("ep*.pt"))
     models = [
-        load_evaluated(ModelSettings(path=[str(path)]), str(path), torch.device("cpu"))
+        load_named_model(str(path), torch.device("cpu"))
         for path in (run, run / "model", tmp_path / "itt", checkpoint)
     ]
     assert len({model.sha256() for model in models}) == 1
@@ -143,7 +142,7 @@ def test_training_goes_on_from_the_folder(run, small_recipe):
 
 def test_a_model_that_thinks_is_no_llama(tmp_path, shards, small_recipe):
     recipe = small_recipe("train.max_duration=1ba")
-    train(recipe, RunFolder(recipe), StopSignals("it goes on"))
+    train(recipe, TrainingRun(recipe), StopSignals("it goes on"))
     sentence = refusal(
         itt_composer.cli.export.app, tmp_path / "run", tmp_path / "out", "--model-type", "llama"
     )
@@ -161,7 +160,7 @@ def test_nan_is_said_by_every_command_that_meets_it(run, shards, tmp_path, small
     assert said in refusal(itt_composer.cli.generate.app, broken, "--prompt", "def")
     assert said in refusal(itt_composer.cli.from_llama.app, broken, tmp_path / "out")
     with pytest.raises(UserError, match=said):
-        load_evaluated(ModelSettings(path=[str(broken)]), str(broken), torch.device("cpu"))
+        load_named_model(str(broken), torch.device("cpu"))
     recipe = small_recipe(*DENSE, f"init_from={broken}")
     check_initial_weights(recipe)
     with pytest.raises(UserError, match=r"model\.norm\.weight holds NaN"):

@@ -18,11 +18,11 @@ from itt_composer.data.streams import build_dataloader
 from itt_composer.models.building import build_model
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.recipe.schema import Recipe, load_recipe
-from itt_composer.runs.folder import RunFolder
+from itt_composer.training.training_run import TrainingRun
 
 
 def train(recipe: Recipe, model: ComposerItt) -> None:
-    run = RunFolder(recipe)
+    run = TrainingRun(recipe)
     dist.initialize_dist("cpu")
     trainer = Trainer(
         model=model,

@@ -8,9 +8,10 @@ from composer.core import Callback
 
 from itt_composer.basics.errors import UserError
 from itt_composer.models.composer_model import unwrap
-from itt_composer.runs.checkpoints import load_checkpoint
-from itt_composer.runs.folder import RunFolder, find_checkpoint
+from itt_composer.runs.checkpoints.places import find_checkpoint
+from itt_composer.runs.checkpoints.reading import load_checkpoint
 from itt_composer.training.capacity_annealing import CapacityAnnealing
+from itt_composer.training.training_run import TrainingRun
 
 # Ratios from 0.1 to 0.5 and 0.8, temperature from 2 to 1, over the first five of ten batches.
 ANNEALED = (
@@ -126,7 +127,7 @@ def test_the_last_evaluation_and_checkpoint_are_of_the_targets(small_recipe, mak
     trainer, _ = make_trainer(recipe, evaluated)
     trainer.fit()
     assert evaluated.ratios[-1] == [0.5, 0.8]
-    checkpoint = load_checkpoint(find_checkpoint(RunFolder(recipe).path))
+    checkpoint = load_checkpoint(find_checkpoint(TrainingRun(recipe).path))
     assert checkpoint.batches == 10
     assert checkpoint.config["select_ratios"] == [0.5, 0.8]
 

@@ -11,22 +11,17 @@ from composer.core import Callback
 from damage import flip_a_bit
 
 from itt_composer.basics.errors import UserError
-from itt_composer.runs.folder import RunFolder, find_checkpoint
-from itt_composer.training.checkpoint_saving import write_file
-from itt_composer.training.resume import (
-    Start,
-    damage,
-    find_start,
-    fitting_checkpoint,
-    point_latest_to,
-    remove,
-)
+from itt_composer.runs.checkpoints.damage import damage
+from itt_composer.runs.checkpoints.places import find_checkpoint, point_latest_to, remove
+from itt_composer.runs.checkpoints.writing import write_file
+from itt_composer.training.resume import Start, find_start, fitting_checkpoint
+from itt_composer.training.training_run import TrainingRun
 
 
 @pytest.fixture
 def run(small_recipe):
     """A run folder with the checkpoints of batches 5 and 10."""
-    run = RunFolder(small_recipe())
+    run = TrainingRun(small_recipe())
     for batch in (5, 10):
         write_file({"weight": torch.randn(1000)}, run.checkpoints / f"ep0-ba{batch}-rank0.pt")
     return run
@@ -161,7 +156,7 @@ def test_random_numbers_go_on_where_they_were(small_recipe, make_trainer):
     recipe = small_recipe("train.eval_interval=100ba")
     whole, resumed = Draws(), Draws()
     make_trainer(recipe, whole)[0].fit()
-    newest, _ = RunFolder(recipe).list_checkpoints()
+    newest, _ = TrainingRun(recipe).list_checkpoints()
     newest.unlink()
     trainer, _ = make_trainer(recipe, resumed)
     trainer.fit()

@@ -18,7 +18,7 @@ from small_recipe import RECIPE
 from benchmarks import equality
 from itt_composer.basics.errors import UserError
 from itt_composer.recipe.schema import load_recipe
-from itt_composer.runs.folder import LATEST
+from itt_composer.runs.checkpoints.places import LATEST
 from itt_composer.runs.metrics import read_metrics
 from itt_composer.training.before_start import check_sharding
 

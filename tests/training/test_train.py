@@ -12,9 +12,9 @@ from fork_server import Result
 from safetensors.torch import load_file
 
 from itt_composer.basics.errors import UserError
-from itt_composer.runs.folder import RunFolder
 from itt_composer.training.before_start import check_before_start
 from itt_composer.training.train import device_of
+from itt_composer.training.training_run import TrainingRun
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPE = "yamls/pretrain/quickstart.yaml"
@@ -177,16 +177,16 @@ def test_batches_that_do_not_split_over_ranks_and_nodes_are_told_before_the_star
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks_per_node))
     recipe = small_recipe(*overrides)
     if sentence is None:
-        return check_before_start(recipe, RunFolder(recipe))
+        return check_before_start(recipe, TrainingRun(recipe))
     with pytest.raises(UserError, match=sentence):
-        check_before_start(recipe, RunFolder(recipe))
+        check_before_start(recipe, TrainingRun(recipe))
 
 
 def test_a_run_that_begins_does_not_append_to_the_log_of_another(small_recipe, tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"batch": 1}\n')
     recipe = small_recipe(f"loggers.json_lines.path={log}")
-    run = RunFolder(recipe)
+    run = TrainingRun(recipe)
     with pytest.raises(UserError, match=r"metrics\.jsonl holds the metrics of another run"):
         check_before_start(recipe, run)
     run.check_writable()
@@ -200,7 +200,7 @@ def test_shards_and_ranks_that_do_not_fit_are_told_together(small_recipe, monkey
     misfits = ("data.seq_len=16", "model.vocab_size=100", "data.domains={wiki: 1, books: 1}")
     recipe = small_recipe(*misfits, "init_from=nowhere", "data.num_canonical_nodes=3")
     with pytest.raises(UserError) as caught:
-        check_before_start(recipe, RunFolder(recipe))
+        check_before_start(recipe, TrainingRun(recipe))
     told = str(caught.value).splitlines()
     words = [
         *("init_from=nowhere is not a tr", "rows of 32 tokens", "tokenizer of 512 ids"),

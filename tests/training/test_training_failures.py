@@ -17,7 +17,7 @@ from data_prep.convert import convert
 from data_prep.options import Options
 from itt_composer.data.streams import build_dataset
 from itt_composer.recipe.schema import load_recipe
-from itt_composer.runs.checkpoints import load_checkpoint
+from itt_composer.runs.checkpoints.reading import load_checkpoint
 from itt_composer.runs.metrics import read_metrics
 
 HERE = Path(__file__).parent

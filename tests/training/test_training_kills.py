@@ -14,7 +14,7 @@ import pytest
 from small_recipe import RECIPE
 
 from itt_composer.basics.errors import UserError
-from itt_composer.runs.folder import batch_of
+from itt_composer.runs.checkpoints.places import batch_of
 from itt_composer.runs.metrics import read_metrics
 
 KILLS = int(os.environ.get("KILLS", "2"))  # for each number of ranks
@@ -165,8 +165,8 @@ def test_a_checkpoint_that_was_cut_gives_way_to_the_one_before_it(train, undistu
     damaged.write_bytes(newest.read_bytes())
     (checkpoints / "ep0-ba24-rank0.pt.partial").write_bytes(b"half")
     _, printed = finish(train, "damaged", ranks=1)
-    assert f"warning: {newest} is damaged (cut short, or no checkpoint)" in printed
-    assert f"warning: {damaged} is damaged (cut short, or no checkpoint)" in printed
+    assert f"warning: {newest} is damaged (cut short, or not a checkpoint)" in printed
+    assert f"warning: {damaged} is damaged (cut short, or not a checkpoint)" in printed
     assert f"removed {newest}.partial" in printed
     assert f"goes on after batch 21 of {BATCHES}ba, from {before}" in printed
     assert_same(run, undisturbed[1])

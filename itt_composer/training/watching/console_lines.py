@@ -1,6 +1,5 @@
 """One readable line per interval of training, and one per evaluation."""
 
-import math
 import sys
 
 import torch
@@ -10,6 +9,7 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist
 from torch.nn.parallel import DistributedDataParallel
 
+from itt_composer.basics.losses import perplexity
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.training.threshold_estimate import BY_THRESHOLD
 from itt_composer.training.watching.progress_bar import format_time
@@ -25,9 +25,9 @@ def format_progress(
     mfu: float | None = None,
     peak_bytes: int | None = None,
 ) -> str:
-    """`batch 300 · 20 % · loss 5.243 · lr 1.0e-03 · 8,120 tokens/s · 3 min left`.
+    """Return `batch 300 · 20 % · loss 5.243 · lr 1.0e-03 · 8,120 tokens/s · 3 min left`.
 
-    On a GPU `812,000 tokens/s · 38 % MFU · 61.3 GB`.
+    On a GPU it says `812,000 tokens/s · 38 % MFU · 61.3 GB`.
 
     Args:
         batch: batches done.
@@ -54,7 +54,7 @@ def format_progress(
 
 
 class ConsoleLines(Callback):
-    """Prints to stdout on rank 0.
+    """Prints a line per interval and per evaluation, on rank 0.
 
     The speed is that of training: evaluation, calibration and the first batch of a start, for
     which loaders are started and layers compiled, do not count.
@@ -110,7 +110,7 @@ class ConsoleLines(Callback):
         by = " by thresholds" if state.dataloader_label == BY_THRESHOLD else ""
         self._print(
             f"batch {state.timestamp.batch.value:,} · validation loss {loss:.4f} · "
-            f"perplexity {math.exp(min(loss, 700.0)):.2f}{by}"
+            f"perplexity {perplexity(loss):.2f}{by}"
         )
 
     def _print(self, line: str) -> None:
@@ -119,7 +119,7 @@ class ConsoleLines(Callback):
 
 
 def _flops_of_batch(state: State) -> int:
-    """Of this rank, forward and backward, at the ratios in force."""
+    """Return the FLOPs of this rank, forward and backward, at the ratios in force."""
     model = state.model
     model = model.module if isinstance(model, DistributedDataParallel) else model
     assert isinstance(model, ComposerItt), f"expected a ComposerItt, not {type(model)}"
@@ -127,7 +127,7 @@ def _flops_of_batch(state: State) -> int:
 
 
 def _share_of_peak(flops_per_second: float, state: State) -> float | None:
-    """MFU, if the peak of the device is known."""
+    """Return the MFU, if the peak of the device is known."""
     monitors = [callback for callback in state.callbacks if isinstance(callback, SpeedMonitor)]
     peak = next((monitor.gpu_flops_available for monitor in monitors), None)
     return flops_per_second / peak if peak else None

@@ -11,7 +11,7 @@ from composer.utils import create_interval_scheduler, dist
 
 
 def shares_of(rows: Mapping[str, int]) -> dict[str, float]:
-    """Rows by domain → their shares, which add up to 1."""
+    """Return the shares of the rows of each domain, which add up to 1."""
     total = sum(rows.values())
     return {domain: count / total for domain, count in rows.items()}
 

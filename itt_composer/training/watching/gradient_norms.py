@@ -1,4 +1,4 @@
-"""How large the gradients are, of everything and by kind of parameter."""
+"""Measures how large the gradients are, of everything and by kind of parameter."""
 
 from collections import defaultdict
 
@@ -16,13 +16,13 @@ OTHERS = "rest"
 
 
 def kind_of(parameter_name: str) -> str:
-    """Which of `KINDS` a parameter belongs to, else `OTHERS`."""
+    """Return which of `KINDS` a parameter belongs to, else `OTHERS`."""
     return next((kind for kind in KINDS if kind in parameter_name.split(".")), OTHERS)
 
 
 @torch.no_grad()
 def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
-    """L2 norms of the gradients, scalars: `routers`, `step_encoding`, `rest` and `global`.
+    """Return the gradients' L2 norms, scalars: `routers`, `step_encoding`, `rest` and `global`.
 
     Sharded gradients count as a whole; every rank must call this, and gets the same. A kind
     without gradients is left out; where gradients are only reduced after the last microbatch, there

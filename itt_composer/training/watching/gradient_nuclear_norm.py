@@ -14,7 +14,7 @@ from itt_composer.training.watching.intervals import BatchInterval
 
 @torch.no_grad()
 def gradient_nuclear_norms(model: nn.Module) -> dict[str, Tensor]:
-    """The sum of singular values by `layer_<i>/<q|k|v|o>`, scalars in float64.
+    """Return the sum of singular values by `layer_<i>/<q|k|v|o>`, scalars in float64.
 
     Every rank must call this, and gets the same: each computes a share of the matrices. Sharded
     gradients are gathered one matrix at a time. Projections without a gradient are left out.

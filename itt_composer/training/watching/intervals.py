@@ -4,13 +4,13 @@ from composer.core import State, Time, TimeUnit
 
 
 class BatchInterval:
-    """Every n-th batch, the first one included; a resumed run watches the same ones.
+    """Is due at every n-th batch, the first included; a resumed run watches the same ones.
 
     Args:
         interval: batches from one to the next ("50ba").
 
     Raises:
-        ValueError: another unit, or no positive number.
+        ValueError: another unit, or a number that is not positive.
     """
 
     def __init__(self, interval: str):

@@ -61,7 +61,7 @@ class JsonLinesLogger(LoggerDestination):
         self._line = {}
 
     def _end_of_cut_line(self) -> str:
-        """What ends a line that an earlier start of the run was killed in."""
+        """Return what ends a line that was being written when an earlier start was killed."""
         if self._is_appending:
             return ""
         self._is_appending = True

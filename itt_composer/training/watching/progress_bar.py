@@ -85,7 +85,7 @@ class ProgressBar(Callback):
 
 
 def format_time(seconds: float) -> str:
-    """Seconds as the largest unit that says enough: `42 s`, `3 min`, `7 h 05 min`."""
+    """Write seconds in the largest unit that says enough: `42 s`, `3 min`, `7 h 05 min`."""
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -93,7 +93,7 @@ def format_time(seconds: float) -> str:
 
 
 def progress_of(state: State, what: str) -> Callable[[float, float], None]:
-    """A function of (done, total) that shows how far a part of this run is, and that it goes on."""
+    """Return a function of (done, total) that shows how far a part of this run is."""
     beat = beats_of(state)
     bars = [callback for callback in state.callbacks if isinstance(callback, ProgressBar)]
 

@@ -92,7 +92,7 @@ def statistics_of(
 
 
 def step_encoding_means(step_encoding_TD: Tensor) -> Tensor:
-    """The mean of each φ_t, (T,), whole on every rank that calls it, sharded or not."""
+    """Return the mean of each φ_t, (T,), on every rank; all must call it, sharded or not."""
     means_T = step_encoding_TD.detach().float().mean(dim=-1)
     return means_T.full_tensor() if isinstance(means_T, DTensor) else means_T
 
@@ -139,7 +139,7 @@ class ThinkingStats(Callback):
         self._last_BS.clear()
 
     def _figures(self) -> dict[str, float]:
-        """Of every step that was seen, on all ranks together."""
+        """Return the statistics of every step that was seen, over all ranks."""
         table_NM = torch.stack([torch.stack(seen.moments) for seen in self._seen.values()])
         dist.all_reduce(table_NM)
         table = (table_NM / dist.get_world_size()).tolist()

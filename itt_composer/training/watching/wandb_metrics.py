@@ -48,7 +48,7 @@ class WandBMetricsLogger(WandBLogger):
             ) from None
 
     def log_hyperparameters(self, hyperparameters: dict[str, Any]) -> None:
-        """Composer's own count ranks and nodes, which may be others after a resume."""
+        """Leave out Composer's own, the numbers of ranks and nodes, which a resume may change."""
         if self._enabled:
             import wandb
 

@@ -1,9 +1,8 @@
 """Composer's checkpoints, read without running anything that lies in them.
 
-A monolithic checkpoint is one file of `torch.save`. A sharded one, as FSDP2 writes it through
-`torch.distributed.checkpoint`, is a folder: `.metadata` tells where in the `.distcp` files each
-part of each tensor lies. Both are pickles, which can name any function to be called: all are
-read through lists of what Composer's own checkpoints hold.
+In a sharded checkpoint `.metadata` says where in the `.distcp` files each part of each tensor
+lies. Both forms are pickles, which can name any function to be called: all are read through lists
+of what Composer's own checkpoints hold.
 """
 
 import datetime
@@ -28,9 +27,9 @@ from torch.distributed.checkpoint.metadata import (
 from torch.torch_version import TorchVersion
 
 from itt_composer.basics.errors import UserError
-from itt_composer.runs.folder import METADATA
+from itt_composer.runs.checkpoints.places import METADATA
+from itt_composer.runs.folder import RunFolder
 
-ALLOW_CODE = "--allow-code-execution"
 # What a checkpoint holds beside tensors and plain values: times, random states, a version.
 RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
 SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
@@ -67,9 +66,18 @@ RUN_NAME = ("state", "run_name")
 NEEDED = (WEIGHTS, CONFIG, TIMESTAMP, RUN_NAME)
 
 
+class CodeInCheckpointError(UserError):
+    """A checkpoint holds more than data, so that reading it could run any code."""
+
+    def __init__(self, file: Path, wanted: str):
+        super().__init__(
+            f"{file} holds more than data ({wanted}) and reading it could run any code"
+        )
+
+
 @dataclass
 class Checkpoint:
-    """What of a training checkpoint makes up the model.
+    """The part of a training checkpoint that makes up the model.
 
     Attributes:
         path: the file or folder, links followed.
@@ -88,9 +96,9 @@ class Checkpoint:
     tokens: int
 
     @property
-    def run_folder(self) -> Path:
-        """Where the run that wrote it has its `recipe.yaml`, unless it was moved."""
-        return self.path.parent.parent
+    def run(self) -> RunFolder:
+        """The folder of the run that wrote it, unless it was moved."""
+        return RunFolder(self.path.parent.parent)
 
 
 def load_checkpoint(path: Path, allow_code: bool = False) -> Checkpoint:
@@ -101,7 +109,8 @@ def load_checkpoint(path: Path, allow_code: bool = False) -> Checkpoint:
         allow_code: run whatever the file asks for, should it ask for more than data.
 
     Raises:
-        UserError: it is damaged or no checkpoint of a model, or would run code.
+        CodeInCheckpointError: it would run code.
+        UserError: it is damaged, or not a checkpoint of a model.
     """
     state = _sharded(path, allow_code) if path.is_dir() else _monolithic(path, allow_code)
     try:
@@ -117,19 +126,19 @@ def load_checkpoint(path: Path, allow_code: bool = False) -> Checkpoint:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{path} is no training checkpoint of a model ({type(error).__name__}: {error}); "
+            f"{path} is not a training checkpoint of a model ({type(error).__name__}: {error}); "
             "name one that itt_composer.train wrote"
         ) from None
 
 
 def stored_sizes(folder: Path) -> dict[str, int]:
-    """Bytes that each file of a sharded checkpoint must have, at the least, by its name.
+    """Return the bytes that each file of a sharded checkpoint must have, at the least, by name.
 
     Raises:
         UserError: its metadata is missing or damaged.
     """
     sizes: dict[str, int] = {}
-    with _told(folder / METADATA):
+    with _in_a_sentence(folder / METADATA):
         for place in _read_metadata(folder / METADATA, allow_code=False).storage_data.values():
             name = Path(place.relative_path).name
             sizes[name] = max(sizes.get(name, 0), place.offset + place.length)
@@ -143,25 +152,25 @@ def _at(state: Any, location: tuple[str, ...]) -> Any:
 
 
 def _own_name(name: str) -> str:
-    """The transformers model's name of a weight: Composer's wrapper puts `model.` before it."""
+    """Return the transformers model's name of a weight: Composer's wrapper adds `model.`."""
     if not name.startswith("model."):
         raise ValueError(f"unexpected weight {name}")
     return name.removeprefix("model.")
 
 
 def _monolithic(path: Path, allow_code: bool) -> dict[str, Any]:
-    """The whole file; tensors stay on disk until they are used."""
-    with _told(path), torch.serialization.safe_globals(SAFE_GLOBALS):
+    """Read the whole file; tensors stay on disk until they are used."""
+    with _in_a_sentence(path), torch.serialization.safe_globals(SAFE_GLOBALS):
         path.open("rb").close()
         if not zipfile.is_zipfile(path):
-            raise ValueError("no archive such as torch.save writes")
+            raise ValueError("not an archive such as torch.save writes")
         return torch.load(path, map_location="cpu", mmap=True, weights_only=not allow_code)
 
 
 def _sharded(folder: Path, allow_code: bool) -> dict[str, Any]:
-    """The model's part of a sharded checkpoint, as the monolithic one nests it."""
+    """Read the model's part of a sharded checkpoint, nested as in a monolithic one."""
     state: dict[str, Any] = {}
-    with _told(folder / METADATA):
+    with _in_a_sentence(folder / METADATA):
         metadata = _read_metadata(folder / METADATA, allow_code)
         for name, location in metadata.planner_data.items():
             if any(location[: len(part)] == part for part in NEEDED):
@@ -189,7 +198,7 @@ def _read_metadata(path: Path, allow_code: bool) -> Metadata:
 
 
 def _read_entry(folder: Path, metadata: Metadata, name: str, allow_code: bool) -> Any:
-    """A tensor, put together of its chunks, or a plain value."""
+    """Read a tensor, put together from its chunks, or a plain value."""
     described = metadata.state_dict_metadata[name]
     if not isinstance(described, TensorStorageMetadata):
         return _read_chunk(folder, metadata, MetadataIndex(name), allow_code)
@@ -213,7 +222,7 @@ def _read_entry(folder: Path, metadata: Metadata, name: str, allow_code: bool) -
 def _read_chunk(folder: Path, metadata: Metadata, index: MetadataIndex, allow_code: bool) -> Any:
     place = metadata.storage_data[index]
     file = folder / Path(place.relative_path).name  # no path out of the folder
-    with _told(file), torch.serialization.safe_globals(SAFE_GLOBALS):
+    with _in_a_sentence(file), torch.serialization.safe_globals(SAFE_GLOBALS):
         with file.open("rb") as stream:
             stream.seek(place.offset)
             content = io.BytesIO(stream.read(place.length))
@@ -221,11 +230,12 @@ def _read_chunk(folder: Path, metadata: Metadata, index: MetadataIndex, allow_co
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Tell in one sentence what is wrong with a file.
+def _in_a_sentence(path: Path) -> Iterator[None]:
+    """Turn whatever reading a file raises into one sentence.
 
     Raises:
-        UserError: it is missing, damaged or would run code.
+        CodeInCheckpointError: it would run code.
+        UserError: it is missing or damaged.
     """
     try:
         yield
@@ -236,11 +246,8 @@ def _told(path: Path) -> Iterator[None]:
     except Exception as error:  # a damaged pickle can raise anything
         wanted = NAMED_GLOBAL.search(str(error))
         if isinstance(error, pickle.UnpicklingError) and wanted:
-            raise UserError(
-                f"{path} holds more than data ({wanted[1]}) and reading it could run any code; "
-                f"if you trust whoever wrote it, add {ALLOW_CODE}"
-            ) from None
+            raise CodeInCheckpointError(path, wanted[1]) from None
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise UserError(
-            f"{path} is damaged, cut short or no checkpoint ({reason}); take another"
+            f"{path} is damaged, cut short or not a checkpoint ({reason}); take another"
         ) from None
