@@ -35,7 +35,7 @@ KILLS ?= 150
 
 stress: setup ## kill conversions and training at random moments, hundreds of times (about 5 s each)
 	@KILLS=$(KILLS) HF_HUB_OFFLINE=1 $(THREADS) $(RUN) pytest -s \
-		tests/data_prep/test_kills.py tests/test_training_kills.py $(ARGS)
+		tests/data_prep/test_kills.py tests/training/test_training_kills.py $(ARGS)
 
 check: docs ## lint, formatting, types and the pages of docs/
 	$(RUN) ruff check

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table as RichTable
 
-NO_LIMIT = 10_000  # columns of what is printed where there is no terminal
+NO_LIMIT = 10_000  # columns, where there is no terminal
 GAP = "–"  # a cell without a figure
 
 

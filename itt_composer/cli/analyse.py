@@ -201,14 +201,12 @@ def _result_files(models: list[str], name: str, output: Path | None) -> dict[str
 
 
 def _load(name: str) -> "LoadedModel":
-    import torch
     from transformers import logging
 
     from itt_composer.runs.loading import load_named_model
 
     logging.set_verbosity_error()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return load_named_model(name, device)
+    return load_named_model(name)
 
 
 def _read(file: Path) -> str:

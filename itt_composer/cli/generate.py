@@ -138,7 +138,6 @@ def write_continuation(
         UserError: the model or its tokenizer cannot be loaded, the model has no thresholds or
             gives NaN or infinity, or the prompt does not fit.
     """
-    import torch
     from transformers import logging
 
     from itt_composer.models.generation import generate, most_steps, prompt_ids
@@ -146,8 +145,7 @@ def write_continuation(
     from itt_composer.runs.loading import load_named_model, think_as
 
     logging.set_verbosity_error()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_named_model(place.named, device)
+    loaded = load_named_model(place.named)
     model: Any = loaded.model
     think_as(model, {"select_ratios": options.select_ratios, "early_exit": options.early_exit})
     _decide_token_by_token(model, place)

@@ -150,8 +150,8 @@ def analyse_thinking(run: RunFolder) -> None:
 def report(runs: list[RunFolder]) -> Path:
     """Write one page on the runs, unless it is there and newer than what it shows."""
     page = QUICKSTART_FOLDER / "report.html"
-    shown = ("summary.json", "perplexity.json", THINKING)
-    sources = [run.path / name for run in runs for name in shown]
+    results = [run.path / name for run in runs for name in ("perplexity.json", THINKING)]
+    sources = [*(run.summary_file for run in runs), *results]
     if all(is_newer(page, source) for source in sources if source.is_file()):
         print(f"{page} holds the report: nothing to do", flush=True)
     else:

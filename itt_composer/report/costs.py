@@ -10,6 +10,7 @@ import altair as alt
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.losses import perplexity
+from itt_composer.basics.tables import Table
 from itt_composer.paper.data_efficiency import Efficiency, data_efficiency, tokens_to_reach
 from itt_composer.report import theme
 from itt_composer.report.axes import (
@@ -156,7 +157,7 @@ def dense_line(experiments: Sequence[Experiment], units: Units) -> list[dict[str
     return found
 
 
-def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None:
+def efficiency_table(experiments: Sequence[Experiment]) -> Table | None:
     """Tabulate where each experiment reaches the dense model's final loss; None without one."""
     ended = [run for one in experiments for run in one.runs if run.end is not None]
     rows, notes = [], []
@@ -179,13 +180,13 @@ def efficiency_table(experiments: Sequence[Experiment]) -> dict[str, Any] | None
                 notes.append(f"{run.name} beside {dense.name}: {unlike}.")
     if not rows:
         return None
-    return {
-        "title": "Data efficiency: what each needs to reach the final loss of the dense LLaMA of "
+    return Table(
+        "Data efficiency: what each needs to reach the final loss of the dense LLaMA of "
         "its size, as a share of what that took (read between validations; mean over seeds)",
-        "columns": ["run", "LLaMA's loss", "own loss", "tokens", "FLOPs", "time"],
-        "rows": rows,
-        "notes": notes,
-    }
+        ["run", "LLaMA's loss", "own loss", "tokens", "FLOPs", "time"],
+        rows,
+        notes=notes,
+    )
 
 
 def _beside_dense(run: Run, runs: Sequence[Run]) -> list[tuple[Run, Run, Efficiency]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itt_composer.basics.files import whole_file
+from itt_composer.basics.tables import Table
 from itt_composer.report import theme
 
 DIGITS = 5  # of numbers on the page
@@ -67,7 +68,7 @@ class Figure:
         data: by name, records that all have the same keys.
         controls: in order.
         prints: the PNGs.
-        table: to stand below it (title, columns, rows, notes), or None.
+        table: to stand below it, or None.
         description: for those who cannot see it.
     """
 
@@ -78,7 +79,7 @@ class Figure:
     data: dict[str, list[dict[str, Any]]]
     controls: list[Control] = field(default_factory=list)
     prints: list[Print] = field(default_factory=list)
-    table: dict[str, Any] | None = None
+    table: Table | None = None
     description: str = ""
 
 

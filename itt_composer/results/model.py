@@ -2,6 +2,9 @@
 
 from itt_composer.results.base import ResultPart
 
+# A list where layers differ in it, as in some architectures of the hub.
+Size = int | list[int] | None
+
 
 class MeasuredModel(ResultPart):
     """A model's identity, geometry and way of thinking, as `EvaluatedModel.description` has them.
@@ -32,12 +35,12 @@ class MeasuredModel(ResultPart):
     trained_batches: int | None = None
     experiment_sha256: str | None = None
     dtype: str = "float32"
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
-    num_hidden_layers: int | None = None
-    num_attention_heads: int | None = None
-    num_key_value_heads: int | None = None
-    vocab_size: int | None = None
+    hidden_size: Size = None
+    intermediate_size: Size = None
+    num_hidden_layers: Size = None
+    num_attention_heads: Size = None
+    num_key_value_heads: Size = None
+    vocab_size: Size = None
     thinking: str | None = None
     thinking_steps: int | None = None
     thinking_layers: list[int] | None = None

@@ -125,13 +125,16 @@ class LoadedModel:
 
 
 def load_named_model(
-    named: str, device: torch.device, options: ModelOptions | None = None, key: str = ""
+    named: str,
+    device: torch.device | None = None,
+    options: ModelOptions | None = None,
+    key: str = "",
 ) -> LoadedModel:
     """Load the model of a MODEL and let it think as asked.
 
     Args:
         named: see `find_model`.
-        device: to put it on.
+        device: to put it on; None is the GPU if there is one, else the CPU.
         options: None loads it as it is.
         key: of a suite that names the model, for messages.
 
@@ -145,7 +148,7 @@ def load_named_model(
             "place here; leave it out"
         )
     if place.kind == "checkpoint":
-        model, batches, source = _load_from_training(place, options.tokenizer)
+        model, batches, source = _load_from_training(place, options.tokenizer, key)
     else:
         model, batches, source = _load_from_folder(place, options.revision)
     if options.dtype != "auto":
@@ -155,7 +158,7 @@ def load_named_model(
                 f"{key}.dtype={options.dtype} is too narrow for {named}: {broken[0]} becomes "
                 f"infinite; set {key}.dtype=float32"
             )
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     model.eval()
     think_as(model, {name: getattr(options, name) for name in ELASTIC_FIELDS})
     advice = f"; name the folder of one with {key}.tokenizer" if key else ""
@@ -264,12 +267,13 @@ def _load_from_folder(
 
 
 def _load_from_training(
-    place: ModelPlace, tokenizer: str | None
+    place: ModelPlace, tokenizer: str | None, key: str
 ) -> tuple[PreTrainedModel, int | None, str]:
     """Load a checkpoint."""
+    option = f"{key}.tokenizer" if key else "`itt export --tokenizer`, and then what that writes"
     try:
         model, checkpoint, folder = load_model_of(
-            Path(place.source), Path(tokenizer) if tokenizer else None
+            Path(place.source), Path(tokenizer) if tokenizer else None, option=option
         )
     except CodeInCheckpointError as error:
         raise UserError(

@@ -193,10 +193,11 @@ def test_step_encodings_are_told_value_by_value(runs):
     with torch.no_grad():
         model.thinking_layers[0].step_encoding[2] = torch.arange(32.0)
     told = step_encodings(model)
-    assert [(each["layer"], each["step"]) for each in told] == [(1, step) for step in range(4)]
-    assert told[0] == {"layer": 1, "step": 0, "mean": 1.0, "std": 0.0, "min": 1.0, "max": 1.0}
+    assert [(each.layer, each.step) for each in told] == [(1, step) for step in range(4)]
+    first = {"layer": 1, "step": 0, "mean": 1.0, "std": 0.0, "min": 1.0, "max": 1.0}
+    assert told[0].given() == first
     deviation = math.sqrt((32**2 - 1) / 12)
-    assert told[2] == {"layer": 1, "step": 2, "mean": 15.5, "min": 0.0, "max": 31.0} | {
+    assert told[2].given() == {"layer": 1, "step": 2, "mean": 15.5, "min": 0.0, "max": 31.0} | {
         "std": pytest.approx(deviation)
     }
     assert step_encodings(IttForCausalLM.from_pretrained(runs["loop"] / "model")) == []
@@ -208,8 +209,8 @@ def test_a_document_ends_where_the_next_begins(shards):
     assert name == "first validation document of prose"
     row = StoredRows(shards / "validation/prose")[0]["input_ids"].tolist()
     assert ids == row[: len(ids)]
-    assert ids[0] == manifest["bos_id"]
-    assert manifest["bos_id"] not in ids[1:]
+    assert ids[0] == manifest.bos_id
+    assert manifest.bos_id not in ids[1:]
     assert document_beginning(shards, manifest, 7)[1] == row[:7]
     assert first_document([1, 5, 6, 2, 1, 7, 2, 1], bos=1, eos=2) == [1, 5, 6, 2]
     assert first_document([5, 6, 2, 7, 2], bos=None, eos=2) == [5, 6, 2]

@@ -280,7 +280,7 @@ def test_only_a_validation_of_the_last_batch_is_the_end_of_a_run(tmp_path):
     (figure,) = [figure for figure in page.figures if figure.name == "equal_compute"]
     assert [record["run"] for record in figure.data["ends"]] == ["dense", "itt"]
     assert [record["loss"] for record in figure.data["dense"]] == [4.0]
-    ((_, target, own, *_),) = figure.table["rows"]
+    ((_, target, own, *_),) = figure.table.rows
     assert (target, own) == ("4.0000", "3.9000")
     assert [warning.split(";")[0] for warning in page.warnings] == [
         f"{name} has no validation of its last batch, 40, in its log"
@@ -528,7 +528,7 @@ def test_a_model_has_its_colour_in_every_figure_and_its_name_in_every_picture(tm
 
 def test_data_efficiency_stands_beside_the_dense_run(runs):
     figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
-    ((label, target, own, tokens, flops, time),) = figures["equal_compute"].table["rows"]
+    ((label, target, own, tokens, flops, time),) = figures["equal_compute"].table.rows
     assert (label, target, own) == ("itt", "4.1000", "4.0000")
     assert tokens == time == "74 %"  # between the validations after 20 and 30 of 40 batches
     assert int(flops.split()[0]) > 74  # of dearer batches
@@ -540,13 +540,13 @@ def test_efficiency_is_against_the_dense_run_that_is_told(tmp_path):
     write_run(near, *DENSE, "run_name=llama", loss=4.1)
     write_run(itt, "run_name=itt", loss=4.0)
     table = efficiency_of([far, near, itt])
-    assert [row[:4] for row in table["rows"]] == [["itt", "4.1000", "4.0000", "74 %"]]
-    assert table["notes"] == []
+    assert [row[:4] for row in table.rows] == [["itt", "4.1000", "4.0000", "74 %"]]
+    assert table.notes == []
 
 
 def test_what_else_differs_from_the_dense_run_is_told(tmp_path):
     runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "itt", "seed=5")]
-    (note,) = efficiency_of(runs)["notes"]
+    (note,) = efficiency_of(runs).notes
     assert note.startswith("itt beside dense: seed is 5 in itt, ")
 
 
@@ -569,7 +569,7 @@ def test_without_times_there_is_no_axis_of_them(tmp_path):
         "equal_compute_flops",
         "equal_compute_tokens",
     ]
-    (row,) = efficiency_of(runs)["rows"]
+    (row,) = efficiency_of(runs).rows
     assert row[-1] == "–"
 
 
@@ -606,7 +606,7 @@ def test_own_ratios_alone_are_no_sweep_and_a_model_without_router_has_none(tmp_p
 def test_an_efficiency_reached_at_the_first_validation_is_a_bound(tmp_path):
     runs = [write_run(tmp_path / "dense", *DENSE, loss=8), write_run(tmp_path / "itt", loss=1)]
     figures = {figure.name: figure for figure in build(runs, [], "title").page.figures}
-    ((_, _, _, tokens, flops, _),) = figures["equal_compute"].table["rows"]
+    ((_, _, _, tokens, flops, _),) = figures["equal_compute"].table.rows
     assert tokens == "≤ 25 %"
     assert flops.startswith("≤ ")
 

@@ -115,6 +115,8 @@ def test_what_is_no_model_is_refused(run, tmp_path):
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes((run / "checkpoints/ep0-ba10-rank0.pt").read_bytes()[:5000])
     mistakes[damaged] = "damaged.pt is damaged, cut short or not a checkpoint"
+    lone = shutil.copy(run / "checkpoints/ep0-ba10-rank0.pt", tmp_path / "lone.pt")
+    mistakes[lone] = "no recipe.yaml of the run; name the tokenizer's folder with model.tokenizer"
     for path, sentence in mistakes.items():
         with pytest.raises(UserError) as caught:
             load(path)

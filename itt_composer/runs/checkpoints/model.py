@@ -17,7 +17,10 @@ CONFIG_FIELDS = IttConfig().to_dict().keys() | {"torch_dtype"}
 
 
 def load_model_of(
-    path: Path, tokenizer: Path | None, allow_code: bool = False
+    path: Path,
+    tokenizer: Path | None,
+    allow_code: bool = False,
+    option: str = "--tokenizer",
 ) -> tuple[IttForCausalLM, Checkpoint, Path]:
     """Return the model of a checkpoint, the checkpoint, and the folder of its tokenizer.
 
@@ -25,6 +28,7 @@ def load_model_of(
         path: of the checkpoint; see `find_checkpoint`.
         tokenizer: its folder, or None for that of the shards the recipe names.
         allow_code: run code that the checkpoint may hold.
+        option: by which a user names a tokenizer, for messages.
 
     Raises:
         CodeInCheckpointError: the checkpoint would run code.
@@ -34,7 +38,7 @@ def load_model_of(
     checkpoint = load_checkpoint(path, allow_code)
     model = build_model(checkpoint)
     refuse_broken(model, str(checkpoint.path))
-    manifest, tokenizer = _documents(checkpoint.run, tokenizer)
+    manifest, tokenizer = _documents(checkpoint.run, tokenizer, option)
     if manifest is not None:
         set_document_ends(model, manifest.bos_id, manifest.eos_id)
     else:  # the shards cannot be asked
@@ -71,7 +75,7 @@ def build_model(checkpoint: Checkpoint) -> IttForCausalLM:
     return model
 
 
-def _documents(run: RunFolder, tokenizer: Path | None) -> tuple[Manifest | None, Path]:
+def _documents(run: RunFolder, tokenizer: Path | None, option: str) -> tuple[Manifest | None, Path]:
     """Return the manifest of the run's shards, if they are there, and the tokenizer's folder.
 
     Raises:
@@ -82,13 +86,13 @@ def _documents(run: RunFolder, tokenizer: Path | None) -> tuple[Manifest | None,
     if tokenizer is None:
         if shards is None or not (shards / "tokenizer").is_dir():
             where = "no recipe.yaml of the run" if shards is None else f"no {shards / 'tokenizer'}"
-            raise UserError(f"there is {where}; name the tokenizer's folder with --tokenizer")
+            raise UserError(f"there is {where}; name the tokenizer's folder with {option}")
         return manifest, shards / "tokenizer"
     check_tokenizer_folder(tokenizer)
     if not any((tokenizer / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
         raise UserError(
-            f"--tokenizer {tokenizer} holds neither a tokenizer.model nor a tokenizer.json"
+            f"{option} {tokenizer} holds neither a tokenizer.model nor a tokenizer.json"
         )
     if manifest is not None and not manifest.is_made_with(tokenizer):
-        raise UserError(f"--tokenizer {tokenizer} is another than that of the shards in {shards}")
+        raise UserError(f"{option} {tokenizer} is another than that of the shards in {shards}")
     return manifest, tokenizer
