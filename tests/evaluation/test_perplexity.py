@@ -139,7 +139,7 @@ def test_other_ratios_change_the_model_and_its_flops(measure, itt):
     settings = measure(itt, ratios).settings
     assert [setting.select_ratios for setting in settings] == [[0.5, 0.5, 0.5], *ratios[1:]]
     for figure in ("loss", "paper_flops_per_token", "executed_flops_per_token"):
-        assert len({setting[figure] for setting in settings}) == 4
+        assert len({getattr(setting, figure) for setting in settings}) == 4
     own, all_tokens, _, none = (setting.executed_flops_per_token for setting in settings)
     assert none < own < all_tokens
 
