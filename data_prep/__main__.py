@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from itt_composer.basics.errors import errors_as_sentences
+from itt_composer.basics.tables import Table
 
 if TYPE_CHECKING:
     from data_prep.options import Options
@@ -346,7 +346,7 @@ def _print_stats(found: "Stats") -> None:
     from data_prep.stats import notes, tables_of_stats
 
     for table in tables_of_stats(found):
-        Console().print(table)
+        table.print(Console())
     for line in notes(found):
         typer.echo(line)
 
@@ -365,15 +365,14 @@ def _say_complete(out: Path | str) -> None:
 
 def _print_counts(title: str, domains: dict[str, dict[str, int]]) -> None:
     """Print a table of documents and MB of UTF-8 text."""
-    table = Table("domain", title=title, title_justify="left")
-    table.add_column("documents", justify="right")
-    table.add_column("MB", justify="right")
-    for domain, counts in domains.items():
-        table.add_row(domain, f"{counts['documents']:,}", f"{counts['utf8_bytes'] / 1e6:.2f}")
-    table.add_section()
-    documents, size = (sum(c[key] for c in domains.values()) for key in ("documents", "utf8_bytes"))
-    table.add_row("all", f"{documents:,}", f"{size / 1e6:.2f}")
-    Console().print(table)
+    table = Table(title, ["domain", "documents", "MB"])
+    counted = [
+        (name, counts["documents"], counts["utf8_bytes"]) for name, counts in domains.items()
+    ]
+    _, documents, sizes = zip(*counted, strict=True)
+    for name, count, size in [*counted, ("all", sum(documents), sum(sizes))]:
+        table.rows.append([name, f"{count:,}", f"{size / 1e6:.2f}"])
+    table.print(Console())
 
 
 if __name__ == "__main__":

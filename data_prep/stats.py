@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
-
+from itt_composer.basics.tables import Table
 from itt_composer.data.fingerprints import StoredPart
 from itt_composer.data.manifest import Manifest, StreamCounts
 
@@ -102,15 +100,10 @@ def _stats(counts: StreamCounts, total: StreamCounts) -> StreamStats:
 
 
 def _table(stats: Stats, split: str) -> Table:
-    columns = ("documents", "rows", "tokens", "characters\nper token", "share\nof tokens")
-    table = Table("domain", title=split, title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for domain, counts in stats.splits[split].items():
-        table.add_row(Text(domain), *_cells(counts))
-    table.add_section()
-    table.add_row("all", *_cells(stats.totals[split]))
-    return table
+    figures = ["documents", "rows", "tokens", "characters\nper token", "share\nof tokens"]
+    counted = {**stats.splits[split], "all": stats.totals[split]}
+    rows = [[name, *_cells(counts)] for name, counts in counted.items()]
+    return Table(split, ["domain", *figures], rows)
 
 
 def _cells(counts: StreamStats) -> list[str]:

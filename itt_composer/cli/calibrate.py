@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from itt_composer.basics.errors import UserError, errors_as_sentences
+from itt_composer.basics.tables import Table
 from itt_composer.data.manifest import Manifest
 from itt_composer.data.shards import check_vocabulary
 from itt_composer.runs.model_place import find_model
@@ -112,9 +112,10 @@ def _print_shares(model: "IttForCausalLM", batches: list[dict[str, Any]]) -> Non
 
     from itt_composer.models.calibration import RealisedShares
 
-    table = Table(title="Share of the tokens that take a step, %, on other rows of the split")
-    for header in ("step", "asked for", "realised", "least layer", "most layer"):
-        table.add_column(header, justify="right")
+    table = Table(
+        "Share of the tokens that take a step, %, on other rows of the split",
+        ["step", "asked for", "realised", "least layer", "most layer"],
+    )
     shares = RealisedShares()
     with torch.inference_mode():
         for batch in batches:
@@ -126,5 +127,5 @@ def _print_shares(model: "IttForCausalLM", batches: list[dict[str, Any]]) -> Non
     ):
         layers = layers or [0.0]
         figures = [asked, sum(layers) / len(layers), min(layers), max(layers)]
-        table.add_row(str(step), *(f"{100 * figure:.1f}" for figure in figures))
-    Console().print(table)
+        table.rows.append([str(step), *(f"{100 * figure:.1f}" for figure in figures)])
+    table.print(Console())
