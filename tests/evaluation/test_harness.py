@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -317,10 +318,16 @@ def test_what_is_finished_is_not_measured_again_unless_something_changed(
     assert run(few)[0] == first
 
 
+SUMMARY = {
+    **{"run_name": "run", "thinking": "itt", "thinking_steps": 4, "parameters": 1000},
+    **{"batches": 900, "tokens": 9000, "train_seconds": 1.0, "validation_loss": 3.0},
+}
+
+
 def test_several_runs_have_a_mean_and_an_error_over_them(run, make_folder):
     folders = [make_folder(number).parent for number in (1, 2)]
     for number, folder in enumerate(folders):  # as run folders
-        (folder / "summary.json").write_text('{"batches": 900}')
+        (folder / "summary.json").write_text(json.dumps(SUMMARY))
         (folder / "shards.json").write_text('{"train/c4": "rows"}')
         (folder / "recipe.yaml").write_text(f"seed: {number}\n" + RECIPE)
     path = f"[{folders[0]},{folders[1]}]"
@@ -416,7 +423,9 @@ def test_a_model_in_the_folder_at_hand_or_above_leaves_the_results_in_place(
     (tmp_path / "out/tasks").mkdir(parents=True)
     (tmp_path / "run/inside").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "run/inside")
-    results = {"suite": {"fewshot_seeds": [1]}, "models": [{"path": path}], "tasks": {}}
+    results = SimpleNamespace(
+        suite=SimpleNamespace(fewshot_seeds=[1]), models=[SimpleNamespace(path=path)], tasks={}
+    )
     write_harness_results(results, tmp_path / "out")
     assert (tmp_path / "out/tasks").is_dir()
     name = "__".join((tmp_path / "run/inside" / path).resolve().parts[1:])
@@ -433,7 +442,7 @@ MISTAKES = {
     ("limit=0",): "limit=0: input should be greater than 0",
     ("tasks.piqa.shots=-1",): "tasks.piqa.shots=-1: input should be greater than or equal to 0",
     ("compare_with=ITTx4-162M",): "the paper's Table 1 has no row 'ITTx4-162M'; did you mean",
-    ("data_dir=no/where",): "data_dir=no/where is no folder",
+    ("data_dir=no/where",): "data_dir=no/where is not a folder",
     ("model=no/such/place",): "model=no/such/place is not there; name a run folder, a checkpoint",
     ("batch_size=fast",): 'batch_size="fast": should be a positive integer or "auto"',
     ("model.router_selection=top",): 'model.router_selection="top": input should be',

@@ -116,7 +116,7 @@ def start(recipe):
 MISTAKES = {
     "{suite: eval/suites/perplexity.yaml}": "eval/suites/perplexity.yaml is not a suite of tasks",
     "{only: [piqua], eval_interval: 10ba}": "only names 'piqua', which is not one of the",
-    "{data_dir: no/where, eval_interval: 10ba}": "data_dir=no/where is no folder",
+    "{data_dir: no/where, eval_interval: 10ba}": "data_dir=no/where is not a folder",
     "{eval_interval: 7ba}": "command line: callbacks.lm_eval.eval_interval=7ba is not a multiple",
     "{limit: 0}": "callbacks.lm_eval.limit=0: input should be greater than 0",
 }

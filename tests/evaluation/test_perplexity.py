@@ -301,7 +301,7 @@ def test_every_rule_and_early_exit_is_measured_at_every_ratio(measure, calibrate
     ratios, rules, exits = [[0.5, 0.5, 0.5], [1, 0, 0.3]], ["top_k", "threshold"], [0.0, 0.8]
     settings = measure(calibrated, ratios, router_selection=rules, early_exit=exits).settings
     names = ("select_ratios", "router_selection", "early_exit")
-    assert [tuple(setting[name] for name in names) for setting in settings] == [
+    assert [tuple(getattr(setting, name) for name in names) for setting in settings] == [
         (ratio, rule, epsilon) for ratio in ratios for rule in rules for epsilon in exits
     ]
     assert len({setting.loss for setting in settings}) == len(settings)
@@ -318,7 +318,7 @@ def test_every_rule_and_early_exit_is_measured_at_every_ratio(measure, calibrate
 
 
 def test_thresholds_that_were_never_estimated_are_refused(measure, itt, llama):
-    with pytest.raises(UserError, match=r"router_selection=threshold: .* itt_composer\.calibrate"):
+    with pytest.raises(UserError, match=r"router_selection=threshold: .* run itt calibrate"):
         measure(itt, router_selection=["threshold"])
     with pytest.raises(UserError, match=r"early_exit=0\.5 needs an ITT model"):
         measure(llama, early_exit=[0.5])

@@ -735,7 +735,7 @@ def test_bad_input_is_one_sentence_each(run, tmp_path):
         ([dense, dense], "there are only dense runs among the run folders"),
         ([dense, other], f"no dense run among the run folders has the geometry of {other}"),
         ([dense, young], "the run has not come to its first validation"),
-        ([bare], "recipe.yaml cannot be read"),
+        ([bare], "bare is not a run folder (it has no recipe.yaml)"),
         ([dense, itt, "--compare-with", "ITT×5"], "has no row 'ITT×5'"),
         ([dense, itt, "--out", tmp_path / "old.json"], "old.json is a file; name a folder"),
     ]
