@@ -274,13 +274,14 @@ def test_a_required_key_that_nothing_sets_is_named(quickstart, line):
     with pytest.raises(UserError) as caught:
         load_recipe(quickstart)
     key = "run_name" if "run_name" in line else "train"
-    assert f"{quickstart}: {key} is missing" in str(caught.value).splitlines()
+    advice = f"set it there, or give {key}=… on the command line"
+    assert f"{quickstart}: {key} is missing; {advice}" in str(caught.value).splitlines()
 
 
 def test_a_recipe_without_name_and_folder_lacks_its_name(quickstart):
     lines = quickstart.read_text().splitlines()
     quickstart.write_text("\n".join(line for line in lines if not line.startswith("run_")))
-    assert refusal(quickstart) == f"{quickstart}: run_name is missing"
+    assert refusal(quickstart).startswith(f"{quickstart}: run_name is missing; set it there")
 
 
 def test_a_missing_part_is_named_with_the_file_that_wants_it(quickstart):
