@@ -52,8 +52,8 @@ class ModelPlace:
             return self.folder
         if self.kind == "hub":
             raise UserError(
-                f"{self.label} is not there; {command} takes a run folder or a transformers "
-                f"folder: fetch a model on the hub with `hf download {self.named} --local-dir DIR`"
+                f"{self.label} is not there; {command} takes a run folder or a transformers folder "
+                f"(for a model on the hub, `hf download {self.named} --local-dir DIR` makes one)"
             )
         raise UserError(
             f"{self.label} is a checkpoint, and {command} takes a transformers folder: write one "
