@@ -106,7 +106,7 @@ class ShardSettings(StoredPart):
     part_size: PositiveInt | None = None
     shard_size: PositiveInt | None = None
     compression: str | None = None
-    hashes: list[str] = Field(default_factory=lambda: ["sha256"])
+    hashes: list[str] = Field(default=["sha256"])
     engine: str = "local"
 
     @property
@@ -131,14 +131,14 @@ class Manifest(ShardSettings):
     """
 
     validation_threshold: float | None = None
-    inputs: dict[str, InputFile] = Field(default_factory=dict)
+    inputs: dict[str, InputFile] = Field(default={})
     splits: dict[str, dict[str, StreamCounts]]
     totals: dict[str, StreamCounts]
-    rejects: dict[str, NonNegativeInt] = Field(default_factory=dict)
-    special_token_names: dict[str, NonNegativeInt] = Field(default_factory=dict)
-    cut_files: list[str] = Field(default_factory=list)
+    rejects: dict[str, NonNegativeInt] = Field(default={})
+    special_token_names: dict[str, NonNegativeInt] = Field(default={})
+    cut_files: list[str] = Field(default=[])
     files: dict[str, Fingerprint]
-    not_read: list[str] = Field(default_factory=list)
+    not_read: list[str] = Field(default=[])
 
     @classmethod
     def read(cls, folder: str | Path) -> "Manifest":

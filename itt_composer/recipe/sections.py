@@ -35,7 +35,7 @@ def _without_null(shares: Any) -> Any:
 
 
 CountOrAll = Annotated[int, Field(ge=-1), AfterValidator(_not_zero)]
-Size = Annotated[
+CacheSize = Annotated[
     str,
     Field(pattern=r"^(?i:\d+(\.\d+)?[kmgt]b)$"),
     WithJsonSchema({"type": "string", "format": "size"}),
@@ -142,7 +142,7 @@ class DataRecipe(StrictModel):
     predownload: Positive | None = setting(
         None, "rows that a worker downloads ahead", STREAMING, FREE, "eight batches"
     )
-    cache_limit: Size | None = setting(
+    cache_limit: CacheSize | None = setting(
         None,
         'most bytes of the cache, for each split ("200gb"); needs `remote`',
         STREAMING,

@@ -248,7 +248,7 @@ def _read_recipe(run: RunFolder) -> dict[str, Any]:
         _ = recipe["train"]["max_duration"]
         sizes = {f"{section}.{key}": recipe[section][key] for section, key in WHOLE_NUMBERS}
     except KeyError:
-        raise UserError(f"{file} is not the recipe of a run; name another folder") from None
+        raise UserError(f"{file} does not hold the recipe of a run; name another folder") from None
     for key, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise UserError(

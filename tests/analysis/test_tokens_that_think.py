@@ -312,10 +312,13 @@ def test_a_mistake_is_told_in_one_sentence(runs, shards, tmp_path):
     tells(invoke(run, "--text", tmp_path / "latin.txt"), "latin.txt is not UTF-8 text")
     moved = tmp_path / "run"
     moved.mkdir()
-    (moved / "recipe.yaml").write_text("data: {local: runs/shards}")
+    recipe = "{run_name: run, model: {}, thinking: {}, train: {}, data: {local: runs/shards}}"
+    (moved / "recipe.yaml").write_text(recipe)
     tells(invoke(moved), "names the shards in runs/shards, which does not exist: start from the ")
-    (moved / "recipe.yaml").write_text("data: {}")
+    (moved / "recipe.yaml").write_text(recipe.replace("local: runs/shards", ""))
     tells(invoke(moved), "recipe.yaml names no data.local; is it damaged?")
+    (moved / "recipe.yaml").write_text("data: {}")
+    tells(invoke(moved), "recipe.yaml does not hold the recipe of a run; name another folder")
 
 
 def tells(result, sentence):

@@ -122,8 +122,10 @@ def test_the_command_prints_one_json_document(tmp_path, run):
 
 def test_stats_and_an_uncompressed_verify_start_without_torch(tmp_path):
     script = (
-        "import sys; from data_prep.stats import stats, tables; import data_prep.verify\n"
-        f"tables(stats({str(write_manifest(tmp_path))!r})); assert 'torch' not in sys.modules"
+        "import sys, data_prep.verify\n"
+        "from data_prep.stats import count_shards, tables_of_stats\n"
+        f"tables_of_stats(count_shards({str(write_manifest(tmp_path))!r}))\n"
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 

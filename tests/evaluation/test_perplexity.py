@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from streaming import LocalDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eval.perplexity import run
+from eval.perplexity import measure_settings
 from eval.suite import PerplexitySuite
 from itt_composer.basics.errors import UserError
 from itt_composer.models import IttConfig, IttForCausalLM
@@ -63,7 +63,7 @@ def measure(shards):
         suite = PerplexitySuite(
             model={"path": str(model)}, data=str(shards), select_ratios=list(ratios), **options
         )
-        return run(suite, lambda done, total: None)
+        return measure_settings(suite, lambda done, total: None)
 
     return measure
 
@@ -128,7 +128,7 @@ def test_progress_goes_up_to_every_row_of_every_setting(itt, shards):
         model={"path": str(itt)}, data=str(shards), select_ratios=[None, [1, 1, 1]]
     )
     reports = []
-    results = run(suite, lambda done, total: reports.append((done, total)))
+    results = measure_settings(suite, lambda done, total: reports.append((done, total)))
     rows = results.settings[0].tokens // 31
     assert reports[-1] == (2 * rows, 2 * rows)
     assert reports == sorted(reports)
@@ -139,7 +139,7 @@ def test_other_ratios_change_the_model_and_its_flops(measure, itt):
     settings = measure(itt, ratios).settings
     assert [setting.select_ratios for setting in settings] == [[0.5, 0.5, 0.5], *ratios[1:]]
     for figure in ("loss", "paper_flops_per_token", "executed_flops_per_token"):
-        assert len({setting[figure] for setting in settings}) == 4
+        assert len({getattr(setting, figure) for setting in settings}) == 4
     own, all_tokens, _, none = (setting.executed_flops_per_token for setting in settings)
     assert none < own < all_tokens
 
@@ -240,7 +240,7 @@ def test_the_same_weights_and_rows_have_the_same_digests_wherever_they_lie(
     model.set_select_ratios([0.9, 0.3, 0.1])
     model.save_pretrained(tmp_path / "copy")
     results = measure(itt)
-    again = run(
+    again = measure_settings(
         PerplexitySuite(model={"path": str(tmp_path / "copy")}, data=str(own_shards)),
         lambda done, total: None,
     )
@@ -378,14 +378,14 @@ def test_damaged_shards_are_found_before_measuring(itt, own_shards, damage, what
     damage(shard_of(own_shards, "prose"))
     suite = PerplexitySuite(model={"path": str(itt)}, data=str(own_shards))
     with pytest.raises(UserError, match=rf"validation/prose/\S+\.mds\S* {what}"):
-        run(suite, lambda done, total: pytest.fail("it has measured"))
+        measure_settings(suite, lambda done, total: pytest.fail("it has measured"))
 
 
 def test_hashes_are_compared_unless_told_not_to(measure, itt, own_shards):
     flip_a_bit(shard_of(own_shards, "prose"))
     options = {"data": str(own_shards), "validate_hash": False}
     suite = PerplexitySuite(model={"path": str(itt)}, **options)
-    assert run(suite, lambda done, total: None).settings[0].tokens > 0
+    assert measure_settings(suite, lambda done, total: None).settings[0].tokens > 0
 
 
 def test_the_pages_hold_what_the_json_does(measure, itt, tmp_path):

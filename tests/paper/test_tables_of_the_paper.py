@@ -686,7 +686,7 @@ def test_the_command_prints_and_writes_every_table(run, tmp_path):
 
 
 def test_results_that_were_just_measured_are_read(small_recipe, shards, tmp_path):
-    from eval.perplexity import run
+    from eval.perplexity import measure_settings
     from eval.suite import PerplexitySuite
     from itt_composer.models.building import model_of_recipe
     from itt_composer.results.perplexity_report import write_results
@@ -695,7 +695,7 @@ def test_results_that_were_just_measured_are_read(small_recipe, shards, tmp_path
     suite = PerplexitySuite(
         model={"path": str(tmp_path / "model")}, data=str(shards), select_ratios=[None, [1, 0]]
     )
-    results = run(suite, lambda done, total: None)
+    results = measure_settings(suite, lambda done, total: None)
     write_results(results, tmp_path / "elastic.json")
     sweep, listed = every_table(read_results([tmp_path / "elastic.json"]), None)
     assert len(listed.records) == 1
