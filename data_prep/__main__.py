@@ -144,7 +144,9 @@ TokenizerSource = Annotated[
 SeqLen = Annotated[int, typer.Option(min=1, help="Token ids per row.")]
 Processes = Annotated[
     int | None,
-    typer.Option(min=1, help="Processes.", show_default="one per core, fewer for little text"),
+    typer.Option(
+        min=1, help="Processes to use.", show_default="one per core, fewer for little text"
+    ),
 ]
 LargestShare = Annotated[
     float,
@@ -157,25 +159,25 @@ LargestShare = Annotated[
 ]
 ValidationTokens = Annotated[
     int | None,
-    typer.Option(parser=_token_count, metavar="TOKENS", help="Like 2M, over all domains."),
+    typer.Option(parser=_token_count, metavar="TOKENS", help="Tokens to validate on, like 2M."),
 ]
 TrainTokens = Annotated[
     int | None,
     typer.Option(
         parser=_token_count,
         metavar="TOKENS",
-        help="Like 50B, over all domains.",
+        help="Tokens to train on, like 50B.",
         show_default="all",
     ),
 ]
 Shares = Annotated[
     Path | None,
-    typer.Option(help="YAML of domain shares that divide both.", show_default="the paper's"),
+    typer.Option(help="YAML of the domains' shares of both.", show_default="the paper's"),
 ]
 EncoderOption = Annotated[
     EncoderName,
     typer.Option(
-        help="gigatoken where it is proven, held to the reference; or the reference alone."
+        help="fast is gigatoken where it is proven, compared with the reference; or the reference."
     ),
 ]
 BadLines = Annotated[OnBadLine, typer.Option(help="Stop, or list it in rejects.jsonl and go on.")]
@@ -191,7 +193,7 @@ EosToken = Annotated[
 ]
 NamesInText = Annotated[
     SpecialTokens,
-    typer.Option(help="What the name of a special token, such as </s>, in a document is."),
+    typer.Option(help="What the name of a special token, such as </s>, is in a document."),
 ]
 PartSize = Annotated[
     int,
@@ -201,10 +203,11 @@ ShardSize = Annotated[
     int, typer.Option(parser=_byte_count, metavar="SIZE", help="Most bytes of a shard.")
 ]
 Compression = Annotated[
-    str | None, typer.Option(help="Of shards, like zstd or zstd:9.", show_default="none")
+    str | None, typer.Option(help="Of the shards, like zstd or zstd:9.", show_default="none")
 ]
 Hashes = Annotated[
-    str, typer.Option(help="Of shards besides sha256, separated by commas.", show_default="none")
+    str,
+    typer.Option(help="Hashes besides sha256, separated by commas.", show_default="none"),
 ]
 WorkDir = Annotated[
     Path | None,

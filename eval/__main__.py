@@ -58,7 +58,9 @@ def main() -> None:
 
 @app.command()
 def run(
-    suite_file: Annotated[Path, typer.Argument(metavar="SUITE", help="A YAML of eval/suites.")],
+    suite_file: Annotated[
+        Path, typer.Argument(metavar="SUITE", help="A YAML suite, of eval/suites.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Suite keys to set.")
     ] = None,

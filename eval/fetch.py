@@ -58,10 +58,10 @@ def fetch_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go.")],
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TASK]...", help="Tasks to fetch, with examples for shots."),
+        typer.Argument(metavar="[TASK]...", help="Tasks to fetch, with their examples."),
     ] = None,
     suite: Annotated[
-        Path, typer.Option(help="Whose tasks are fetched if none is named.")
+        Path, typer.Option(help="Suite whose tasks are fetched if you name none.")
     ] = ELEVEN_TASKS,
 ) -> None:
     """Store the data of tasks in a folder, so that `data_dir=DIR` needs no network."""

@@ -20,13 +20,13 @@ def result_file(model: str, name: str, output: Path | None) -> Path:
     if output is None:
         if model.startswith(("/", ".")) and not Path(model).exists():
             raise UserError(
-                f"{model} does not exist; name a run folder, or another model with --output"
+                f"{model} does not exist; name a run folder, or another model and --output FILE"
             )
         if not RunFolder(model).is_run():
             why = "it has no recipe.yaml" if Path(model).exists() else "it does not exist"
             raise UserError(
-                f"{model} is not a run folder ({why}); for another model, or one on the hub, say "
-                "where the result goes with --output FILE"
+                f"{model} is not a run folder ({why}); name one, or say with --output FILE where "
+                "the result of another model goes"
             )
         return Path(model) / "analysis" / name
     if output.suffix != ".json" or output.is_dir():

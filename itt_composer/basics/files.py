@@ -127,6 +127,6 @@ def check_new_folder(folder: Path) -> None:
         UserError: the path is a file, or a folder that is not empty.
     """
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is there and not empty; name a new folder, or delete it")
+        raise UserError(f"{folder} is there and not empty; name a new folder, or empty it")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a new folder")

@@ -54,9 +54,9 @@ OutputOption = Annotated[
 @app.command()
 def gradients(
     models: Models,
-    problems: Annotated[Path, typer.Option(help="AQuA's problems, JSON lines.")],
+    problems: Annotated[Path, typer.Option(help="AQuA's problems, as JSON lines.")],
     fine_tune: Annotated[
-        int, typer.Option(min=0, help="Fine-tune on the first so many problems of the file.")
+        int, typer.Option(min=0, help="Problems to fine-tune on, the first of the file.")
     ] = 100,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of fine-tuning.")] = 3,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of fine-tuning.")] = 5e-5,
@@ -97,7 +97,8 @@ def tokens(
         Path | None, typer.Option(help="Shards; by default those that the run's recipe names.")
     ] = None,
     text: Annotated[
-        list[Path] | None, typer.Option(help="A text to show token by token; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="A text file to show token by token; may be repeated."),
     ] = None,
     select_ratios: Annotated[
         str | None, typer.Option(help="Share of the tokens in each step, such as 0.7,0.5,0.")

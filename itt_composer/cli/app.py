@@ -5,6 +5,7 @@ checks its input takes little.
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pkgutil import resolve_name
 
 import typer
@@ -29,13 +30,15 @@ class Command:
 GROUPS = {
     "Data": {
         "convert": Command("data_prep.__main__:app", "text → token shards", "convert"),
-        "verify": Command("data_prep.__main__:app", "check shards against their text", "verify"),
-        "stats": Command("data_prep.__main__:app", "count what shards hold", "stats"),
+        "verify": Command("data_prep.__main__:app", "check every byte of the shards", "verify"),
+        "stats": Command(
+            "data_prep.__main__:app", "count documents, rows and tokens of shards", "stats"
+        ),
         "train-tokenizer": Command(
-            "data_prep.__main__:app", "make a tokenizer of a corpus", "train-tokenizer"
+            "data_prep.__main__:app", "train a tokenizer on a corpus", "train-tokenizer"
         ),
         "sample-corpus": Command(
-            "data_prep.__main__:app", "a small corpus, of this Python's text", "sample-corpus"
+            "data_prep.__main__:app", "collect a small corpus from this Python", "sample-corpus"
         ),
     },
     "Training": {
@@ -44,21 +47,23 @@ GROUPS = {
         ),
         "train": Command("itt_composer.train:app", "train a model from a recipe"),
         "quickstart": Command(
-            "itt_composer.cli.quickstart:app", "train a tiny ITT and LLaMA on a CPU and compare"
+            "itt_composer.cli.quickstart:app", "train a tiny ITT and a LLaMA on a CPU; compare them"
         ),
     },
     "Evaluation": {
-        "eval": Command("eval.__main__:app", "tasks and perplexity, by a suite; fetch its data"),
-        "tables": Command("eval.__main__:app", "the paper's tables from results", "tables"),
+        "eval": Command("eval.__main__:app", "measure tasks and perplexity; fetch the tasks' data"),
+        "tables": Command("eval.__main__:app", "rebuild the paper's tables from results", "tables"),
         "analyse": Command(
-            "itt_composer.cli.analyse:app", "which tokens think; gradients of hard problems"
+            "itt_composer.cli.analyse:app", "show which tokens think; gradients of hard problems"
         ),
-        "report": Command("itt_composer.cli.report:app", "one page of what runs measured"),
+        "report": Command("itt_composer.cli.report:app", "draw what runs measured on one page"),
     },
     "Models": {
         "generate": Command("itt_composer.cli.generate:app", "continue a text"),
-        "export": Command("itt_composer.cli.export:app", "a checkpoint → a transformers folder"),
-        "from-llama": Command("itt_composer.cli.from_llama:app", "a LLaMA → an ITT to train on"),
+        "export": Command("itt_composer.cli.export:app", "checkpoint → transformers folder"),
+        "from-llama": Command(
+            "itt_composer.cli.from_llama:app", "LLaMA → ITT, to be trained further"
+        ),
         "calibrate": Command("itt_composer.cli.calibrate:app", "measure a model's thresholds"),
     },
 }
@@ -78,6 +83,13 @@ class LazyCommands(TyperGroup):
         found = typer.main.get_command(resolve_name(command.app))
         return found if command.name is None else found.commands[command.name]  # type: ignore[attr-defined]
 
+    def resolve_command(self, ctx, args):
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`itt --help` lists them"
+            ctx.fail(f"There is no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
     def format_help(self, ctx, formatter) -> None:
         formatter.write(listing())
 
@@ -85,7 +97,7 @@ class LazyCommands(TyperGroup):
 def listing() -> str:
     """Return a list of every command with what it does."""
     width = max(map(len, COMMANDS))
-    lines = ["Usage: itt COMMAND …; itt COMMAND --help says more."]
+    lines = ["Usage: itt COMMAND …", "`itt COMMAND --help` describes a command."]
     for title, commands in GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {name:<{width}}  {command.what}" for name, command in commands.items()]

@@ -34,7 +34,9 @@ def main(
             help="A run folder, whose model/ is updated, or a transformers folder.",
         ),
     ],
-    data: Annotated[Path, typer.Option(help="Shards whose tokens the model was trained on.")],
+    data: Annotated[
+        Path, typer.Option(help="Shards of text to measure on, in the model's tokens.")
+    ],
     split: Annotated[
         str, typer.Option(help="Split of the shards: validation or train.")
     ] = "validation",

@@ -29,7 +29,7 @@ def main(
         Path,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="A .pt file, the folder of a sharded checkpoint, or a run folder: its latest.",
+            help="A .pt file, the folder of a sharded checkpoint, or a run folder.",
         ),
     ],
     out: ExportFolder,

@@ -30,12 +30,12 @@ def main(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A LLaMA: a transformers folder, the folder of a dense run, or a hub name.",
+            help="A LLaMA: a transformers folder, a dense run's folder, or a model on the hub.",
         ),
     ],
     out: NewFolder,
     thinking_steps: Annotated[
-        int, typer.Option(min=2, help="One full pass and the further steps.")
+        int, typer.Option(min=2, help="Passes of a thinking layer, the first included.")
     ] = 4,
     select_ratios: Annotated[
         str | None,
@@ -55,7 +55,7 @@ def main(
         int, typer.Option(min=0, max=2**63 - 1, help="Seed of the routers, the only random part.")
     ] = 17,
 ) -> None:
-    """Make a LLaMA an ITT that computes the same until it is trained further."""
+    """Turn a LLaMA into an ITT that computes the same until it is trained further."""
     with errors_as_sentences():
         mistakes = Mistakes()
         ratios = layers = llama = None

@@ -48,7 +48,7 @@ def main(
         float | None,
         typer.Option(help="A token that a step changes by less than this share stops thinking."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Generate at most so many tokens.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 100,
     temperature: Annotated[
         float, typer.Option(help="Sample at this temperature; 0 takes the likeliest token.")
     ] = 0.0,

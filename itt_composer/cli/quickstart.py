@@ -55,10 +55,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main() -> None:
-    """Train a tiny ITT and the dense model on text of this Python, and compare them.
+    """Train a tiny ITT and the dense LLaMA on text of this Python, and compare them.
 
-    Takes half an hour of CPU time, on two cores, and writes into runs/quickstart.
-    Stages that are done are left as they are.
+    Takes half an hour of CPU time, shared by two cores, and writes into runs/quickstart.
+    The same command goes on after an interruption, and skips what is finished.
     """
     started = time.monotonic()
     with errors_as_sentences(GOES_ON):

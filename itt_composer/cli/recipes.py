@@ -93,7 +93,7 @@ def main(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     keys: Annotated[
-        bool, typer.Option("--keys", help="Print what a recipe can hold, as Markdown, instead.")
+        bool, typer.Option("--keys", help="Print every key of a recipe, as Markdown.")
     ] = False,
 ) -> None:
     """List the recipes: parameters, FLOPs, tokens, GPU-hours and memory."""

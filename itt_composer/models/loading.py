@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ THETA_NAMES = ("rope_theta", "rotary_emb_base")
 PARTIAL_NAMES = ("partial_rotary_factor", "rotary_pct")
 # Names code in the folder; the class of transformers is taken instead.
 CODE_KEYS = frozenset({"auto_map"})
+# Where the hub's library says that it tries again.
+RETRIES = getLogger("huggingface_hub.utils._http")
 
 
 class NoConfigError(UserError):
@@ -95,7 +98,8 @@ def load_config(source: str, revision: str | None = None) -> PretrainedConfig:
     """
     named = f"{source} cannot be loaded: it"
     try:
-        raw, _ = PretrainedConfig.get_config_dict(source, revision=revision or "main")
+        with _without_retries():
+            raw, _ = PretrainedConfig.get_config_dict(source, revision=revision or "main")
     except Exception as error:  # broken files and configurations raise all kinds
         raise NoConfigError(source, first_words(error)) from None
     try:
@@ -266,6 +270,17 @@ def _refuse_odd_dtypes(model: nn.Module, source: str) -> None:
                 f"{source} cannot be loaded: {name} is stored as {odd}, with which the model does "
                 f"not compute; store it as {', '.join(good[:-1])} or {good[-1]}"
             )
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """Hide the hub's warning for each try that failed; the last one becomes a sentence."""
+    before = RETRIES.level
+    RETRIES.setLevel(ERROR)
+    try:
+        yield
+    finally:
+        RETRIES.setLevel(before)
 
 
 @contextmanager

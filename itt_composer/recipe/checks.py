@@ -40,7 +40,9 @@ def of_the_device(recipe: "Recipe") -> Iterator[FieldError]:
     for name, (value, instead) in GPU_ONLY.items():
         if getattr(recipe.train, name) == value:
             key = f"train.{name}"
-            yield FieldError(f"{key}={value} needs a GPU; on a CPU set {key} to {instead}", key)
+            yield FieldError(
+                f"{key}={value} needs a GPU; on a CPU set {key} to {instead}", key, "train.device"
+            )
 
 
 def _of_thinking(recipe: "Recipe") -> Iterator[FieldError]:

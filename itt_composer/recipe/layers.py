@@ -98,7 +98,7 @@ def validate(
         merged = OmegaConf.merge(*(content for _, content in layers))
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise UserError(f"{sources.last_file}: {error.full_key} is missing") from None
+        raise UserError(_missing(sources.last_file, error.full_key)) from None
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         reason = str(error.msg or error).splitlines()[0]
@@ -256,7 +256,7 @@ def _sentence(
     path = ".".join(location)
     source = sources.of(path)
     if details["type"] == "missing":
-        return f"{source}: {path} is missing"
+        return _missing(source, path)
     if details["type"] == "value_error":
         error = details["ctx"]["error"]
         if isinstance(error, FieldError):
@@ -275,6 +275,10 @@ def _sentence(
         for term, yaml_term in YAML_TERMS.items():
             message = message.replace(term, yaml_term)
     return f"{source}: {path}={json.dumps(details['input'])}: {message}"
+
+
+def _missing(source: str, key: str | None) -> str:
+    return f"{source}: {key} is missing; set it there, or give {key}=… on the command line"
 
 
 def _unknown_key(cls: type[BaseModel], location: list[Any], sources: Sources) -> str:

@@ -166,8 +166,13 @@ def check_llama_folder(model: str) -> dict[str, Any] | None:
     """
     folder = Path(model)
     if not folder.is_dir():
-        if folder.exists() or model.startswith(("/", ".", "~")) or model.count("/") > 1:
-            raise UserError(f"there is no folder {model}; name a transformers folder or a hub name")
+        is_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
+        is_in_folder_here = folder.parent != Path() and folder.parent.exists()
+        if folder.exists() or is_path or is_in_folder_here:
+            raise UserError(
+                f"there is no folder {model}; name a transformers folder, a dense run or a model "
+                "on the hub"
+            )
         return None
     config = read_config(folder, model)
     kind = config.get("model_type")

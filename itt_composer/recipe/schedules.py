@@ -99,7 +99,8 @@ def check_ratios(
     for name, given in (("start_ratio", start), ("target_ratio", target)):
         if isinstance(given, Sequence) and len(given) != steps:
             raise FieldError(
-                f"{name} has {len(given)} values, but thinking_steps={steps + 1} needs {steps}: "
+                f"{name} has {len(given)} value{'s' if len(given) != 1 else ''}, but "
+                f"thinking_steps={steps + 1} needs {steps}: "
                 "one for each step after the first pass, or a single number for all",
                 *(name, "thinking_steps"),
             )

@@ -371,9 +371,10 @@ def check_select_ratios(
             f"select_ratios must be a list of numbers, not {select_ratios!r}", "select_ratios"
         )
     if len(select_ratios) != thinking_steps - 1:
+        plural = "" if len(select_ratios) == 1 else "s"
         raise FieldError(
-            f"select_ratios has {len(select_ratios)} values, but thinking_steps={thinking_steps} "
-            f"needs {thinking_steps - 1}: one for each step after the first pass",
+            f"select_ratios has {len(select_ratios)} value{plural}, but thinking_steps="
+            f"{thinking_steps} needs {thinking_steps - 1}: one for each step after the first pass",
             *("select_ratios", "thinking_steps"),
         )
     for ratio in select_ratios:

@@ -68,8 +68,8 @@ class RunFolder:
         text = self.recipe_text()
         if text is None:
             raise UserError(
-                f"{self.path} is not a run folder (it has no {self.recipe_file.name}); name what a "
-                "recipe has as run_folder, such as runs/quickstart/itt_x4"
+                f"{self.path} is not a run folder (it has no {self.recipe_file.name}); name the "
+                "folder that a recipe sets as run_folder, such as runs/quickstart/itt_x4"
             )
         return _recipe_of(text, self.recipe_file)
 

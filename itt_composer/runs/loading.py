@@ -259,8 +259,8 @@ def _load_from_folder(
             raise
         reason = error.reason.partition(". ")[0]
         raise UserError(
-            f"{place.label} is neither a folder or checkpoint here nor a model that the hub gives: "
-            f"{reason}"
+            f"{place.label} is not a folder or a checkpoint here, and the hub does not give a "
+            f"model of that name ({reason}): check the name, or the network and HF_TOKEN"
         ) from None
     summary = place.run.summary() if place.run is not None else None
     return model, summary.batches if summary is not None else None, place.source

@@ -52,8 +52,8 @@ class ModelPlace:
             return self.folder
         if self.kind == "hub":
             raise UserError(
-                f"{self.label} is not there; {command} takes a run folder or a transformers "
-                f"folder: fetch a model on the hub with `hf download {self.named} --local-dir DIR`"
+                f"{self.label} is not there; {command} takes a run folder or a transformers folder "
+                f"(for a model on the hub, `hf download {self.named} --local-dir DIR` makes one)"
             )
         raise UserError(
             f"{self.label} is a checkpoint, and {command} takes a transformers folder: write one "
@@ -69,11 +69,13 @@ def find_model(named: str, key: str = "") -> ModelPlace:
         key: of a suite or recipe that names it, for messages; none for a command's argument.
 
     Raises:
-        UserError: it is neither here nor a name on the hub, or is something else.
+        UserError: it is neither here nor a name on the hub (`runs/x` is none where there is a
+            folder `runs`), or is something else.
     """
     place, label = Path(named), f"{key}={named}" if key else named
     if not place.exists() and not place.is_symlink():
-        if HUB_NAME.fullmatch(named):
+        is_in_folder_here = place.parent != Path() and place.parent.exists()
+        if HUB_NAME.fullmatch(named) and not is_in_folder_here:
             return ModelPlace(named, "hub", named, None, label)
         raise UserError(f"{label} is not there; {NO_MODEL}")
     if (place / "config.json").is_file():

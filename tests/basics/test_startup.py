@@ -69,7 +69,7 @@ def test_a_table_in_ascii_and_a_front_door():
     assert "itt_x4_162m" in result.stdout
     unknown = python("-m", "itt_composer", "trian")
     assert unknown.returncode == 2
-    assert "No such command 'trian'" in unknown.stderr
+    assert "There is no command 'trian'; did you mean train?" in unknown.stderr
     listed = subprocess.run([ITT, "--help"], capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in listed.splitlines() if line[:1] == " "} == set(COMMANDS)
 

@@ -261,7 +261,7 @@ def tells(result, sentence):
 
 
 def test_a_folder_that_cannot_be_used_is_told_in_one_sentence(folders, tmp_path):
-    tells(invoke("nowhere", "--prompt", "x"), "nowhere is neither a folder or checkpoint here")
+    tells(invoke("nowhere", "--prompt", "x"), "nowhere is not a folder or a checkpoint here")
     dense = ("--prompt", "x", "--select-ratios", "0.5")
     tells(invoke(folders / "dense", *dense), "takes no thinking steps: leave out --select-ratios")
     (tmp_path / "config.json").write_bytes((folders / "itt/config.json").read_bytes())

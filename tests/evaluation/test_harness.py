@@ -446,7 +446,7 @@ MISTAKES = {
     ("model=no/such/place",): "model=no/such/place is not there; name a run folder, a checkpoint",
     ("batch_size=fast",): 'batch_size="fast": should be a positive integer or "auto"',
     ("model.router_selection=top",): 'model.router_selection="top": input should be',
-    ("model.select_ratios=[0.5]",): "select_ratios=[0.5]: select_ratios has 1 values, but",
+    ("model.select_ratios=[0.5]",): "select_ratios=[0.5]: select_ratios has 1 value, but",
     ("model.tokenizer=eval",): "the tokenizer in eval cannot be loaded",
     ("data_dir=null",): "the data of piqa cannot be loaded (",
     ("tasks.humaneval={}", "only=[humaneval]", "data_dir=null"): "humaneval runs code that the",

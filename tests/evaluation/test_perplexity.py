@@ -205,7 +205,7 @@ def test_ratios_of_another_count_are_refused(measure, itt, ratios):
         measure(itt, [ratios])
     assert str(caught.value).startswith(
         f"select_ratios={[float(ratio) for ratio in ratios]}: select_ratios has {len(ratios)} "
-        "values, but thinking_steps=4 needs 3"
+        f"value{'' if len(ratios) == 1 else 's'}, but thinking_steps=4 needs 3"
     )
 
 

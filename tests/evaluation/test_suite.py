@@ -94,7 +94,10 @@ def test_what_must_be_given_is_asked_for(model):
     suite = SUITES / "perplexity.yaml"
     with pytest.raises(UserError) as caught:
         load_suite(suite, [f"model={model}"])
-    assert str(caught.value) == f"{suite}: data is missing"
+    assert (
+        str(caught.value)
+        == f"{suite}: data is missing; set it there, or give data=… on the command line"
+    )
 
 
 def invoke(*arguments):

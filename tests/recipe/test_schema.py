@@ -171,7 +171,7 @@ MISTAKES = {
     # Settings that contradict each other.
     "thinking.thinking_layers=[1,99]": "thinking.thinking_layers names layer 99",
     "thinking.thinking_steps=1": "thinking.thinking_steps must be at least 2",
-    "thinking.select_ratios=[0.5]": "thinking.select_ratios has 1 values",
+    "thinking.select_ratios=[0.5]": "thinking.select_ratios has 1 value, but",
     "thinking.select_ratios=[0.5,0.5,0]": "lower thinking.thinking_steps instead",
     "optimizer.decoupled_adamw=null": "optimizer must name one component, not 0",
     "scheduler.cosine_with_warmup=null": "scheduler must name one component, not 0",
@@ -246,7 +246,7 @@ def test_every_mistake_of_a_recipe_is_told_on_a_line_of_its_own():
 
 def test_contradictions_are_told_all_at_once_and_so_are_missing_parts(quickstart):
     contradictions = {
-        "thinking.select_ratios=[0.5]": "select_ratios has 1 values",
+        "thinking.select_ratios=[0.5]": "select_ratios has 1 value, but",
         "train.precision=amp_bf16": "needs a GPU",
         "train.microbatch_size=auto": "needs a GPU",
         "data.seq_len=9999": "is longer than model.max_position_embeddings=",
@@ -274,13 +274,14 @@ def test_a_required_key_that_nothing_sets_is_named(quickstart, line):
     with pytest.raises(UserError) as caught:
         load_recipe(quickstart)
     key = "run_name" if "run_name" in line else "train"
-    assert f"{quickstart}: {key} is missing" in str(caught.value).splitlines()
+    advice = f"set it there, or give {key}=… on the command line"
+    assert f"{quickstart}: {key} is missing; {advice}" in str(caught.value).splitlines()
 
 
 def test_a_recipe_without_name_and_folder_lacks_its_name(quickstart):
     lines = quickstart.read_text().splitlines()
     quickstart.write_text("\n".join(line for line in lines if not line.startswith("run_")))
-    assert refusal(quickstart) == f"{quickstart}: run_name is missing"
+    assert refusal(quickstart).startswith(f"{quickstart}: run_name is missing; set it there")
 
 
 def test_a_missing_part_is_named_with_the_file_that_wants_it(quickstart):

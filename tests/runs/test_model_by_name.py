@@ -110,7 +110,7 @@ def test_what_is_no_model_is_refused(run, tmp_path):
     mistakes = {
         tmp_path: "is not a model: the folder has neither a config.json nor a checkpoint; name",
         run / "recipe.yaml": "recipe.yaml is not a model; name a run folder",
-        "no-such-model/anywhere": "neither a folder or checkpoint here nor a model that the hub",
+        "no-such-model/anywhere": "is not a folder or a checkpoint here, and the hub does not give",
     }
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes((run / "checkpoints/ep0-ba10-rank0.pt").read_bytes()[:5000])

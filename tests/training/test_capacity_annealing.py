@@ -145,7 +145,7 @@ def test_a_finished_run_that_is_only_evaluated_again_uses_its_targets(small_reci
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("start_ratio=[0.1]", "start_ratio has 1 values, but thinking_steps=3 needs 2"),
+        ("start_ratio=[0.1]", "start_ratio has 1 value, but thinking_steps=3 needs 2"),
         ("target_ratio=[1,1,1]", "target_ratio has 3 values, but thinking_steps=3 needs 2"),
         ("start_ratio=[0.1,0.9]", "start_ratio of step 2 is 0.9, above the 0.8 it should rise to"),
         ("target_ratio=[0,1]", "target_ratio=[0, 1]: should be a share of the tokens above 0"),
