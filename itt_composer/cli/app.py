@@ -104,11 +104,13 @@ def listing() -> str:
     return "\n".join(lines) + "\n"
 
 
-app = typer.Typer(
-    cls=LazyCommands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
-)
+app = typer.Typer(cls=LazyCommands, add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def _commands() -> None:
+@app.callback(invoke_without_command=True)
+def _commands(ctx: typer.Context) -> None:
     """Inner Thinking Transformers: data, training, evaluation and models."""
+    if ctx.invoked_subcommand is None:
+        # typer's own no_args_is_help prints only what rich draws, which is not this list
+        typer.echo(listing(), nl=False)
+        raise typer.Exit(2)

@@ -72,6 +72,8 @@ def test_a_table_in_ascii_and_a_front_door():
     assert "There is no command 'trian'; did you mean train?" in unknown.stderr
     listed = subprocess.run([ITT, "--help"], capture_output=True, text=True, check=True).stdout
     assert {line.split()[0] for line in listed.splitlines() if line[:1] == " "} == set(COMMANDS)
+    bare = subprocess.run([ITT], capture_output=True, text=True, check=False)
+    assert (bare.returncode, bare.stdout) == (2, listed)
 
 
 def test_the_list_of_commands_imports_none_of_them():
