@@ -96,7 +96,13 @@ def measure_settings(
     check_vocabulary(data, manifest, evaluated.path, model.config.vocab_size, source)
     ways = list(_ways_asked(suite, model))
     for way in ways:  # report a mistake before hours of measuring
-        think_as(model, way)
+        try:
+            think_as(model, way)
+        except UserError as error:
+            raise UserError(
+                f"model={evaluated.path} cannot think as the suite asks: {error}; give that key of "
+                "the suite another value on the command line, where [null] is the model's own"
+            ) from None
     rows = {domain: StoredRows(data / suite.split / domain) for domain in domains}
     if ranks.is_first_of_node():
         for stream in rows.values():

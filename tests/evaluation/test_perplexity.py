@@ -204,9 +204,11 @@ def test_ratios_of_another_count_are_refused(measure, itt, ratios):
     with pytest.raises(UserError) as caught:
         measure(itt, [ratios])
     assert str(caught.value).startswith(
+        f"model={itt} cannot think as the suite asks: "
         f"select_ratios={[float(ratio) for ratio in ratios]}: select_ratios has {len(ratios)} "
         f"value{'' if len(ratios) == 1 else 's'}, but thinking_steps=4 needs 3"
     )
+    assert str(caught.value).endswith("on the command line, where [null] is the model's own")
 
 
 def test_ratios_for_another_model_are_refused(measure, llama):
