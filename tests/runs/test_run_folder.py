@@ -231,7 +231,7 @@ def test_a_summary_of_a_later_version_or_without_its_batches_is_refused(started)
 
 
 def test_what_is_not_the_recipe_of_a_run_is_named(started, tmp_path):
-    with pytest.raises(UserError, match=r"not a run folder .it has no recipe.yaml.; name what"):
+    with pytest.raises(UserError, match=r"not a run folder .it has no recipe.yaml.; name the"):
         RunFolder(tmp_path / "none").recipe()
     for content in ("[1", "[1]", "run_name: x", "run_name: x\nmodel: 1\nthinking: 1\ndata: 1\n"):
         started.recipe_file.write_text(content)
