@@ -181,7 +181,7 @@ def _notes(lines: Sequence[ElasticLine], compared: bool) -> list[str]:
     notes = [f"no result for {', '.join(missing)}"] if missing else []
     if not compared:
         notes.append(
-            "not the paper's elastic model (162M, trained at 70/70/70): its perplexities are no "
-            "measure of these"
+            "not the paper's elastic model (162M, trained at 70/70/70): its perplexities do not "
+            "compare with these"
         )
     return notes

@@ -31,12 +31,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Differences:
 
 def is_free(key: str) -> bool:
     """Return whether a run may go on with another value of this key without being asked."""
-    return _when_resumed(key) == FREE
-
-
-def is_changeable(key: str) -> bool:
-    """Return whether a run follows another value of this key where the user allows it."""
-    return _when_resumed(key) == ON_REQUEST
+    return when_resumed(key) == FREE
 
 
 def why_fixed(key: str) -> str | None:
@@ -45,8 +40,8 @@ def why_fixed(key: str) -> str | None:
     return None if declared is None or declared.resume in (FREE, ON_REQUEST) else declared.resume
 
 
-def _when_resumed(key: str) -> str | None:
-    """Return what a key's declaration says, or that of the section or mapping it stands in."""
+def when_resumed(key: str) -> str | None:
+    """Return what a key's declaration, or that of its section or mapping, says of resuming."""
     steps = key.split(".")
     places = (".".join(steps[:end]) for end in range(len(steps), 0, -1))
     return next((_declared()[place].resume for place in places if place in _declared()), None)
