@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from itt_composer.analysis.problems import EncodedProblem, Problem, encode_problem
 from itt_composer.analysis.rows import positions_of
 from itt_composer.basics.errors import UserError
-from itt_composer.models.likelihoods import TOKENS_PER_BATCH, Scorer, plan
+from itt_composer.models.likelihood_batches import TOKENS_PER_BATCH, plan
+from itt_composer.models.likelihoods import Scorer
 from itt_composer.models.projections import (
     PROJECTIONS,
     Projection,

@@ -7,14 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 from eval.task_notes import Asked
 from itt_composer.basics.errors import UserError
-from itt_composer.models.likelihoods import (
-    Question,
-    QuestionBatch,
-    Scorer,
-    plan,
-    share_out,
-    tolerance,
-)
+from itt_composer.models.likelihood_batches import Question, QuestionBatch, plan, share_out
+from itt_composer.models.likelihoods import Scorer, tolerance
 
 VOCABULARY = 96
 MAX_LENGTH = 60
