@@ -100,15 +100,10 @@ def analyse_gradients(
         problems=Problems(
             file=file,
             fine_tuned_on=len(learnt),
-            measured=len(asked),
             accuracy=is_easy_N.double().mean().item(),
-            chance=sum(1 / len(problem.options) for problem in asked) / len(asked),
-            answered=_counts(
-                problem.letters[place] for problem, place in zip(asked, answers, strict=True)
-            ),
-            correct=_counts(problem.correct for problem in asked),
             cut=sum(problem.lost > 0 for problem in asked_rows),
             fine_tuning_cut=sum(problem.lost > 0 for problem in learnt),
+            **_letters(asked, answers),
             **settings,
             fine_tuning_losses=losses,  # type: ignore[call-arg]  # undeclared, as the settings
         ),
@@ -118,6 +113,17 @@ def analyse_gradients(
         easy=norms_summary(norms_NLP[is_easy_N]),
         hard=norms_summary(norms_NLP[~is_easy_N]),
     )
+
+
+def _letters(asked: Sequence[Problem], answers: Sequence[int]) -> dict[str, Any]:
+    """Return how many problems were asked, and which letters are right and were answered."""
+    given = (problem.letters[place] for problem, place in zip(asked, answers, strict=True))
+    return {
+        "measured": len(asked),
+        "chance": sum(1 / len(problem.options) for problem in asked) / len(asked),
+        "answered": _counts(given),
+        "correct": _counts(problem.correct for problem in asked),
+    }
 
 
 def _counts(letters: Iterable[str]) -> dict[str, int]:
