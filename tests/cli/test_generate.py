@@ -235,10 +235,10 @@ def test_generation_stops_where_positions_end(folders):
 
 MISTAKES = {
     ("--prompt", "1" * 63): "the prompt has 65 tokens and leaves no room in the model's 64",
-    ("--prompt", "x", "--select-ratios", "0.5,0.5"): "itt: select_ratios has 2 values, but think",
+    ("--prompt", "x", "--select-ratios", "0.5,0.5"): "--select-ratios 0.5,0.5 cannot be used with",
     ("--prompt", "x", "--select-ratios", "1,1,1.5"): "select_ratios must lie in 0..1, not 1.5",
     ("--prompt", "x", "--select-ratios", "1;1"): "takes numbers with commas between them, not '1;",
-    ("--prompt", "x", "--early-exit", "-1"): "early_exit must be a relative change of at least 0",
+    ("--prompt", "x", "--early-exit", "-1"): "--early-exit -1 cannot be used with",
     ("--prompt", "x", "--prompt-file", "y"): "give either --prompt or --prompt-file",
     ("--prompt-file", "nowhere.txt"): "cannot use nowhere.txt: No such file or directory",
     ("--max-new-tokens", "0"): "--max-new-tokens must be at least 1, not 0",
