@@ -64,7 +64,7 @@ def main(
             find_checkpoint(checkpoint)
         with mistakes:
             check_tokenizer_folder(tokenizer)
-        mistakes.tell()
+        mistakes.report()
         from itt_composer.runs.checkpoints.reading import CodeInCheckpointError
         from itt_composer.runs.export import export_checkpoint
 

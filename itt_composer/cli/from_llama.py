@@ -70,7 +70,7 @@ def main(
             check_new_thinking(
                 thinking_steps, ratios, layers, (llama or {}).get("num_hidden_layers")
             )
-        mistakes.tell()
+        mistakes.report()
         from itt_composer.models.upcycling import convert_llama
 
         convert_llama(model, out, thinking_steps, ratios, layers, seed)

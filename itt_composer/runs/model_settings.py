@@ -22,7 +22,7 @@ def without_repeats(values: list[Any]) -> list[Any]:
     """Refuse a list that holds a value twice: the same run again does not repeat an experiment."""
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"{value} stands there twice; a repeat of the same run tells nothing")
+            raise ValueError(f"{value} stands there twice; a repeat of the same run shows nothing")
     return values
 
 

@@ -58,7 +58,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("override", MISTAKES)
-def test_a_mistake_is_told_in_one_sentence(load, override):
+def test_a_mistake_is_reported_in_one_sentence(load, override):
     with pytest.raises(UserError) as caught:
         load(override)
     assert len(str(caught.value).splitlines()) == 1
@@ -134,7 +134,7 @@ def test_ratios_of_another_count_are_refused_before_the_model_is_loaded(model, l
     )
 
 
-def test_the_command_tells_a_mistake_and_fails(shards):
+def test_the_command_reports_a_mistake_and_fails(shards):
     result = invoke(SUITES / "perplexity.yaml", "model=no/where/here", f"data={shards}")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: model=no/where/here is not there; name a run folder")
