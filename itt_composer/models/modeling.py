@@ -451,5 +451,5 @@ def _padding_in(attention_mask: Tensor | None, seq_len: int) -> Tensor | None:
     return ~own if own.dtype == torch.bool else own < 0
 
 
-AutoModel.register(IttConfig, IttModel)
-AutoModelForCausalLM.register(IttConfig, IttForCausalLM)
+AutoModel.register(IttConfig, IttModel, exist_ok=True)
+AutoModelForCausalLM.register(IttConfig, IttForCausalLM, exist_ok=True)
