@@ -62,7 +62,7 @@ class IttConfig(LlamaConfig):
         check_select_ratios(select_ratios, self.thinking_steps, self.adaptive_routing)
         return [float(ratio) for ratio in select_ratios]
 
-    def is_causal(self, select_ratios: Sequence[float]) -> bool:
+    def is_causal_at(self, select_ratios: Sequence[float]) -> bool:
         """Return whether no token's logits depend on later tokens, at the given ratios."""
         looks_ahead = self.adaptive_routing and self.router_selection != "threshold"
         return not (looks_ahead and any(0 < ratio < 1 for ratio in select_ratios))

@@ -17,10 +17,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers.modeling_utils import no_init_weights
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.composer_model import unwrap
+from itt_composer.models.llama import DenseLayer
 from itt_composer.recipe.schema import TrainRecipe
 from itt_composer.training.torch_versions import set_timeout, sum_for_mean
 
@@ -67,7 +67,7 @@ def name_units(model: "IttForCausalLM") -> None:
     def is_unit(module: "nn.Module") -> bool | dict[str, Any]:
         if module is model.lm_head and embeddings:
             return {"reshard_after_forward": False}  # the last of a pass is the next one's first
-        return isinstance(module, LlamaDecoderLayer) or any(module is each for each in embeddings)
+        return isinstance(module, DenseLayer) or any(module is each for each in embeddings)
 
     model.fsdp_wrap_fn = is_unit  # type: ignore[assignment]
 

@@ -161,7 +161,7 @@ def _renumber_positions(monkeypatch):
         batch, count = indices.shape
         return tuple(part[:, :count].expand(batch, -1, -1) for part in position_embeddings)
 
-    monkeypatch.setattr(layer, "_positions_of", first_positions)
+    monkeypatch.setattr(layer, "positions_of", first_positions)
 
 
 def _replace_accumulation(monkeypatch):
