@@ -16,11 +16,11 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from transformers.modeling_utils import no_init_weights
 
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.composer_model import unwrap
 from itt_composer.models.llama import DenseLayer
+from itt_composer.models.versions import no_init_weights
 from itt_composer.recipe.schema import TrainRecipe
 from itt_composer.training.torch_versions import set_timeout, sum_for_mean
 

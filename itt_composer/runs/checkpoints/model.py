@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from transformers.modeling_utils import no_init_weights
-
 from itt_composer.basics.errors import UserError
 from itt_composer.data.manifest import Manifest
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.folder import set_document_ends
 from itt_composer.models.loading import refuse_broken
 from itt_composer.models.tokenizer import check_tokenizer_folder, load_tokenizer
+from itt_composer.models.versions import no_init_weights
 from itt_composer.runs.checkpoints.reading import Checkpoint, load_checkpoint
 from itt_composer.runs.folder import RunFolder
 
