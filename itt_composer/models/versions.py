@@ -10,35 +10,39 @@ from typing import Any
 
 import transformers
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
-# The releases that the tests have been run with; those of 5.0 to 5.2 initialise loaded weights
+# The releases that the tests have been run with. Those of 5.0 to 5.2 initialise loaded weights
 # afresh or fail, and a configuration can make them run foreign code (CVE-2026-4372).
 OLDEST, NEWEST = (4, 57), (5, 24)
 BROKEN = ((5, 0), (5, 1), (5, 2))
 ANYWAY = "ITT_ANY_TRANSFORMERS"
 
-# The argument and the field of an output that hold the key/value cache.
-CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
-_MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters
-_CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 
-
-def check_version() -> None:
+def check_version(version: str) -> None:
     """Refuse a release of transformers under which nobody has tested the model.
 
     Raises:
         ImportError: says which releases are supported.
     """
-    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if (OLDEST <= release <= NEWEST and release not in BROKEN) or os.environ.get(ANYWAY):
-        return
-    raise ImportError(
-        f"ITT models run on transformers 4.57 and 5.3 to 5.24, not on {transformers.__version__}: "
-        f"install one of those, or set {ANYWAY}=1 to try this one at your own risk"
-    )
+    release = tuple(int(part) for part in version.split(".")[:2])
+    is_known = OLDEST <= release <= NEWEST and release not in BROKEN
+    if not is_known and not os.environ.get(ANYWAY):
+        raise ImportError(
+            f"ITT models run on transformers 4.57 and 5.3 to 5.24, not on {version}: install one "
+            f"of those, or set {ANYWAY}=1 to try this one at your own risk"
+        )
+
+
+check_version(transformers.__version__)  # before imports that another release may not have
+
+from transformers.cache_utils import DynamicLayer  # noqa: E402
+from transformers.masking_utils import create_causal_mask  # noqa: E402
+from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
+
+# The argument and the field of an output that hold the key/value cache.
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
+_MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters
+_CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 
 
 def causal_mask(
