@@ -5,7 +5,7 @@ Shapes: B batch, S sequence, D hidden size, N heads.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
@@ -34,7 +34,8 @@ class Recorder:
             if self._states is not None:
                 hooks.append(layer.register_forward_pre_hook(self._keep_states))
             if self._attentions is not None:
-                hooks.append(layer.self_attn.register_forward_hook(self._keep_attentions))
+                attention = cast(nn.Module, layer.self_attn)
+                hooks.append(attention.register_forward_hook(self._keep_attentions))
         try:
             yield
         finally:
@@ -49,12 +50,12 @@ class Recorder:
         assert self._attentions is not None
         self._attentions.append(output[1])
 
-    def hidden_states(self, last: Tensor) -> tuple[Tensor, ...] | None:
+    def hidden_states(self, last: Tensor) -> Any:
         """Return what went into each layer, and what came out of the model."""
         return None if self._states is None else (*self._states, last)
 
     @property
-    def attentions(self) -> tuple[Tensor, ...] | None:
+    def attentions(self) -> Any:
         """Each layer's attention weights."""
         return None if self._attentions is None else tuple(self._attentions)
 

@@ -10,42 +10,47 @@ from typing import Any
 
 import transformers
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import CausalLMOutputWithPast
+
+# The releases that the tests have been run with. Those of 5.0 to 5.2 initialise loaded weights
+# afresh or fail, and a configuration can make them run foreign code (CVE-2026-4372).
+OLDEST, NEWEST = (4, 57), (5, 24)
+BROKEN = ((5, 0), (5, 1), (5, 2))
+ANYWAY = "ITT_ANY_TRANSFORMERS"
+
+
+def check_version(version: str) -> None:
+    """Refuse a release of transformers under which nobody has tested the model.
+
+    Raises:
+        ImportError: says which releases are supported.
+    """
+    release = tuple(int(part) for part in version.split(".")[:2])
+    is_known = OLDEST <= release <= NEWEST and release not in BROKEN
+    if not is_known and not os.environ.get(ANYWAY):
+        raise ImportError(
+            f"ITT models run on transformers 4.57 and 5.3 to 5.24, not on {version}: install one "
+            f"of those, or set {ANYWAY}=1 to try this one at your own risk"
+        )
+
+
+check_version(transformers.__version__)  # before imports that another release may not have
+
+from transformers.cache_utils import DynamicLayer  # noqa: E402
+from transformers.masking_utils import create_causal_mask  # noqa: E402
+from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
 
 try:
     from transformers.initialization import no_init_weights
 except ImportError:  # 4.57
     from transformers.modeling_utils import no_init_weights
 
-__all__ = ["no_init_weights"]  # builds a model whose weights come from elsewhere
-
-# The releases that the tests have been run with; those of 5.0 to 5.2 initialise loaded weights
-# afresh or fail, and a configuration can make them run foreign code (CVE-2026-4372).
-OLDEST, NEWEST = (4, 57), (5, 24)
-BROKEN = ((5, 0), (5, 1), (5, 2))
-ANYWAY = "ITT_ANY_TRANSFORMERS"
+# Builds a model without initial values, as its weights come from elsewhere.
+without_initial_values = no_init_weights
 
 # The argument and the field of an output that hold the key/value cache.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
 _MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters
 _CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
-
-
-def check_version() -> None:
-    """Refuse a release of transformers under which nobody has tested the model.
-
-    Raises:
-        ImportError: says which releases are supported.
-    """
-    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if (OLDEST <= release <= NEWEST and release not in BROKEN) or os.environ.get(ANYWAY):
-        return
-    raise ImportError(
-        f"ITT models run on transformers 4.57 and 5.3 to 5.24, not on {transformers.__version__}: "
-        f"install one of those, or set {ANYWAY}=1 to try this one at your own risk"
-    )
 
 
 def causal_mask(

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.composer_model import unwrap
 from itt_composer.models.llama import DenseLayer
-from itt_composer.models.versions import no_init_weights
+from itt_composer.models.versions import without_initial_values
 from itt_composer.recipe.schema import TrainRecipe
 from itt_composer.training.torch_versions import set_timeout, sum_for_mean
 
@@ -129,7 +129,7 @@ def whole_model_everywhere(module: "nn.Module") -> "IttForCausalLM":
         return model
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     device = next(iter(weights.values())).device
-    with torch.device(device), no_init_weights():
+    with torch.device(device), without_initial_values():
         whole = IttForCausalLM(copy.deepcopy(model.config))
     whole.load_state_dict(weights, assign=True)
     whole.tie_weights()
