@@ -96,7 +96,7 @@ def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a configuration that a LLaMA of the same geometry has."""
     return {
         name: value
-        for name, value in config.items()
+        for name, value in in_version_4(config, "the LLaMA").items()
         if name in LLAMA_KEYS | COMMON_KEYS and name not in ("model_type", "architectures")
     }
 
