@@ -47,8 +47,22 @@ def prepare() -> Path:
     corpus, tokenizer, shards = OUT / "corpus", OUT / "tokenizer", OUT / "shards"
     run("today", "itt", "sample-corpus", "--out", corpus)
     run("today", "itt", "train-tokenizer", corpus, "--out", tokenizer, "--vocab-size", 2048)
-    budgets = ["--train-tokens", "100K", "--validation-tokens", "16K", "--seq-len", 128]
-    run("today", "itt", "convert", corpus, "--out", shards, "--tokenizer", tokenizer, *budgets)
+    shares = OUT / "shares.yaml"
+    shares.write_text("code: 0.7\ndocstrings: 0.1\npackages: 0.1\nreference: 0.1\n")
+    budgets = ["--train-tokens", "100K", "--validation-tokens", "16K", "--shares", shares]
+    run(
+        "today",
+        "itt",
+        "convert",
+        corpus,
+        "--out",
+        shards,
+        "--tokenizer",
+        tokenizer,
+        *budgets,
+        "--seq-len",
+        128,
+    )
     return shards
 
 

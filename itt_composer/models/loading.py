@@ -128,7 +128,7 @@ def load_weights(
     """
     kind: Any = IttForCausalLM if isinstance(config, IttConfig) else AutoModelForCausalLM
     try:
-        with _without_bars():
+        with without_bars():
             model, report = kind.from_pretrained(
                 source,
                 config=config,
@@ -284,7 +284,7 @@ def _without_retries() -> Iterator[None]:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Hide the bar of transformers over the files of a model; downloads keep theirs."""
     if not logging.is_progress_bar_enabled():
         yield
