@@ -2,9 +2,8 @@
 
 import json
 import logging
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -15,34 +14,6 @@ from itt_composer.basics.tables import Table
 if TYPE_CHECKING:
     from data_prep.options import Options
     from data_prep.stats import Stats
-
-
-class EncoderName(str, Enum):
-    """The encoders that turn text into ids."""
-
-    fast = "fast"
-    reference = "reference"
-
-
-class SpecialTokens(str, Enum):
-    """What the name of a special token in a document counts as."""
-
-    text = "text"
-    token = "token"
-
-
-class Engine(str, Enum):
-    """Where the work is done."""
-
-    local = "local"
-    spark = "spark"
-
-
-class OnBadLine(str, Enum):
-    """What to do with a line that does not hold a document."""
-
-    stop = "stop"
-    skip = "skip"
 
 
 app = typer.Typer(
@@ -175,12 +146,14 @@ Shares = Annotated[
     typer.Option(help="YAML of the domains' shares of both.", show_default="the paper's"),
 ]
 EncoderOption = Annotated[
-    EncoderName,
+    Literal["fast", "reference"],
     typer.Option(
         help="fast is gigatoken where it is proven, compared with the reference; or the reference."
     ),
 ]
-BadLines = Annotated[OnBadLine, typer.Option(help="Stop, or list it in rejects.jsonl and go on.")]
+BadLines = Annotated[
+    Literal["stop", "skip"], typer.Option(help="Stop, or list it in rejects.jsonl and go on.")
+]
 RejectShare = Annotated[
     float, typer.Option(min=0, max=1, help="Share of bad lines at which to stop after all.")
 ]
@@ -192,7 +165,7 @@ EosToken = Annotated[
     str | None, typer.Option(help="Token after a document.", show_default="the tokenizer's")
 ]
 NamesInText = Annotated[
-    SpecialTokens,
+    Literal["text", "token"],
     typer.Option(help="What the name of a special token, such as </s>, is in a document."),
 ]
 PartSize = Annotated[
@@ -217,7 +190,8 @@ WorkDir = Annotated[
     ),
 ]
 EngineOption = Annotated[
-    Engine, typer.Option(help="This machine, or a Spark cluster (extra `spark`).")
+    Literal["local", "spark"],
+    typer.Option(help="This machine, or a Spark cluster (extra `spark`)."),
 ]
 Master = Annotated[
     str | None,
@@ -238,18 +212,18 @@ def convert(
     validation_tokens: ValidationTokens = None,
     train_tokens: TrainTokens = None,
     shares: Shares = None,
-    encoder: EncoderOption = EncoderName.fast,
-    on_bad_line: BadLines = OnBadLine.stop,
+    encoder: EncoderOption = "fast",
+    on_bad_line: BadLines = "stop",
     max_reject_share: RejectShare = 0.01,
     bos_token: BosToken = None,
     eos_token: EosToken = None,
-    special_tokens: NamesInText = SpecialTokens.text,
+    special_tokens: NamesInText = "text",
     part_size: PartSize = "64mb",  # type: ignore[assignment]
     shard_size: ShardSize = "64mb",  # type: ignore[assignment]
     compression: Compression = None,
     hashes: Hashes = "",
     work_dir: WorkDir = None,
-    engine: EngineOption = Engine.local,
+    engine: EngineOption = "local",
     master: Master = None,
 ) -> None:
     """Convert ROOT into MDS shards of fixed-length token rows, split into train and validation."""
@@ -268,18 +242,18 @@ def convert(
         train_tokens=train_tokens,
         shares=shares,
         workers=workers,
-        encoder=encoder.value,
-        skip_bad_lines=on_bad_line is OnBadLine.skip,
+        encoder=encoder,
+        skip_bad_lines=on_bad_line == "skip",
         max_reject_share=max_reject_share,
         bos_token=bos_token,
         eos_token=eos_token,
-        special_tokens=special_tokens.value,
+        special_tokens=special_tokens,
         part_size=part_size,
         shard_size=shard_size,
         compression=compression,
         hashes=tuple(sorted({"sha256", *filter(None, hashes.split(","))})),
         work_dir=work_dir,
-        engine=engine.value,
+        engine=engine,
         master=master,
     )
     with errors_as_sentences():

@@ -21,7 +21,7 @@ from eval.task_progress import TaskProgress
 from itt_composer.basics.processes import (
     StopSignals,
     end_with_launcher,
-    failures_told_once,
+    failures_reported_once,
     is_first_rank,
 )
 from itt_composer.basics.tables import wide_console
@@ -67,7 +67,7 @@ def run(
 ) -> None:
     """Run a suite on a model; the word `run` may be left out."""
     end_with_launcher()
-    with failures_told_once(), StopSignals("nothing is written") as signals:
+    with failures_reported_once(), StopSignals("nothing is written") as signals:
         suite = load_suite(suite_file, overrides or [])
         if isinstance(suite, TaskSuite):
             signals.at_once = (

@@ -15,17 +15,10 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.progress import Progress
 
+from eval.leaf_tasks import LeafTask, check_names, leaf_tasks, task_manager
 from eval.suite import ELEVEN_TASKS, TaskSettings
 from eval.task_columns import columns_of
-from eval.task_data import (
-    LeafTask,
-    check_names,
-    check_redirectable,
-    find_file,
-    leaf_tasks,
-    listed,
-    task_manager,
-)
+from eval.task_data import check_redirectable, find_file, listed
 from itt_composer.basics.errors import UserError, errors_as_sentences
 from itt_composer.basics.files import whole_file
 from itt_composer.data.columns import check_file

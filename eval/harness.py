@@ -208,9 +208,9 @@ def measure(
     with harness_warnings() as warnings, _as_lm_eval_runs():
         loaded = _load_task(source, task, settings.shots, seed)
         leaves = list(loaded["tasks"].values())
-        asked_for = shots = max(leaf.get_config("num_fewshot") for leaf in leaves)
-        if suite.shots_that_fit and shots:
-            shots = most_whole_shots(leaves, shots, seed, limit, lm)
+        shots = asked_for = max(leaf.get_config("num_fewshot") for leaf in leaves)
+        if suite.shots_that_fit and asked_for:
+            shots = most_whole_shots(leaves, asked_for, seed, limit, lm)
         results: Any = evaluate(
             lm,
             loaded,
@@ -225,22 +225,27 @@ def measure(
     metric, value = figure_of(results, task, settings.metric)
     if not math.isfinite(value):
         raise UserError(f"{task}: {metric} is {value}, which is not a score; see the model's loss")
-    notes = lm.asked.notes(lm.max_length, shots)
-    if shots < asked_for:
-        notes.insert(
-            0,
-            f"{shots} of {asked_for} shots, the most that {lm.max_length:,} tokens hold whole "
-            "before every question",
-        )
     return TaskAnswers(
         format=TaskResults.FORMAT,
         harness=numbers_only(results),
         questions_sha256=questions_sha256(leaves),
         requests=lm.asked.requests,
         requests_cut=lm.asked.cut,
-        notes=notes,
+        notes=_notes(lm, shots, asked_for),
         warnings=warnings,
     )
+
+
+def _notes(lm: EvaluatedLM, shots: int, asked_for: int) -> list[str]:
+    """Return sentences on what a figure is of, with fewer shots than asked for in the first."""
+    notes = lm.asked.notes(lm.max_length, shots)
+    if shots == asked_for:
+        return notes
+    fewer = (
+        f"{shots} of {asked_for} shots, the most that {lm.max_length:,} tokens hold whole before "
+        "every question"
+    )
+    return [fewer, *notes]
 
 
 @contextlib.contextmanager

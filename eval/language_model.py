@@ -20,14 +20,8 @@ from eval import ranks
 from eval.document_tokens import DocumentTokens
 from eval.task_notes import Asked
 from itt_composer.basics.errors import UserError
-from itt_composer.models.likelihoods import (
-    TOKENS_PER_BATCH,
-    Likelihood,
-    Scorer,
-    is_too_large,
-    plan,
-    share_out,
-)
+from itt_composer.models.likelihood_batches import TOKENS_PER_BATCH, plan, share_out
+from itt_composer.models.likelihoods import Likelihood, Scorer, is_too_large
 from itt_composer.models.overflow import OverflowInLogitsError, RefuseOverflow
 from itt_composer.models.tokenizer import documents_ids
 from itt_composer.runs.loading import why_no_numbers

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from itt_composer.basics.errors import FieldError, UserError
 from itt_composer.data.manifest import Manifest
-from itt_composer.recipe.fields import Positive
+from itt_composer.recipe.fields import Positive, StrictModel
 from itt_composer.recipe.layers import COMMAND_LINE, Limit, parse_overrides, read_yaml, validate
 from itt_composer.recipe.thinking import RouterSelection
-from itt_composer.runs.model_place import model_name
+from itt_composer.runs.model_place import find_model, model_name
 from itt_composer.runs.model_settings import (
     Epsilon,
     ModelSettings,
     Ratio,
     check_model,
+    check_ratios_of,
+    thinking_of,
     without_repeats,
 )
 
@@ -31,11 +33,7 @@ LONGEST_FOLDER_NAME = 200  # of a folder, in characters
 SUITE_FORMS = {"batch_size": 'should be a positive integer or "auto"'}
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class PerplexitySuite(_Group):
+class PerplexitySuite(StrictModel):
     """Perplexity of one model on the rows of a split.
 
     Attributes:
@@ -67,7 +65,7 @@ class PerplexitySuite(_Group):
     plot: bool = False
 
 
-class TaskSettings(_Group):
+class TaskSettings(StrictModel):
     """One task (or group of tasks) of lm-eval.
 
     Attributes:
@@ -84,7 +82,7 @@ class TaskSettings(_Group):
     limit: Limit | None = None
 
 
-class TaskSuite(_Group):
+class TaskSuite(StrictModel):
     """Tasks of lm-eval on one model, or on several that repeat one experiment.
 
     Attributes:
@@ -110,9 +108,9 @@ class TaskSuite(_Group):
     tasks: Annotated[dict[str, TaskSettings | None], Field(min_length=1)]
     only: list[str] | None = None
     data_dir: str | None = None
-    fewshot_seeds: Annotated[list[int], Field(min_length=1), AfterValidator(without_repeats)] = [
-        1234
-    ]
+    fewshot_seeds: Annotated[list[int], AfterValidator(without_repeats)] = Field(
+        default=[1234], min_length=1
+    )
     limit: Limit | None = None
     shots_that_fit: bool = False
     batch_size: BatchSize = "auto"
@@ -163,6 +161,7 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
     else:
         suite = validate(PerplexitySuite, layers)
     check_model(suite.model)
+    _check_ratios(suite)
     if suite.output is None:
         names = "+".join(model_name(place, suite.model.revision) for place in suite.model.path)
         names = names[:LONGEST_FOLDER_NAME]
@@ -173,6 +172,29 @@ def load_suite(path: Path, overrides: Sequence[str]) -> Suite:
     elif Path(suite.output).is_file():
         raise UserError(f"output={suite.output} is a file; name a folder for the results")
     return suite
+
+
+def _check_ratios(suite: Suite) -> None:
+    """Refuse ratios that a model cannot be set to, where its files show it.
+
+    Raises:
+        UserError: names the key.
+    """
+    asked = [("model.select_ratios", "null", suite.model.select_ratios)]
+    if isinstance(suite, PerplexitySuite):
+        asked += [("select_ratios", "[null]", ratios) for ratios in suite.select_ratios]
+    for path in suite.model.path:
+        settings = thinking_of(find_model(path, "model"))
+        for key, own, ratios in asked:
+            if settings is None or ratios is None:
+                continue
+            try:
+                check_ratios_of(settings, ratios)
+            except FieldError as error:
+                raise UserError(
+                    f"model={path} cannot think as the suite asks: {key}={ratios}: {error}; give "
+                    f"{key} another value on the command line, where {own} is the model's own"
+                ) from None
 
 
 def _check_perplexity(suite: PerplexitySuite, output: str) -> None:

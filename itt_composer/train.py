@@ -19,7 +19,7 @@ import typer
 from itt_composer.basics.processes import (
     StopSignals,
     end_with_launcher,
-    failures_told_once,
+    failures_reported_once,
     is_first_rank,
     say,
 )
@@ -50,7 +50,7 @@ def main(
 ) -> None:
     """Train a model from a recipe."""
     end_with_launcher()
-    with failures_told_once(), StopSignals() as signals:
+    with failures_reported_once(), StopSignals() as signals:
         recipe = load_recipe(recipe_file, overrides or ())
         if print_config:
             print(recipe_as_yaml(recipe), end="")

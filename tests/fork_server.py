@@ -70,7 +70,7 @@ def _name_processor() -> None:
 
 def _read_tasks() -> None:
     """lm-eval's 14,000 files."""
-    from eval.task_data import task_manager
+    from eval.leaf_tasks import task_manager
 
     task_manager()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts/experiment.sh"
-TOLD = "#!/bin/sh\necho ${0##*/} $@\n"
+ECHO = "#!/bin/sh\necho ${0##*/} $@\n"
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def checkout(tmp_path) -> Path:
     for name in ("itt", "composer"):
         program = tmp_path / "bin" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text(TOLD)
+        program.write_text(ECHO)
         program.chmod(0o755)
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPT, tmp_path / "scripts")
@@ -131,10 +131,10 @@ def test_the_report_is_of_all_runs_and_of_the_main_rows(call, checkout):
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_nothing_is_run(call, arguments, sentence):
-    code, printed, told = call(*arguments)
+    code, printed, errors = call(*arguments)
     assert (code, printed) == (1, [])
-    assert told.startswith(f"scripts/experiment.sh: {sentence}")
-    assert told.count("\n") == 1
+    assert errors.startswith(f"scripts/experiment.sh: {sentence}")
+    assert errors.count("\n") == 1
 
 
 def test_without_a_stage_the_stages_are_listed(call):

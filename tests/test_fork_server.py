@@ -20,7 +20,7 @@ print(os.environ["RANK"], os.environ["WORLD_SIZE"], os.getcwd(), *sys.argv[1:])
 print("to stderr", file=sys.stderr)
 word = sys.argv[1]
 if word == "fail" and os.environ["RANK"] == "0":
-    raise ValueError("told")
+    raise ValueError("on purpose")
 if word == "abort":
     os.abort()
 if word in ("sleep", "fail"):
@@ -51,14 +51,14 @@ def test_ranks_meet_and_their_output_comes_back(fork_server, script, tmp_path):
     assert result.stderr.count("to stderr") == 2
 
 
-def test_ends_of_every_kind_are_told_and_leave_the_server_alive(fork_server, script):
+def test_ends_of_every_kind_are_reported_and_leave_the_server_alive(fork_server, script):
     sleeping = fork_server.start(script, "sleep", ranks=2)
     assert sleeping.poll() == [None, None]
     assert fork_server.run(script, "three").returncode == 3
     assert fork_server.run(script, "abort").returncode == -signal.SIGABRT
     failed = fork_server.run(script, "fail", ranks=2)
     assert failed.returncodes == [1, STOPPED]
-    assert "ValueError: told" in failed.stderr
+    assert "ValueError: on purpose" in failed.stderr
     os.kill(sleeping.pids[1], signal.SIGKILL)
     assert sleeping.wait().returncodes == [STOPPED, -signal.SIGKILL]
     sleeping = fork_server.start(script, "sleep")

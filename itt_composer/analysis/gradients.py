@@ -21,7 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from itt_composer.analysis.problems import EncodedProblem, Problem, encode_problem
 from itt_composer.analysis.rows import positions_of
 from itt_composer.basics.errors import UserError
-from itt_composer.models.likelihoods import TOKENS_PER_BATCH, Scorer, plan
+from itt_composer.models.likelihood_batches import TOKENS_PER_BATCH, plan
+from itt_composer.models.likelihoods import Scorer
 from itt_composer.models.projections import (
     PROJECTIONS,
     Projection,
@@ -99,15 +100,10 @@ def analyse_gradients(
         problems=Problems(
             file=file,
             fine_tuned_on=len(learnt),
-            measured=len(asked),
             accuracy=is_easy_N.double().mean().item(),
-            chance=sum(1 / len(problem.options) for problem in asked) / len(asked),
-            answered=_counts(
-                problem.letters[place] for problem, place in zip(asked, answers, strict=True)
-            ),
-            correct=_counts(problem.correct for problem in asked),
             cut=sum(problem.lost > 0 for problem in asked_rows),
             fine_tuning_cut=sum(problem.lost > 0 for problem in learnt),
+            **_letters(asked, answers),
             **settings,
             fine_tuning_losses=losses,  # type: ignore[call-arg]  # undeclared, as the settings
         ),
@@ -117,6 +113,17 @@ def analyse_gradients(
         easy=norms_summary(norms_NLP[is_easy_N]),
         hard=norms_summary(norms_NLP[~is_easy_N]),
     )
+
+
+def _letters(asked: Sequence[Problem], answers: Sequence[int]) -> dict[str, Any]:
+    """Return how many problems were asked, and which letters are right and were answered."""
+    given = (problem.letters[place] for problem, place in zip(asked, answers, strict=True))
+    return {
+        "measured": len(asked),
+        "chance": sum(1 / len(problem.options) for problem in asked) / len(asked),
+        "answered": _counts(given),
+        "correct": _counts(problem.correct for problem in asked),
+    }
 
 
 def _counts(letters: Iterable[str]) -> dict[str, int]:

@@ -6,30 +6,106 @@ that of the same layer, the first pass apart.
 Shapes: B batch, S sequence, C kinds of tokens, H bins of a histogram.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from itt_composer.analysis.rows import (
+    SPLIT,
+    document_beginning,
+    open_shards,
+    positions_of,
+    validation_batches,
+)
 from itt_composer.analysis.token_classes import TOKEN_KINDS, TokenClasses
+from itt_composer.basics.text import readable
+from itt_composer.data.shards import check_vocabulary
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.layer import ThinkingStep
 from itt_composer.models.text_stream import IncrementalDecoder
+from itt_composer.models.tokenizer import document_ids
 from itt_composer.results.thinking import (
     Histogram,
     KindOfToken,
+    RowsSeen,
     ShownText,
+    StateNorm,
     StepEncoding,
     StepOfLayer,
     StepOfText,
+    ThinkingResults,
 )
+from itt_composer.runs.loading import LoadedModel, think_as
 
+BATCH_SIZE = 16
+LONGEST_DOCUMENT = 512  # tokens that are shown one by one
 BINS = 50
 RANGES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
 WEIGHT_DIGITS = 5  # of a text's weights
+
+
+def analyse_thinking(
+    evaluated: LoadedModel,
+    shards: Path,
+    rows: int,
+    texts: Mapping[str, str],
+    asked: Mapping[str, Any],
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> ThinkingResults:
+    """Measure what `thinking.json` holds.
+
+    Args:
+        evaluated: the model; it keeps the rule that it is asked for.
+        shards: whose validation rows it goes through.
+        rows: how many; all if there are fewer.
+        texts: shown token by token, by their names.
+        asked: `select_ratios` and `router_selection`; None is as in training.
+        on_progress: called with what is gone through, and how much of it is done and in all.
+
+    Raises:
+        UserError: shards without validation rows or in other tokens, or the model cannot think
+            that way.
+    """
+    identity = evaluated.identity()
+    model, tokenizer = evaluated.model, evaluated.tokenizer()
+    config: Any = model.config
+    manifest = open_shards(shards)
+    source = evaluated.tokenizer_source
+    check_vocabulary(shards, manifest, evaluated.path, config.vocab_size, source)
+    # Training saves a model that routes by thresholds; its routers learnt by top-k.
+    if getattr(config, "router_selection", None) == "threshold":
+        asked = {**asked, "router_selection": asked["router_selection"] or "top_k"}
+    think_as(model, asked)
+    batches = validation_batches(shards, rows, BATCH_SIZE)
+    with watched_norms(model) as norms:
+        steps = thinking_steps(
+            model, tokenizer, batches, lambda *counted: on_progress("validation rows", *counted)
+        )
+    document, ids = document_beginning(shards, manifest, LONGEST_DOCUMENT)
+    shown = {document: ids}
+    longest = positions_of(config, tokenizer)
+    for name, text in texts.items():
+        shown[name] = document_ids(tokenizer, text)[:longest]
+    return ThinkingResults(
+        **identity,
+        data=RowsSeen(
+            folder=readable(str(shards)),
+            split=SPLIT,
+            rows=sum(len(batch["input_ids"]) for batch in batches),
+            tokens=sum(batch["input_ids"].numel() for batch in batches),
+        ),
+        router_selection=getattr(config, "router_selection", None),
+        select_ratios=list(getattr(config, "select_ratios", [])),
+        steps=steps,
+        step_encodings=step_encodings(model),
+        state_norms=[StateNorm(layer=layer, mean=norm) for layer, norm in norms.items()],
+        texts=[think_about(model, tokenizer, readable(name), ids) for name, ids in shown.items()],
+    )
 
 
 class StepTotals:

@@ -39,7 +39,7 @@ class Mistakes:
         ...     check_this()
         >>> with mistakes:
         ...     check_that()
-        >>> mistakes.tell()
+        >>> mistakes.report()
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Mistakes:
             self._sentences += str(error).splitlines()
         return isinstance(error, UserError)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Raise what was found.
 
         Raises:

@@ -122,12 +122,12 @@ class StopSignals:
         now = time.monotonic()
         if self._pressed_at is None:
             self._pressed_at = now
-            tell_at_once(f"Ctrl-C: {self.finishing}")
+            print_at_once(f"Ctrl-C: {self.finishing}")
         elif now - self._pressed_at > ONE_KEY_PRESS:
             self._end(number, f"ended at once by a second Ctrl-C; {self.at_once}")
 
     def _end(self, number: signal.Signals, sentence: str) -> NoReturn:
-        tell_at_once(sentence)
+        print_at_once(sentence)
         for loader in multiprocessing.active_children():
             loader.kill()
         os._exit(exit_code(number))
@@ -141,8 +141,8 @@ def exit_code(number: signal.Signals) -> int:
     """
     if number == signal.SIGTERM:
         return PREEMPTED
-    is_told = os.environ.get("LOCAL_RANK", "0") != "0" or FORWARDED in os.environ
-    return 0 if is_told else INTERRUPTED
+    is_reported = os.environ.get("LOCAL_RANK", "0") != "0" or FORWARDED in os.environ
+    return 0 if is_reported else INTERRUPTED
 
 
 def _left_to_the_listener(number: int, frame: object) -> None:
@@ -153,7 +153,7 @@ def _hear_no_more() -> None:
     signal.set_wakeup_fd(-1)
 
 
-def tell_at_once(sentence: str) -> None:
+def print_at_once(sentence: str) -> None:
     """Print a line on stderr, on this node's first rank, from any thread.
 
     It bypasses Python's streams, which the main thread may hold, and overwrites a progress bar.
@@ -188,7 +188,7 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def failures_told_once() -> Iterator[None]:
+def failures_reported_once() -> Iterator[None]:
     """End with one sentence where the user can put things right, whatever the number of ranks.
 
     Raises:
@@ -213,8 +213,8 @@ def _failures_as_sentences() -> Iterator[None]:
     except OSError as error:
         if error.errno in DISK_IS_FULL:
             place = error.filename or "a file of the run"
-            told = f"{place} cannot be written: {error.strerror}; make room, start again"
-            fail(LoaderError(told))
+            sentence = f"{place} cannot be written: {error.strerror}; make room, start again"
+            fail(LoaderError(sentence))
         if error.filename is None:
             raise
         fail(UserError(f"cannot use {error.filename}: {error.strerror}"))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -22,16 +22,12 @@ from itt_composer.analysis.places import result_file, shards_of
 from itt_composer.basics.errors import UserError, errors_as_sentences
 from itt_composer.basics.files import check_place, write_whole
 from itt_composer.basics.text import readable
-from itt_composer.recipe.layers import comma_separated
+from itt_composer.cli.options import ANY_MODEL, SelectRatios, comma_separated
 
 if TYPE_CHECKING:
     from itt_composer.basics.tables import Table
     from itt_composer.results.base import AnalysisFile
-    from itt_composer.results.thinking import ThinkingResults
     from itt_composer.runs.loading import LoadedModel
-
-BATCH_SIZE = 16
-LONGEST_DOCUMENT = 512  # tokens that are shown one by one
 
 app = typer.Typer(
     help="Look into trained models.",
@@ -39,13 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-Models = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODEL",
-        help="A run folder, a checkpoint, a transformers folder or a model on the hub.",
-    ),
-]
+Models = Annotated[list[str], ANY_MODEL]
 OutputOption = Annotated[
     Path | None, typer.Option(help="JSON file; by default in the run folder's analysis/.")
 ]
@@ -79,7 +69,7 @@ def gradients(
         fine_tuning = FineTuning(fine_tune, epochs, learning_rate)
         for name, file in files.items():
             evaluated = _load(name)
-            identity = _measured_model(evaluated)
+            identity = evaluated.identity()
             model, tokenizer = evaluated.model.float(), evaluated.tokenizer()
             with _progress() as show:
                 norms = analyse_gradients(
@@ -100,9 +90,7 @@ def tokens(
         list[Path] | None,
         typer.Option(help="A text file to show token by token; may be repeated."),
     ] = None,
-    select_ratios: Annotated[
-        str | None, typer.Option(help="Share of the tokens in each step, such as 0.7,0.5,0.")
-    ] = None,
+    select_ratios: SelectRatios = None,
     router_selection: Annotated[
         str | None, typer.Option(help="top_k, top_p or threshold; by default as in training.")
     ] = None,
@@ -118,78 +106,13 @@ def tokens(
             "router_selection": router_selection,
         }
         from itt_composer.analysis.tables import thinking_tables
+        from itt_composer.analysis.thinking import analyse_thinking
 
         for name, file in files.items():
             evaluated = _load(name)
-            result = _thinking_of(evaluated, shards[name], rows, texts, asked)
+            with _progress() as show:
+                result = analyse_thinking(evaluated, shards[name], rows, texts, asked, show)
             _finish(result, name, file, partial(thinking_tables, result))
-
-
-def _thinking_of(
-    evaluated: "LoadedModel", shards: Path, rows: int, texts: dict[str, str], asked: dict
-) -> "ThinkingResults":
-    """Measure what `thinking.json` holds."""
-    from itt_composer.analysis.rows import (
-        SPLIT,
-        document_beginning,
-        open_shards,
-        positions_of,
-        validation_batches,
-    )
-    from itt_composer.analysis.thinking import (
-        step_encodings,
-        think_about,
-        thinking_steps,
-        watched_norms,
-    )
-    from itt_composer.data.shards import check_vocabulary
-    from itt_composer.models.tokenizer import document_ids
-    from itt_composer.results.thinking import RowsSeen, StateNorm, ThinkingResults
-    from itt_composer.runs.loading import think_as
-
-    identity = _measured_model(evaluated)
-    model, tokenizer = evaluated.model, evaluated.tokenizer()
-    config: Any = model.config
-    manifest = open_shards(shards)
-    source = evaluated.tokenizer_source
-    check_vocabulary(shards, manifest, evaluated.path, config.vocab_size, source)
-    # Training saves a model that routes by thresholds; its routers learnt by top-k.
-    if getattr(config, "router_selection", None) == "threshold":
-        asked = {**asked, "router_selection": asked["router_selection"] or "top_k"}
-    think_as(model, asked)
-    batches = validation_batches(shards, rows, BATCH_SIZE)
-    with _progress() as show, watched_norms(model) as norms:
-        steps = thinking_steps(
-            model, tokenizer, batches, lambda done, total: show("validation rows", done, total)
-        )
-    document, ids = document_beginning(shards, manifest, LONGEST_DOCUMENT)
-    shown = {document: ids}
-    longest = positions_of(config, tokenizer)
-    for name, text in texts.items():
-        shown[name] = document_ids(tokenizer, text)[:longest]
-    return ThinkingResults(
-        **identity,
-        data=RowsSeen(
-            folder=readable(str(shards)),
-            split=SPLIT,
-            rows=sum(len(batch["input_ids"]) for batch in batches),
-            tokens=sum(batch["input_ids"].numel() for batch in batches),
-        ),
-        router_selection=getattr(config, "router_selection", None),
-        select_ratios=list(getattr(config, "select_ratios", [])),
-        steps=steps,
-        step_encodings=step_encodings(model),
-        state_norms=[StateNorm(layer=layer, mean=norm) for layer, norm in norms.items()],
-        texts=[think_about(model, tokenizer, readable(name), ids) for name, ids in shown.items()],
-    )
-
-
-def _measured_model(evaluated: "LoadedModel") -> dict[str, Any]:
-    """Return what a result says of its model, as the model came."""
-    return {
-        "model_sha256": evaluated.sha256(),
-        "trained_batches": evaluated.trained_batches,
-    }
 
 
 def _result_files(models: list[str], name: str, output: Path | None) -> dict[str, Path]:

@@ -13,14 +13,12 @@ import typer
 
 from itt_composer.basics.errors import Mistakes, UserError, errors_as_sentences
 from itt_composer.basics.files import check_new_folder, check_place
+from itt_composer.cli.options import NewFolder
 from itt_composer.models.tokenizer import check_tokenizer_folder
 from itt_composer.runs.checkpoints.places import find_checkpoint
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ModelType = Literal["llama", "itt"]
-ExportFolder = Annotated[
-    Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")
-]
 
 
 @app.command()
@@ -32,7 +30,7 @@ def main(
             help="A .pt file, the folder of a sharded checkpoint, or a run folder.",
         ),
     ],
-    out: ExportFolder,
+    out: NewFolder,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +64,7 @@ def main(
             find_checkpoint(checkpoint)
         with mistakes:
             check_tokenizer_folder(tokenizer)
-        mistakes.tell()
+        mistakes.report()
         from itt_composer.runs.checkpoints.reading import CodeInCheckpointError
         from itt_composer.runs.export import export_checkpoint
 

@@ -3,23 +3,19 @@
 Nothing that lies in a model is run. OUT appears when it is complete.
 """
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from itt_composer.basics.errors import Mistakes, UserError, errors_as_sentences
 from itt_composer.basics.files import check_new_folder, check_place
-from itt_composer.recipe.layers import comma_separated
+from itt_composer.cli.options import NewFolder, comma_separated
 from itt_composer.recipe.llama_config import check_llama_folder
 from itt_composer.recipe.thinking import ThinkingSettings
 from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.model_place import find_model
 
 MANY_LAYERS = 1000  # where the model is on the hub, its layers are counted later
-NewFolder = Annotated[
-    Path, typer.Argument(metavar="OUT", help="Folder to make; appears when complete.")
-]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -74,7 +70,7 @@ def main(
             check_new_thinking(
                 thinking_steps, ratios, layers, (llama or {}).get("num_hidden_layers")
             )
-        mistakes.tell()
+        mistakes.report()
         from itt_composer.models.upcycling import convert_llama
 
         convert_llama(model, out, thinking_steps, ratios, layers, seed)

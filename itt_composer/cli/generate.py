@@ -14,13 +14,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from itt_composer.basics.errors import UserError, errors_as_sentences
+from itt_composer.basics.errors import FieldError, UserError, errors_as_sentences
+from itt_composer.cli.options import ANY_MODEL, SelectRatios, comma_separated
 from itt_composer.cli.shades import legend, shaded_writer
 from itt_composer.models.generation_options import GenerationOptions
-from itt_composer.recipe.layers import comma_separated
-from itt_composer.recipe.llama_config import LLAMA_TYPES, THINKING_KEYS, llama_config, read_config
-from itt_composer.recipe.thinking import ThinkingSettings, check_early_exit, check_select_ratios
+from itt_composer.recipe.thinking import check_early_exit
 from itt_composer.runs.model_place import ModelPlace, find_model
+from itt_composer.runs.model_settings import check_ratios_of, thinking_of
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 MAX_SEED = 2**63 - 1
@@ -30,20 +30,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A run folder, a checkpoint, a transformers folder or a model on the hub.",
-        ),
-    ],
+    model: Annotated[str, ANY_MODEL],
     prompt: Annotated[str | None, typer.Option(help="The text to continue.")] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(help="A file with the text, taken as it is.")
     ] = None,
-    select_ratios: Annotated[
-        str | None, typer.Option(help="Share of the tokens in each step, such as 0.7,0.5,0.")
-    ] = None,
+    select_ratios: SelectRatios = None,
     early_exit: Annotated[
         float | None,
         typer.Option(help="A token that a step changes by less than this share stops thinking."),
@@ -84,7 +76,7 @@ def check_thinking(place: ModelPlace, options: GenerationOptions) -> None:
     Raises:
         UserError: one sentence per mistake.
     """
-    settings = _thinking(place)
+    settings = thinking_of(place)
     folder = place.folder
     if folder is not None and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
@@ -101,32 +93,13 @@ def check_thinking(place: ModelPlace, options: GenerationOptions) -> None:
         )
     try:
         if ratios is not None:
-            assert settings.thinking_steps is not None
-            check_select_ratios(ratios, settings.thinking_steps, bool(settings.adaptive_routing))
+            option = f"--select-ratios {','.join(f'{ratio:g}' for ratio in ratios)}"
+            check_ratios_of(settings, ratios)
         if epsilon is not None:
+            option = f"--early-exit {epsilon:g}"
             check_early_exit(epsilon)
-    except ValueError as error:
-        raise UserError(f"{place.named}: {error}") from None
-
-
-def _thinking(place: ModelPlace) -> ThinkingSettings | None:
-    """Return how a model thinks by its files; one of another kind is dense, None is not known."""
-    if place.folder is None:
-        if place.run is None or not place.run.is_run():
-            return None
-        recipe = place.run.recipe()
-        file, config = place.run.recipe_file, {**recipe["model"], **recipe["thinking"]}
-    else:
-        file, config = place.folder / "config.json", read_config(place.folder, place.named)
-        if config.get("model_type") in LLAMA_TYPES:
-            config = llama_config(config, place.named)
-        if config.get("model_type") != "itt":
-            return ThinkingSettings("dense").resolve(1)
-    try:
-        settings = ThinkingSettings(**{key: config[key] for key in THINKING_KEYS & config.keys()})
-        return settings.resolve(config["num_hidden_layers"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not the configuration of a model: {error}") from None
+    except FieldError as error:
+        raise UserError(f"{option} cannot be used with {place.named}: {error}") from None
 
 
 def write_continuation(

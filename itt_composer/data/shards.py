@@ -70,7 +70,7 @@ def check_shards(
             )
     with mistakes:
         _check_rows(Path(folder), manifest, domains, batch_size)
-    mistakes.tell()
+    mistakes.report()
 
 
 def _check_rows(

@@ -72,14 +72,8 @@ def calibrate(
     if not batches:
         raise ValueError("there is no batch to calibrate with")
     anchors = anchor_settings(config.thinking_steps - 1)
-    tables = {layer: layer.score_quantiles.clone() for layer in model.thinking_layers}
-    measured = {layer: torch.zeros_like(table_AXQ) for layer, table_AXQ in tables.items()}
-    selection, was_training = config.router_selection, model.training
-    model.eval()
-    config.router_selection = "threshold"
-    try:
-        for layer in tables:
-            layer.score_quantiles.zero_()
+    measured = {layer: torch.zeros_like(layer.score_quantiles) for layer in model.thinking_layers}
+    with _empty_tables(model):
         for anchor, ratios in enumerate(anchors):
 
             def measure(
@@ -101,7 +95,22 @@ def calibrate(
                         logits_to_keep=1,
                     )
                     on_progress(anchor * len(batches) + index, len(anchors) * len(batches))
-        tables = measured
+    for layer, table_AXQ in measured.items():
+        layer.score_quantiles.copy_(table_AXQ)
+
+
+@contextlib.contextmanager
+def _empty_tables(model: IttForCausalLM) -> Iterator[None]:
+    """Have routers pick by tables that are to be filled; then put back mode, rule and tables."""
+    config = model.config
+    tables = {layer: layer.score_quantiles.clone() for layer in model.thinking_layers}
+    selection, was_training = config.router_selection, model.training
+    model.eval()
+    config.router_selection = "threshold"
+    try:
+        for layer in tables:
+            layer.score_quantiles.zero_()
+        yield
     finally:
         config.router_selection = selection
         model.train(was_training)

@@ -18,6 +18,11 @@ GEOMETRY_FIELDS = (
 OF_ONE_RUN = ("path", "name", "sha256", "weights_sha256")
 
 
+def description_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the model of a resolved recipe: its geometry and thinking."""
+    return {"model_type": "itt", **recipe["model"], **recipe["thinking"]}
+
+
 def kind_of(description: Mapping[str, Any]) -> str | None:
     """Return "dense", "loop" or "itt"; None for a model that is not a LLaMA."""
     dense = "dense" if description.get("model_type") == "llama" else None

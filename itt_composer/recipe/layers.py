@@ -164,21 +164,6 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
     raise UserError(f"{COMMAND_LINE}: {' '.join(overrides)}: {reason}")
 
 
-Number = TypeVar("Number", int, float)
-
-
-def comma_separated(text: str | None, kind: type[Number], option: str) -> list[Number] | None:
-    """Read an option's numbers, `0.7,0.5,0`; None stays None.
-
-    Raises:
-        UserError: a part is not a number; the sentence names the option.
-    """
-    try:
-        return None if text is None else [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option} takes numbers with commas between them, not {text!r}") from None
-
-
 class Sources:
     """Knows which layer a key's value came from: the last one that sets it or something in it."""
 

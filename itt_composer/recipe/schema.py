@@ -193,7 +193,7 @@ def _layers(path: Path, overrides: Sequence[str]) -> Iterator[Layer]:
             yield from _part(
                 name, (COMMAND_LINE, Path(), from_command_line), (str(path), path.parent, own)
             )
-    mistakes.tell()
+    mistakes.report()
     yield str(path), own
     yield COMMAND_LINE, from_command_line
 

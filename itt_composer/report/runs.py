@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.text import readable
-from itt_composer.recipe.description import GEOMETRY_FIELDS, kind_label
+from itt_composer.recipe.description import GEOMETRY_FIELDS, description_of, kind_label
 from itt_composer.results.files import LossLog
 from itt_composer.runs.folder import LOSSES, RunFolder
 from itt_composer.runs.repeats import with_thinking_of_today
@@ -80,7 +80,7 @@ class Run:
     @property
     def description(self) -> dict[str, Any]:
         """Geometry and thinking, as `recipe.description` takes them."""
-        return {"model_type": "itt", **self.recipe["model"], **self.recipe["thinking"]}
+        return description_of(self.recipe)
 
     @property
     def kind(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from itt_composer.basics.errors import UserError
-from itt_composer.recipe.description import kind_label
+from itt_composer.recipe.description import description_of, kind_label
 from itt_composer.results.base import ResultFile, read_result
 from itt_composer.results.perplexity import PerplexityResults
 from itt_composer.results.tasks import TaskResults
@@ -39,7 +39,7 @@ class LossLog:
     @property
     def description(self) -> dict[str, Any]:
         """Geometry and thinking, as `recipe.description` takes them."""
-        return {"model_type": "itt", **self.recipe["model"], **self.recipe["thinking"]}
+        return description_of(self.recipe)
 
     @property
     def label(self) -> str:

@@ -102,6 +102,10 @@ class LoadedModel:
         }
         return {**described, **measured, **values}
 
+    def identity(self) -> dict[str, Any]:
+        """Return what the result of an analysis says of the model, as it is now."""
+        return {"model_sha256": self.sha256(), "trained_batches": self.trained_batches}
+
     @cached_property
     def weights_sha256(self) -> str:
         """The digest of the parameters alone: equal for a checkpoint and its export."""

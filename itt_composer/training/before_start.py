@@ -53,7 +53,7 @@ def check_before_start(recipe: Recipe, run: TrainingRun) -> None:
         if callback.check is not None and is_first_rank():  # one for all, as it may take seconds
             with mistakes:
                 resolve_name(callback.check)(callback)
-    mistakes.tell()
+    mistakes.report()
 
 
 def check_sharding(settings: TrainRecipe, ranks: int, ranks_per_node: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from composer import Trainer
-from composer.core import Evaluator
+from composer.core import Callback, Evaluator
 from composer.utils import dist, reproducibility
 
 from itt_composer.basics.errors import UserError
@@ -24,12 +24,10 @@ from itt_composer.models.wrapping import checkpoint_activations, compile_layers
 from itt_composer.recipe.checks import of_the_device
 from itt_composer.recipe.components import amount_and_unit
 from itt_composer.recipe.schema import Recipe, recipe_as_yaml, recipe_values
+from itt_composer.recipe.sections import TrainRecipe
 from itt_composer.runs.folder import RunFolder
 from itt_composer.runs.summary import RunSummary
-from itt_composer.training.before_start import (
-    check_same_shards,
-    digests_of,
-)
+from itt_composer.training.before_start import check_same_shards, digests_of
 from itt_composer.training.checkpoint_saving import RunCheckpoints
 from itt_composer.training.heartbeat import Heartbeat, Progress
 from itt_composer.training.initial_weights import load_initial_weights
@@ -77,11 +75,7 @@ def train(
         UserError: the device the recipe asks for is not there, or cannot do what it asks; shards
             that cannot be had, do not fit or are damaged; an end that the run is past.
     """
-
-    # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
-    logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
-    # It is about the last batch of an evaluation, which may be a small one.
-    warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
+    _silence_composer()
     device = device_of(recipe)
     # Composer asks for the node by this name, torchrun gives it by the other.
     os.environ.setdefault("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
@@ -98,8 +92,8 @@ def train(
     if recipe.init_from is not None and start.checkpoint is None:
         load_initial_weights(model, Path(recipe.init_from))
     trainer = build_trainer(recipe, run, model, device, start, signals)
-    elapsed = trainer.state.get_elapsed_duration()
-    if has_new_end and elapsed is not None and elapsed > 1:
+    share_done = trainer.state.get_elapsed_duration() or 0.0
+    if has_new_end and share_done > 1:
         raise UserError(
             f"train.max_duration={recipe.train.max_duration} is over after fewer batches than the "
             f"{start.batch:,} that {run.path} has gone through; give a longer one"
@@ -107,27 +101,38 @@ def train(
     if dist.get_global_rank() == 0:
         run.write_recipe(start.batch)
         run.write_shards(digests_of(recipe), start.batch)
-        _announce(recipe, run, model, dist.get_world_size())
-    if start.checkpoint is not None:
-        say(
-            f"goes on after batch {start.batch:,} of {recipe.train.max_duration}, from "
-            f"{start.checkpoint}"
-        )
-    if elapsed is not None and elapsed >= 1:
+        _announce(recipe, run, model, start)
+    if share_done >= 1:
         trainer.eval()  # was killed between its last checkpoint and its summary
     else:
-        try:
-            trainer.fit()
-        except Preempted as end:
-            trainer.close()
-            dist.barrier()  # a launcher kills the ranks that are left when the first one ends
-            say(str(end))
-            raise SystemExit(exit_code(end.by)) from None
+        _fit(trainer)
     losses = validation_losses(trainer)
     trained = whole_model(trainer.state.model)
     if trained is not None:
         save_results(recipe, run, trainer, trained, losses)
     trainer.close()
+
+
+def _silence_composer() -> None:
+    # The tokenizer travels with the shards and with `model/`, not with each checkpoint.
+    logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
+    # It is about the last batch of an evaluation, which may be a small one.
+    warnings.filterwarnings("ignore", "Cannot split tensor of length", UserWarning)
+
+
+def _fit(trainer: "Trainer") -> None:
+    """Train to the end.
+
+    Raises:
+        SystemExit: a signal has ended it early, with a checkpoint.
+    """
+    try:
+        trainer.fit()
+    except Preempted as end:
+        trainer.close()
+        dist.barrier()  # a launcher kills the ranks that are left when the first one ends
+        say(str(end))
+        raise SystemExit(exit_code(end.by)) from None
 
 
 def device_of(recipe: Recipe) -> str:
@@ -166,10 +171,7 @@ def build_trainer(
     microbatch_size = settings.microbatch_size
     if microbatch_size != "auto":
         microbatch_size = min(microbatch_size, rows_per_rank)
-    checkpoint_activations(model, settings.activation_checkpointing)
-    if settings.compile:
-        compile_layers(model)
-    name_units(model)
+    _wrap(model, settings)
     sharding = parallelism(settings, device)
     composer_model = ComposerItt(model, settings.loss_chunk_tokens)
     algorithms = recipe.algorithms.build()
@@ -177,12 +179,6 @@ def build_trainer(
         algorithms.append(ThresholdEstimate(calibration_rows=settings.calibration_rows))
     start = start or find_start(run)
     checkpoint = fitting_checkpoint(start, is_sharded=sharding is not None)
-    preemption, progress = Preemption(signals or StopSignals()), Progress()
-    checkpoints = RunCheckpoints(
-        run, settings.save_interval, settings.keep_checkpoints, start, preemption, progress
-    )
-    heartbeat = Heartbeat(settings.rank_timeout, progress)
-    bars = [ProgressBar()] if settings.progress_bar else []
     if "wandb" in recipe.loggers.named() and dist.get_global_rank() == 0:
         go_on_in_wandb(run.path)
     loader = build_dataloader(recipe.data, "train", settings.global_batch_size)
@@ -193,7 +189,7 @@ def build_trainer(
         optimizers=recipe.optimizer.build(composer_model.parameters())[0],
         schedulers=recipe.scheduler.build()[0],
         algorithms=algorithms,
-        callbacks=[*bars, *recipe.callbacks.build(), heartbeat, preemption, checkpoints],
+        callbacks=_callbacks(recipe, run, start, signals or StopSignals()),
         loggers=recipe.loggers.build(),
         run_name=recipe.run_name,
         seed=recipe.seed,
@@ -216,6 +212,28 @@ def build_trainer(
     trainer.state.callbacks.append(ExactRandomState(trainer))
     trainer.logger.log_hyperparameters(recipe_values(recipe))
     return trainer
+
+
+def _wrap(model: "IttForCausalLM", settings: TrainRecipe) -> None:
+    """Put around the layers what the recipe asks for."""
+    checkpoint_activations(model, settings.activation_checkpointing)
+    if settings.compile:
+        compile_layers(model)
+    name_units(model)
+
+
+def _callbacks(
+    recipe: Recipe, run: RunFolder, start: Start, signals: StopSignals
+) -> list[Callback]:
+    """Return the recipe's callbacks, and those that every run has."""
+    settings = recipe.train
+    preemption, progress = Preemption(signals), Progress()
+    checkpoints = RunCheckpoints(
+        run, settings.save_interval, settings.keep_checkpoints, start, preemption, progress
+    )
+    bars = [ProgressBar()] if settings.progress_bar else []
+    heartbeat = Heartbeat(settings.rank_timeout, progress)
+    return [*bars, *recipe.callbacks.build(), heartbeat, preemption, checkpoints]
 
 
 def epochs_as_batches(duration: str, batches_per_epoch: int) -> str:
@@ -285,8 +303,8 @@ def save_results(
     say(f"finished: model in {run.model}, summary in {run.summary_file}")
 
 
-def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: int) -> None:
-    config = model.config
+def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", start: "Start") -> None:
+    config, ranks = model.config, dist.get_world_size()
     kind = {"dense": "LLaMA", "loop": f"Loop×{config.thinking_steps}"}.get(
         config.thinking, f"ITT×{config.thinking_steps}"
     )
@@ -298,6 +316,11 @@ def _announce(recipe: Recipe, run: RunFolder, model: "IttForCausalLM", ranks: in
         f"+ {thinking_parameters(config):,} for thinking, {flops_per_token:.2f} MFLOPs per token "
         f"(the paper's count), {ranks} rank{'s' if ranks > 1 else ''}, run folder {run.path}"
     )
+    if start.checkpoint is not None:
+        say(
+            f"goes on after batch {start.batch:,} of {recipe.train.max_duration}, from "
+            f"{start.checkpoint}"
+        )
 
 
 def _say_start(start: "Start") -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusals import assert_refused
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -390,42 +391,54 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_line_that_is_no_problem_is_told_with_its_number(runs, problems_file, tmp_path, line):
+def test_a_line_that_is_no_problem_is_reported_with_its_number(runs, problems_file, tmp_path, line):
     file = tmp_path / "problems.jsonl"
     file.write_text(problems_file.read_text().splitlines()[0] + "\n" + line + "\n")
-    tells(invoke("gradients", runs["dense"], "--problems", file), MISTAKES[line])
+    assert_refused(invoke("gradients", runs["dense"], "--problems", file), MISTAKES[line])
 
 
-def test_a_mistake_is_told_in_one_sentence(runs, problems_file, tmp_path):
+def test_a_mistake_is_reported_in_one_sentence(runs, problems_file, tmp_path):
     run, given = runs["dense"], ("--problems", problems_file)
-    tells(invoke("gradients", run, *given), "there are 8 problems, and 100 of them are for fine-tu")
-    tells(invoke("gradients", run, *given, "--learning-rate", -1), "must be a positive number, not")
+    assert_refused(
+        invoke("gradients", run, *given), "there are 8 problems, and 100 of them are for fine-tu"
+    )
+    assert_refused(
+        invoke("gradients", run, *given, "--learning-rate", -1), "must be a positive number, not"
+    )
     diverging = ("--fine-tune", 2, "--learning-rate", 1e30)
-    tells(invoke("gradients", run, *given, *diverging), "fine-tuning diverged in epoch 2: the lo")
-    tells(invoke("gradients", run, "--problems", "no.jsonl"), "cannot use no.jsonl: No such file")
-    tells(invoke("gradients", run, "--problems", "no.txt"), "no.txt is not a file of JSON lines")
-    tells(invoke("gradients", run / "model", *given), "is not a run folder (it has no recipe.yaml)")
+    assert_refused(
+        invoke("gradients", run, *given, *diverging), "fine-tuning diverged in epoch 2: the lo"
+    )
+    assert_refused(
+        invoke("gradients", run, "--problems", "no.jsonl"), "cannot use no.jsonl: No such file"
+    )
+    assert_refused(
+        invoke("gradients", run, "--problems", "no.txt"), "no.txt is not a file of JSON lines"
+    )
+    assert_refused(
+        invoke("gradients", run / "model", *given), "is not a run folder (it has no recipe.yaml)"
+    )
     output = ("--output", tmp_path / "out.json")
-    tells(
+    assert_refused(
         invoke("gradients", tmp_path / "no", *given, *output),
         "no is not there; name a run",
     )
-    tells(invoke("gradients", run, run, *given, *output), "--output is for one model")
-    tells(
+    assert_refused(invoke("gradients", run, run, *given, *output), "--output is for one model")
+    assert_refused(
         invoke("gradients", run, *given, "--output", tmp_path), "is not a JSON file; name one, like"
     )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("weight", "told", "commands"),
+    ("weight", "sentence", "commands"),
     [
         (torch.nan, "model.embed_tokens.weight holds NaN or infinity", ("gradients", "tokens")),
         (3e38, "broken are not finite (NaN or infinite), as those of a model that", ("gradients",)),
     ],
 )
-def test_results_that_are_not_finite_are_told_and_not_written(
-    runs, problems_file, tmp_path, weight, told, commands
+def test_results_that_are_not_finite_are_reported_and_not_written(
+    runs, problems_file, tmp_path, weight, sentence, commands
 ):
     run = tmp_path / "broken"
     shutil.copytree(runs["dense"], run, ignore=shutil.ignore_patterns("analysis"))
@@ -437,15 +450,8 @@ def test_results_that_are_not_finite_are_told_and_not_written(
         "tokens": ("--rows", 1),
     }
     for command in commands:
-        tells(invoke(command, run, *options[command]), told)
+        assert_refused(invoke(command, run, *options[command]), sentence)
     assert not (run / "analysis").exists()
-
-
-def tells(result, sentence):
-    assert (result.exit_code, result.stdout) == (1, ""), result.output
-    assert result.stderr.startswith("error: ")
-    assert sentence in result.stderr
-    assert result.stderr.count("\n") == 1
 
 
 def test_help_comes_before_torch():

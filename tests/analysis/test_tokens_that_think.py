@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from refusals import assert_refused
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -188,16 +189,16 @@ def test_norms_of_states_are_those_of_plain_loops(runs, tokenizer, shards, kind)
     assert not model.model.layers[0]._forward_hooks
 
 
-def test_step_encodings_are_told_value_by_value(runs):
+def test_step_encodings_are_summarised_value_by_value(runs):
     model = IttForCausalLM.from_pretrained(runs["itt"] / "model")
     with torch.no_grad():
         model.thinking_layers[0].step_encoding[2] = torch.arange(32.0)
-    told = step_encodings(model)
-    assert [(each.layer, each.step) for each in told] == [(1, step) for step in range(4)]
+    found = step_encodings(model)
+    assert [(each.layer, each.step) for each in found] == [(1, step) for step in range(4)]
     first = {"layer": 1, "step": 0, "mean": 1.0, "std": 0.0, "min": 1.0, "max": 1.0}
-    assert told[0].given() == first
+    assert found[0].given() == first
     deviation = math.sqrt((32**2 - 1) / 12)
-    assert told[2].given() == {"layer": 1, "step": 2, "mean": 15.5, "min": 0.0, "max": 31.0} | {
+    assert found[2].given() == {"layer": 1, "step": 2, "mean": 15.5, "min": 0.0, "max": 31.0} | {
         "std": pytest.approx(deviation)
     }
     assert step_encodings(IttForCausalLM.from_pretrained(runs["loop"] / "model")) == []
@@ -296,33 +297,34 @@ def test_a_transformers_model_without_steps_gives_its_texts_alone(tokenizer, sha
     assert think_about(model, own, "x", [1, 40]).tokens[0] == "<s>"
 
 
-def test_a_mistake_is_told_in_one_sentence(runs, shards, tmp_path):
+def test_a_mistake_is_reported_in_one_sentence(runs, shards, tmp_path):
     run, output = runs["itt"], ("--output", tmp_path / "out.json")
-    tells(
+    assert_refused(
         invoke(run / "model", *output), "is not a run folder (it has no recipe.yaml): give --data"
     )
-    tells(invoke(run, "--select-ratios", "1,2"), "select_ratios=[1.0, 2.0]: select_ratios has 2")
-    tells(invoke(run, "--router-selection", "best"), "router_selection=best: router_selection must")
-    tells(invoke(runs["dense"], "--select-ratios", "1"), "needs an ITT model, not a LLaMA")
-    tells(invoke(run, "--data", tmp_path), "has no manifest.json")
-    tells(invoke(run, "--text", tmp_path / "no.txt"), "cannot use ")
+    assert_refused(
+        invoke(run, "--select-ratios", "1,2"), "select_ratios=[1.0, 2.0]: select_ratios has 2"
+    )
+    assert_refused(
+        invoke(run, "--router-selection", "best"), "router_selection=best: router_selection must"
+    )
+    assert_refused(invoke(runs["dense"], "--select-ratios", "1"), "needs an ITT model, not a LLaMA")
+    assert_refused(invoke(run, "--data", tmp_path), "has no manifest.json")
+    assert_refused(invoke(run, "--text", tmp_path / "no.txt"), "cannot use ")
     (tmp_path / "empty.txt").write_text(" \n")
-    tells(invoke(run, "--text", tmp_path / "empty.txt"), "empty.txt holds no text")
+    assert_refused(invoke(run, "--text", tmp_path / "empty.txt"), "empty.txt holds no text")
     (tmp_path / "latin.txt").write_bytes(b"na\xefve")
-    tells(invoke(run, "--text", tmp_path / "latin.txt"), "latin.txt is not UTF-8 text")
+    assert_refused(invoke(run, "--text", tmp_path / "latin.txt"), "latin.txt is not UTF-8 text")
     moved = tmp_path / "run"
     moved.mkdir()
     recipe = "{run_name: run, model: {}, thinking: {}, train: {}, data: {local: runs/shards}}"
     (moved / "recipe.yaml").write_text(recipe)
-    tells(invoke(moved), "names the shards in runs/shards, which does not exist: start from the ")
+    assert_refused(
+        invoke(moved), "names the shards in runs/shards, which does not exist: start from the "
+    )
     (moved / "recipe.yaml").write_text(recipe.replace("local: runs/shards", ""))
-    tells(invoke(moved), "recipe.yaml names no data.local; is it damaged?")
+    assert_refused(invoke(moved), "recipe.yaml names no data.local; is it damaged?")
     (moved / "recipe.yaml").write_text("data: {}")
-    tells(invoke(moved), "recipe.yaml does not hold the recipe of a run; name another folder")
-
-
-def tells(result, sentence):
-    assert (result.exit_code, result.stdout) == (1, ""), result.output
-    assert result.stderr.startswith("error: ")
-    assert sentence in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert_refused(
+        invoke(moved), "recipe.yaml does not hold the recipe of a run; name another folder"
+    )

@@ -12,7 +12,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from itt_composer.basics.errors import UserError
-from itt_composer.basics.processes import failures_told_once, heed_parent_only
+from itt_composer.basics.processes import failures_reported_once, heed_parent_only
 
 REPOSITORY = Path(__file__).parents[2]
 # Starts the rank, reports when it is ready, and waits to be killed.
@@ -25,7 +25,7 @@ RANK = """
 import ctypes, os, signal
 from itt_composer.basics.processes import end_with_launcher
 
-def tell_signal_at_parents_end():
+def ask_for_signal_at_parents_end():
     number = ctypes.c_int()
     ctypes.CDLL(None).prctl(2, ctypes.byref(number))  # PR_GET_PDEATHSIG
     print(number.value, flush=True)
@@ -34,7 +34,7 @@ for rank in (None, "0"):
     if rank is not None:
         os.environ["RANK"] = rank
     end_with_launcher()
-    tell_signal_at_parents_end()
+    ask_for_signal_at_parents_end()
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 print("ready", flush=True)
 print("SIGTERM" if signal.sigtimedwait({signal.SIGTERM}, 60) else "nothing", flush=True)
@@ -86,14 +86,14 @@ def test_a_loader_process_ends_when_its_rank_says_so():
 @pytest.mark.parametrize(
     ("rank", "local_rank", "waits"), [("0", "0", False), ("8", "0", False), ("11", "3", True)]
 )
-def test_each_node_tells_a_mistake_and_a_rank_that_nobody_ends_does(
+def test_each_node_reports_a_mistake_and_a_rank_that_nobody_ends_does(
     rank, local_rank, waits, monkeypatch, capsys
 ):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("LOCAL_RANK", local_rank)
-    with pytest.raises(SystemExit) as caught, failures_told_once():
+    with pytest.raises(SystemExit) as caught, failures_reported_once():
         raise UserError("data.local=shards is not there")
     assert caught.value.code == 1
     assert capsys.readouterr().err == "error: data.local=shards is not there\n"
@@ -149,7 +149,10 @@ def test_failures_that_a_user_can_mend_are_sentences_and_others_stay_as_they_are
     monkeypatch.setenv("LOCAL_RANK", "1")
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    with pytest.raises(SystemExit if sentence else type(failure)) as caught, failures_told_once():
+    with (
+        pytest.raises(SystemExit if sentence else type(failure)) as caught,
+        failures_reported_once(),
+    ):
         raise failure
     if sentence:
         assert caught.value.code == 1

@@ -66,7 +66,7 @@ def test_the_folder_gets_thresholds_and_routes_by_them(folders, shards, tmp_path
     assert len(rows) == 3
 
 
-def test_ratios_that_were_shares_of_the_weight_are_told(folders, shards, tmp_path):
+def test_ratios_that_were_shares_of_the_weight_are_reported(folders, shards, tmp_path):
     model = IttForCausalLM.from_pretrained(folders["itt"])
     model.set_router_selection("top_p")
     model.save_pretrained(tmp_path / "model")

@@ -252,8 +252,8 @@ def test_more_bad_lines_than_the_share_admits_stop_the_run(convert, mixed, texts
     assert "lines so far are bad, more than --max-reject-share 0.01 admits" in error
     assert "the first: worse/b.jsonl, line 51: broken JSON" in error
     assert_one_line(convert(**options), "are bad, more than --max-reject-share 0.01 admits")
-    told = "worse/b.jsonl, line 51: broken JSON"
-    error = assert_one_line(convert(**options | {"on_bad_line": "stop"}), told)
+    sentence = "worse/b.jsonl, line 51: broken JSON"
+    error = assert_one_line(convert(**options | {"on_bad_line": "stop"}), sentence)
     assert "an earlier run left it out under --on-bad-line skip: give that again" in error
     assert not (tmp_path / "shards").exists()
     assert convert(**options, max_reject_share=0.02).exit_code == 0  # 6 of 306

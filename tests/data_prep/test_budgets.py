@@ -190,13 +190,13 @@ def test_train_rows_are_a_spread_of_the_domain(convert, three, shares, tmp_path)
 def test_no_more_is_converted_than_the_budget_needs(convert, three, shares, tmp_path):
     result = converted(convert, three, shares, tmp_path / "shards", train_tokens="64k")
     assert result.exit_code == 0, result.output
-    told = re.search(r"([\d,]+) documents, ", result.stderr)
+    estimated = re.search(r"([\d,]+) documents, ", result.stderr)
     documents = sum(
         counts["documents"] for counts in manifest_of(tmp_path / "shards")["totals"].values()
     )
     everything = sum(len(texts_of(folder)) for folder in three.iterdir())
     # A part that is cut to the budget's end is read again.
-    assert documents <= int(told[1].replace(",", "")) <= 2 * documents < everything
+    assert documents <= int(estimated[1].replace(",", "")) <= 2 * documents < everything
 
 
 def test_parts_that_were_converted_beyond_the_budget_are_removed(convert, three, shares, tmp_path):

@@ -244,23 +244,28 @@ def test_two_conversions_to_one_folder_at_once_are_refused(arguments, run, tmp_p
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own that holds 3 MB, and a function that makes it larger."""
+def disk_of(tmp_path):
+    """Mounts a file system of a size in tmpfs's words; a second call makes it larger."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    enlarge = ["mount", "-o", "remount,size=100m", str(disk)]
-    yield disk, lambda: subprocess.run(enlarge, check=True)
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+    def mount(size):
+        options = f"remount,size={size}" if disk.is_mount() else f"size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(disk)]
+        if subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("mounting a small file system needs root")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_full_disk_is_one_sentence_and_with_more_space_the_run_goes_on(
-    arguments, undisturbed, run, small_disk, workers
+    arguments, undisturbed, run, disk_of, workers
 ):
-    disk, enlarge = small_disk
+    disk = disk_of("3m")
     command = (*arguments["everything"], "--out", disk / "shards", "--workers", workers)
     result = run(*command)
     assert result.exit_code == 1
@@ -272,25 +277,18 @@ def test_full_disk_is_one_sentence_and_with_more_space_the_run_goes_on(
     assert not (disk / "shards").exists()
     records = set((disk / ".shards.partial").rglob("parts/*/*.json"))
     assert len(records) > 3
-    enlarge()
+    disk_of("100m")
     result = run(*command)
     assert result.exit_code == 0, result.output
     assert content(disk / "shards") == undisturbed["everything"]
 
 
-def test_full_disk_before_the_first_part_leaves_nothing(tmp_path, run, tokenizer, corpus):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        write_jsonl(tmp_path / "root" / "code" / "a.jsonl", texts_of(corpus / "code"))
-        options = ("--out", disk / "shards", "--tokenizer", tokenizer, "--seq-len", 64)
-        result = run("convert", tmp_path / "root", *options, "--workers", 1)
-        assert result.exit_code == 1
-        assert result.stderr.startswith("error: the disk is full")
-        assert result.stderr.count("\n") == 1
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+def test_full_disk_before_the_first_part_leaves_nothing(tmp_path, run, tokenizer, corpus, disk_of):
+    disk = disk_of("64k")
+    write_jsonl(tmp_path / "root" / "code" / "a.jsonl", texts_of(corpus / "code"))
+    options = ("--out", disk / "shards", "--tokenizer", tokenizer, "--seq-len", 64)
+    result = run("convert", tmp_path / "root", *options, "--workers", 1)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: the disk is full")
+    assert result.stderr.count("\n") == 1
+    assert list(disk.iterdir()) == []

@@ -107,10 +107,12 @@ def run_engine(settings: Settings) -> Callable[..., Any]:
             spread,
         )
         limit = RejectLimit(0.5)
-        return run_spark(plan, used, budgets or Budgets({}), limit, out, "local[2]", told.append)
+        return run_spark(
+            plan, used, budgets or Budgets({}), limit, out, "local[2]", progress.append
+        )
 
-    told: list[PartProgress] = []
-    run.told = told  # type: ignore[attr-defined]
+    progress: list[PartProgress] = []
+    run.progress = progress  # type: ignore[attr-defined]
     return run
 
 
@@ -155,7 +157,7 @@ def test_gives_the_rows_and_counts_of_the_local_engine(
     manifest = Manifest.read(local)
     rejects = {domain: sum(len(p.record.rejects) for p in done) for domain, done in parts.items()}
     assert rejects == manifest.rejects == {"code": 0, "prose": 2, "tiny": 0}
-    last = run_engine.told[-1]
+    last = run_engine.progress[-1]
     assert last.documents == sum(counts.documents for counts in manifest.totals.values())
     assert last.tokens == sum(c.tokens + c.dropped_tokens for c in manifest.totals.values())
     files = root_with_bad_lines.rglob("*.jsonl")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import assert_refused
 
 from data_prep.stats import count_shards
 from itt_composer.basics.errors import UserError
@@ -161,9 +162,4 @@ def test_bad_input_is_one_sentence(tmp_path, run, content):
     if content is not None:
         out.mkdir()
         (out / "manifest.json").write_text(content)
-    result = run("stats", out, "--json")
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert result.stderr.startswith("error: ")
-    assert str(out) in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert_refused(run("stats", out, "--json"), str(out))

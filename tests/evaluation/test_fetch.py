@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from eval.__main__ import app
 from eval.fetch import fetch as fetch_leaf
+from eval.leaf_tasks import leaf_tasks, task_manager
 from eval.suite import TaskSettings
-from eval.task_data import leaf_tasks, open_tasks, task_manager
+from eval.task_data import open_tasks
 
 REPOSITORY = Path(__file__).parents[2]
 SUBJECTS = ("anatomy", "virology")
@@ -130,7 +131,7 @@ def test_whole_files_are_kept_and_others_fetched_again(repository, add_task, tmp
     assert broken.read_bytes() == content
 
 
-def test_a_failure_is_told_and_the_rest_is_kept(repository, add_task, suite, tmp_path):
+def test_a_failure_is_reported_and_the_rest_is_kept(repository, add_task, suite, tmp_path):
     add_task("absent", tmp_path / "no/such/dataset")
     add_task("small", repository)
     out = tmp_path / "data"
@@ -168,7 +169,7 @@ def test_data_in_other_columns_is_not_stored(repository, add_task, tmp_path):
     assert files_in(tmp_path / "data") == []
 
 
-def test_mistakes_are_told_in_one_sentence(suite, tmp_path):
+def test_mistakes_are_reported_in_one_sentence(suite, tmp_path):
     for arguments, sentence in {
         (tmp_path / "data", "picqa"): "picqa: lm-eval has no such task; did you mean piqa",
         (tmp_path / "data", "--suite", "no.yaml"): "no.yaml: there is no such file",

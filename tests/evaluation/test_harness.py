@@ -36,16 +36,16 @@ class Silent:
     """Hears of progress and says nothing."""
 
     def __init__(self):
-        self.told = []
+        self.lines = []
 
     def start(self, measurement, number, total):
-        self.told.append(measurement.task)
+        self.lines.append(measurement.task)
 
     def go_on(self, done, total):
         pass
 
     def end(self, measurement, model, text, result):
-        self.told[-1] += f" {text}"
+        self.lines[-1] += f" {text}"
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def model(make_folder):
 def run(model, data_dir, tmp_path):
     def run(*overrides, path=model, limit="limit=3"):
         given = [f"model={path}", f"data_dir={data_dir}", f"output={tmp_path / 'out'}", limit]
-        told = Silent()
-        results = harness.run_task_suite(load_suite(SUITE, [*given, *overrides]), told)
-        return results, told.told
+        progress = Silent()
+        results = harness.run_task_suite(load_suite(SUITE, [*given, *overrides]), progress)
+        return results, progress.lines
 
     return run
 
@@ -162,15 +162,15 @@ def test_requests_that_are_cut_are_counted_in_table_results_and_on_the_console(
         "boolq": (12, 12),
         "nq_open": (6, 6),
     }
-    told = (
+    sentence = (
         "longer than the model's 1,024 tokens and lost their first ones, as in lm-eval: these had "
         "no 32 whole shots"
     )
-    assert result.stderr.count(told) == 4  # two tasks, two seeds
-    assert f"boolq: 6 of 6 requests are {told}" in result.stdout
+    assert result.stderr.count(sentence) == 4  # two tasks, two seeds
+    assert f"boolq: 6 of 6 requests are {sentence}" in result.stdout
     (row,) = [line for line in result.stdout.splitlines() if line.startswith(" boolq")]
     assert "12 of 12" in row
-    assert (tmp_path / "results.md").read_text().count(told) == 2
+    assert (tmp_path / "results.md").read_text().count(sentence) == 2
     warning = "lm-eval warns: [Task: boolq] metric acc is defined, but aggregation is not"
     assert result.stderr.count(warning) == 1
     assert tasks["boolq"]["warnings"][0] in warning + ". using default aggregation=mean"
@@ -193,8 +193,10 @@ def test_whole_shots_that_fit_give_what_so_many_shots_give_and_one_more_is_cut(r
     shots = {name: fitting[name].shots for name in fitting}
     for name, whole in {"boolq": 32, "arc_challenge": 25}.items():
         assert 0 < shots[name] < whole
-        told = f"{shots[name]} of {whole} shots, the most that 1,024 tokens hold whole before every"
-        assert fitting[name].notes == [f"{told} question"]
+        given = (
+            f"{shots[name]} of {whole} shots, the most that 1,024 tokens hold whole before every"
+        )
+        assert fitting[name].notes == [f"{given} question"]
     as_many = [f"tasks.{name}.shots={number}" for name, number in shots.items()]
     given = run(few, *as_many, "log_samples=true")[0].tasks
     assert {task: prompts_of(tmp_path / "out", task) for task in fitting} == hashes
@@ -293,10 +295,10 @@ def test_what_is_finished_is_not_measured_again_unless_something_changed(
     run, data_dir, tmp_path, monkeypatch
 ):
     few = "only=[piqa,arc_challenge]"
-    first, told = run(few)
-    assert all("found finished" not in line for line in told)
-    again, told = run(few)
-    assert [line.split()[-2:] for line in told] == [["found", "finished"]] * 2
+    first, lines = run(few)
+    assert all("found finished" not in line for line in lines)
+    again, lines = run(few)
+    assert [line.split()[-2:] for line in lines] == [["found", "finished"]] * 2
     assert again == first
     for change, redone in {
         "model.select_ratios=[0.9,0.1]": ["piqa", "arc_challenge"],
@@ -305,14 +307,14 @@ def test_what_is_finished_is_not_measured_again_unless_something_changed(
         "tasks.piqa.limit=2": ["piqa"],
         "batch_size=1": [],
     }.items():
-        _, told = run(few, change)
-        assert [line.split()[0] for line in told if "found" not in line] == redone, change
+        _, lines = run(few, change)
+        assert [line.split()[0] for line in lines if "found" not in line] == redone, change
     file = data_dir / "piqa/validation.jsonl"
     text = file.read_text()
     try:
         file.write_text(text.replace('"label": 0', '"label": 1', 1))
-        _, told = run(few)
-        assert [line.split()[0] for line in told if "found" not in line] == ["piqa"]
+        _, lines = run(few)
+        assert [line.split()[0] for line in lines if "found" not in line] == ["piqa"]
     finally:
         file.write_text(text)
     assert run(few)[0] == first
@@ -331,10 +333,10 @@ def test_several_runs_have_a_mean_and_an_error_over_them(run, make_folder):
         (folder / "shards.json").write_text('{"train/c4": "rows"}')
         (folder / "recipe.yaml").write_text(f"seed: {number}\n" + RECIPE)
     path = f"[{folders[0]},{folders[1]}]"
-    results, told = run("only=[piqa,arc_challenge]", "fewshot_seeds=[1,2,3]", path=path)
+    results, lines = run("only=[piqa,arc_challenge]", "fewshot_seeds=[1,2,3]", path=path)
     assert [model.trained_batches for model in results.models] == [900, 900]
     piqa, arc = results.tasks["piqa"], results.tasks["arc_challenge"]
-    assert len(told) == 2 * (1 + 3)
+    assert len(lines) == 2 * (1 + 3)
     assert [run.fewshot_seed for run in piqa.runs] == [None, None]
     assert [run.fewshot_seed for run in arc.runs] == [1, 2, 3] * 2
     assert len({model.sha256 for model in results.models}) == 2
@@ -461,7 +463,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("override", MISTAKES, ids=" ".join)
-def test_a_mistake_is_told_in_one_sentence(model, data_dir, tmp_path, override):
+def test_a_mistake_is_reported_in_one_sentence(model, data_dir, tmp_path, override):
     result = invoke(*arguments(model, data_dir, tmp_path / "out", "only=[piqa]"), *override)
     assert result.exit_code == 1
     assert MISTAKES[override] in result.stderr
@@ -469,7 +471,7 @@ def test_a_mistake_is_told_in_one_sentence(model, data_dir, tmp_path, override):
     assert not (tmp_path / "out").exists()
 
 
-def test_all_missing_files_are_told_at_once_before_torch_is_imported(
+def test_all_missing_files_are_reported_at_once_before_torch_is_imported(
     model, data_dir, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "eval.harness", None)  # which imports torch

@@ -82,14 +82,14 @@ def greedily(model, tokenizer, text):
 def test_generation_is_that_of_each_prompt_alone_whatever_the_rule(model, tokenizer, rule):
     model.set_router_selection(rule)
     expected = [greedily(model, tokenizer, text) for text in TEXTS]
-    told = []
-    lm = EvaluatedLM(model, tokenizer, lambda done, total: told.append((done, total)))
+    reported = []
+    lm = EvaluatedLM(model, tokenizer, lambda done, total: reported.append((done, total)))
     assert lm.generate_until(prompts()) == expected
-    assert told[-1][0] == told[-1][1]
+    assert reported[-1][0] == reported[-1][1]
     # Under top-k, padding would be a token like any other.
     lengths = {len(tokenizer(text).input_ids) for text in TEXTS}
     assert len(lengths) > 1
-    assert len(told) == (len(lengths) if rule == "top_k" else 1)
+    assert len(reported) == (len(lengths) if rule == "top_k" else 1)
 
 
 def test_a_batch_that_does_not_fit_the_memory_is_halved_and_a_single_prompt_is_not(

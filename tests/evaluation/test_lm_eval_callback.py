@@ -123,7 +123,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("settings", MISTAKES)
-def test_a_mistake_is_told_before_the_first_batch(small_recipe, settings):
+def test_a_mistake_is_reported_before_the_first_batch(small_recipe, settings):
     with pytest.raises(UserError) as caught:
         start(small_recipe(f"callbacks.lm_eval={settings}"))
     assert MISTAKES[settings] in str(caught.value)
@@ -131,7 +131,7 @@ def test_a_mistake_is_told_before_the_first_batch(small_recipe, settings):
 
 
 @pytest.mark.parametrize("settings", list(MISTAKES)[:3])
-def test_a_mistake_in_the_tasks_is_told_with_the_others_before_torch(small_recipe, settings):
+def test_a_mistake_in_the_tasks_is_reported_with_the_others_before_torch(small_recipe, settings):
     recipe = small_recipe(f"callbacks.lm_eval={settings}", "init_from=nowhere")
     with pytest.raises(UserError) as caught:
         check_before_start(recipe, TrainingRun(recipe))

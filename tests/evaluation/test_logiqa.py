@@ -9,8 +9,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.logiqa import utils_logiqa
 from small_task_data import make_task_data, own_datasets_cache
 
+from eval.leaf_tasks import OWN_TASKS, leaf_tasks, task_manager
 from eval.suite import TaskSettings
-from eval.task_data import OWN_TASKS, leaf_tasks, open_tasks, task_manager
+from eval.task_data import open_tasks
 from eval.tasks.logiqa import FILES, load, parse
 
 RECORD = """{label}
@@ -71,7 +72,7 @@ def test_documents_are_made_as_by_the_script_of_the_hub():
     ]
 
 
-def test_a_record_without_options_is_told():
+def test_a_record_without_options_is_reported():
     with pytest.raises(ValueError, match="LogiQA's record 2 has 2 lines, so no options"):
         parse(f"{RECORD.format(label='a')}\na\nb\n")
 

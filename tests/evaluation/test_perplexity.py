@@ -383,7 +383,7 @@ def test_damaged_shards_are_found_before_measuring(itt, own_shards, damage, what
         measure_settings(suite, lambda done, total: pytest.fail("it has measured"))
 
 
-def test_hashes_are_compared_unless_told_not_to(measure, itt, own_shards):
+def test_hashes_are_compared_unless_the_suite_says_otherwise(measure, itt, own_shards):
     flip_a_bit(shard_of(own_shards, "prose"))
     options = {"data": str(own_shards), "validate_hash": False}
     suite = PerplexitySuite(model={"path": str(itt)}, **options)
@@ -434,7 +434,7 @@ def test_two_ranks_measure_the_same_to_the_last_bit(fork_server, calibrated, sha
     assert figures_of(tmp_path / "1.json") == figures_of(tmp_path / "2.json")
 
 
-def test_ranks_tell_a_mistake_once(fork_server, itt, own_shards):
+def test_ranks_report_a_mistake_once(fork_server, itt, own_shards):
     shard_of(own_shards, "prose").unlink()
     suite = Path(__file__).parents[2] / "eval/suites/perplexity.yaml"
     result = fork_server.run("eval", suite, f"model={itt}", f"data={own_shards}", ranks=2)

@@ -22,7 +22,8 @@ def model(tmp_path):
     """A folder that passes for a transformers folder until its model is loaded."""
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    config = {"model_type": "itt", "num_hidden_layers": 4, "thinking_steps": 4}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -57,7 +58,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("override", MISTAKES)
-def test_a_mistake_is_told_in_one_sentence(load, override):
+def test_a_mistake_is_reported_in_one_sentence(load, override):
     with pytest.raises(UserError) as caught:
         load(override)
     assert len(str(caught.value).splitlines()) == 1
@@ -123,7 +124,17 @@ def test_the_command_writes_and_prints_what_it_measured(small_recipe, shards, tm
         assert f"{setting['domains']['code']['perplexity']:.2f}" in by_domain
 
 
-def test_the_command_tells_a_mistake_and_fails(shards):
+@pytest.mark.parametrize("key", ["select_ratios=[null,[0.5]]", "model.select_ratios=[0.5]"])
+def test_ratios_of_another_count_are_refused_before_the_model_is_loaded(model, load, key):
+    with pytest.raises(UserError) as caught:
+        load(key)
+    assert str(caught.value).startswith(
+        f"model={model} cannot think as the suite asks: {key.partition('=')[0]}=[0.5]: "
+        "select_ratios has 1 value, but thinking_steps=4 needs 3"
+    )
+
+
+def test_the_command_reports_a_mistake_and_fails(shards):
     result = invoke(SUITES / "perplexity.yaml", "model=no/where/here", f"data={shards}")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: model=no/where/here is not there; name a run folder")

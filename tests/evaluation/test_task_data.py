@@ -1,4 +1,4 @@
-"""Data of tasks from a folder: the harness's own tasks, real files, and every mistake told."""
+"""Data of tasks from a folder: the harness's own tasks, real files, and every mistake reported."""
 
 import json
 import shutil
@@ -11,9 +11,10 @@ import pytest
 from small_task_data import make_task_data, mmlu_subjects, shared_task_data
 
 from eval.fetch import tasks_of
+from eval.leaf_tasks import leaf_tasks, task_manager
 from eval.suite import ELEVEN_TASKS, TaskSettings
 from eval.task_columns import BY_TASK, Mmlu, columns_of
-from eval.task_data import DATA_KEYS, leaf_tasks, open_tasks, task_manager
+from eval.task_data import DATA_KEYS, open_tasks
 from itt_composer.basics.errors import UserError
 from itt_composer.data.columns import check_file
 
@@ -150,7 +151,7 @@ def test_texts_that_look_like_dates_stay_texts(data_dir):
     assert document["answer"] == ["1945-05-08"]
 
 
-def told(settings, data_dir):
+def refusal(settings, data_dir):
     """The one sentence that a mistake gets."""
     with pytest.raises(UserError) as caught, open_tasks(settings, data_dir and str(data_dir)):
         pass
@@ -158,33 +159,33 @@ def told(settings, data_dir):
     return sentence
 
 
-def test_an_unknown_task_is_told_with_the_nearest_names():
-    sentence = told({"picqa": TaskSettings(), "piqa": TaskSettings()}, None)
+def test_an_unknown_task_is_reported_with_the_nearest_names():
+    sentence = refusal({"picqa": TaskSettings(), "piqa": TaskSettings()}, None)
     assert sentence.startswith("picqa: lm-eval has no such task; did you mean piqa or ")
 
 
-def test_a_folder_that_is_not_there_is_told_with_how_to_fill_it(tmp_path):
-    sentence = told({"piqa": TaskSettings()}, tmp_path / "nowhere")
+def test_a_folder_that_is_not_there_is_reported_with_how_to_fill_it(tmp_path):
+    sentence = refusal({"piqa": TaskSettings()}, tmp_path / "nowhere")
     assert f"itt eval fetch {tmp_path / 'nowhere'}" in sentence
 
 
-def test_a_missing_file_is_told_with_what_it_is_for(data_dir):
+def test_a_missing_file_is_reported_with_what_it_is_for(data_dir):
     settings = {"piqa": TaskSettings(shots=3)}
-    assert told(settings, data_dir) == (
+    assert refusal(settings, data_dir) == (
         f"data_dir={data_dir} has no piqa/train.parquet (or .jsonl) with the examples before "
         f"questions of piqa; run `itt eval fetch {data_dir} piqa` where there is a network, "
         "or ask without by tasks.piqa.shots=0"
     )
-    sentence = told({"mmlu": TaskSettings(shots=0)}, data_dir)
+    sentence = refusal({"mmlu": TaskSettings(shots=0)}, data_dir)
     assert "mmlu_high_school_biology/test.parquet" not in sentence
     assert ", mmlu_" in sentence
     assert "and 53 more with the questions of mmlu; run `itt eval fetch" in sentence
 
 
 @pytest.mark.parametrize(("task", "shots", "rows"), [("boolq", 40, 41), ("arc_challenge", 41, 41)])
-def test_too_few_examples_are_told(data_dir, task, shots, rows):
+def test_too_few_examples_are_reported(data_dir, task, shots, rows):
     """Without a split of examples the harness draws one more, to leave out the question."""
-    sentence = told({task: TaskSettings(shots=shots)}, data_dir)
+    sentence = refusal({task: TaskSettings(shots=shots)}, data_dir)
     assert f"has 40 rows, but {shots} shots of {task} need {rows}; give it more" in sentence
     with open_tasks({task: TaskSettings(shots=shots - 1)}, str(data_dir)) as tasks:
         assert requests(tasks.manager.load(task)["tasks"][task], shots - 1)
@@ -194,8 +195,8 @@ def test_tasks_that_load_their_data_themselves_are_refused(data_dir):
     python_task = next(
         name for name, entry in task_manager().task_index.items() if entry.kind.name == "PY_TASK"
     )
-    assert "is a Python class" in told({python_task: TaskSettings()}, data_dir)
-    assert "gets its data from the group" in told({"flan_held_in": TaskSettings()}, data_dir)
+    assert "is a Python class" in refusal({python_task: TaskSettings()}, data_dir)
+    assert "gets its data from the group" in refusal({"flan_held_in": TaskSettings()}, data_dir)
 
 
 MALFORMED = {
@@ -214,12 +215,12 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("path", MALFORMED)
-def test_a_malformed_row_is_told_with_the_columns_expected(data_dir, path):
+def test_a_malformed_row_is_reported_with_the_columns_expected(data_dir, path):
     change, reason = MALFORMED[path]
     file = data_dir / f"{path}.jsonl"
     first = rows_of(file)[0]
     file.write_text(f"{json.dumps(first)}\n{json.dumps({**first, **change})}\n")
-    sentence = told({file.parent.name: TaskSettings(shots=0)}, data_dir)
+    sentence = refusal({file.parent.name: TaskSettings(shots=0)}, data_dir)
     assert sentence.startswith(f"{file}: {reason}")
     assert "; expected are the columns " in sentence
 
@@ -234,24 +235,28 @@ def test_a_malformed_row_is_told_with_the_columns_expected(data_dir, path):
         (b"\xff\xfe", "is not a text file in UTF-8"),
     ],
 )
-def test_a_broken_file_is_told(data_dir, content, reason):
+def test_a_broken_file_is_reported(data_dir, content, reason):
     file = data_dir / "piqa/validation.jsonl"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    sentence = told({"piqa": TaskSettings(shots=0)}, data_dir)
+    sentence = refusal({"piqa": TaskSettings(shots=0)}, data_dir)
     assert sentence.startswith(str(file))
     assert reason in sentence
 
 
-def test_broken_parquet_is_told(data_dir):
+def test_broken_parquet_is_reported(data_dir):
     file = data_dir / "sciq/test.parquet"
     good = pa.Table.from_pylist(rows_of(file.with_suffix(".jsonl")))
     settings = {"sciq": TaskSettings(shots=0)}
     pq.write_table(good.drop_columns("support"), file)
-    assert told(settings, data_dir).startswith(f"{file}: column support is missing; expected are")
+    assert refusal(settings, data_dir).startswith(
+        f"{file}: column support is missing; expected are"
+    )
     pq.write_table(good.set_column(0, "question", pa.array([None] * len(good), pa.string())), file)
-    assert told(settings, data_dir).startswith(f"{file}: row 1: column question: input should be a")
+    assert refusal(settings, data_dir).startswith(
+        f"{file}: row 1: column question: input should be a"
+    )
     file.write_bytes(file.read_bytes()[:-9])
-    assert told(settings, data_dir).startswith(f"{file}: is not a whole Parquet file: ")
+    assert refusal(settings, data_dir).startswith(f"{file}: is not a whole Parquet file: ")
 
 
 def test_files_of_other_tasks_must_be_readable(data_dir):
@@ -259,7 +264,7 @@ def test_files_of_other_tasks_must_be_readable(data_dir):
     file.parent.mkdir()
     file.write_text('{"any": 1}\n{"any": \n')
     settings = {"commonsense_qa": TaskSettings(shots=0)}
-    assert told(settings, data_dir).startswith(f"{file}: line 2: is not JSON: ")
+    assert refusal(settings, data_dir).startswith(f"{file}: line 2: is not JSON: ")
 
 
 def test_the_fingerprint_is_that_of_the_content(data_dir, tmp_path):

@@ -7,14 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 from eval.task_notes import Asked
 from itt_composer.basics.errors import UserError
-from itt_composer.models.likelihoods import (
-    Question,
-    QuestionBatch,
-    Scorer,
-    plan,
-    share_out,
-    tolerance,
-)
+from itt_composer.models.likelihood_batches import Question, QuestionBatch, plan, share_out
+from itt_composer.models.likelihoods import Scorer, tolerance
 
 VOCABULARY = 96
 MAX_LENGTH = 60
@@ -142,7 +136,7 @@ def test_passes_are_compared_in_the_precision_they_are_made_in():
     assert tolerance(model.to(torch.bfloat16)) == 0.25
 
 
-def test_greedy_continuations_are_told_from_others():
+def test_greedy_continuations_are_marked():
     model = build("dense").double()
 
     def go_on(*prompt):
@@ -240,7 +234,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_until_it_does():
     assert [value for value, _ in halved] == pytest.approx([value for value, _ in expected])
 
 
-def test_a_question_that_never_fits_is_told():
+def test_a_question_that_never_fits_is_reported():
     question = Question(tuple(tokens(20, 0)), {(5,): [0]})
     with pytest.raises(UserError, match="1 continuations of 21 tokens do not fit into the memory"):
         Scorer(SmallMemory(build("itt"), 10)).score(QuestionBatch((), [question], is_split=False))

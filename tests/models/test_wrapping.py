@@ -84,7 +84,7 @@ def test_each_choice_keeps_less_than_the_one_before():
     assert kept[1] < 1.15 * dense
 
 
-def test_watchers_are_told_of_each_step_once():
+def test_watchers_see_each_step_once():
     for which in ("none", "thinking_steps", "all"):
         model, seen = build("itt"), []
         checkpoint_activations(model, which)

@@ -44,7 +44,7 @@ def test_figures_are_found_by_row_and_task():
         ("other", "has no row 'other'; it has LLaMA-162M, Loop×3-162M, "),
     ],
 )
-def test_an_unknown_row_is_told_with_those_there_are(name, message):
+def test_an_unknown_row_is_reported_with_those_there_are(name, message):
     with pytest.raises(UserError) as caught:
         paper.accuracy(name, "piqa")
     assert message in str(caught.value)

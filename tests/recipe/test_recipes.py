@@ -264,7 +264,7 @@ def test_the_terminals_table_has_a_line_per_recipe():
     assert [line[0] for line in lines] == [name for name in RECIPES if "162m" in name]
 
 
-def test_a_pattern_that_fits_nothing_is_told_in_a_sentence():
+def test_a_pattern_that_fits_nothing_is_reported_in_a_sentence():
     result = CliRunner().invoke(recipes.app, ["itt_x9", f"--folder={YAMLS / 'pretrain'}"])
     assert result.exit_code == 1
     assert "has no recipe whose name contains 'itt_x9'" in result.stderr

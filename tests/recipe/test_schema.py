@@ -42,8 +42,8 @@ def test_resolved_recipe_loads_as_the_same_recipe(file, tmp_path):
     again = load_recipe(resolved)
     assert recipe_as_yaml(again) == resolved.read_text()
     assert again.resolved_thinking() == recipe.resolved_thinking()
-    told_otherwise = {"parts", "thinking"}
-    assert again.model_dump(exclude=told_otherwise) == recipe.model_dump(exclude=told_otherwise)
+    given_otherwise = {"parts", "thinking"}
+    assert again.model_dump(exclude=given_otherwise) == recipe.model_dump(exclude=given_otherwise)
 
 
 def test_resolved_recipe_shows_what_was_implied():
@@ -180,7 +180,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("override", MISTAKES)
-def test_a_mistake_on_the_command_line_is_told_in_one_sentence(override):
+def test_a_mistake_on_the_command_line_is_reported_in_one_sentence(override):
     sentence = refusal(QUICKSTART, override)
     assert sentence.startswith("command line: ")
     assert MISTAKES[override] in sentence
@@ -235,7 +235,7 @@ def test_of_settings_in_several_files_the_one_that_is_merged_last_is_blamed(quic
     )
 
 
-def test_every_mistake_of_a_recipe_is_told_on_a_line_of_its_own():
+def test_every_mistake_of_a_recipe_is_reported_on_a_line_of_its_own():
     with pytest.raises(UserError) as caught:
         load_recipe(QUICKSTART, ["sed=1", "model.hidden_size=x"])
     lines = str(caught.value).splitlines()
@@ -244,7 +244,7 @@ def test_every_mistake_of_a_recipe_is_told_on_a_line_of_its_own():
     assert any("model.hidden_size" in line for line in lines)
 
 
-def test_contradictions_are_told_all_at_once_and_so_are_missing_parts(quickstart):
+def test_contradictions_are_reported_all_at_once_and_so_are_missing_parts(quickstart):
     contradictions = {
         "thinking.select_ratios=[0.5]": "select_ratios has 1 value, but",
         "train.precision=amp_bf16": "needs a GPU",
@@ -309,7 +309,7 @@ def test_a_value_that_is_no_text_at_all_is_refused(quickstart, value):
     ],
     ids=["syntax", "duplicate", "interpolation", "list", "number", "encoding"],
 )
-def test_a_file_that_is_no_recipe_is_told_with_its_name(tmp_path, content, words):
+def test_a_file_that_is_no_recipe_is_reported_with_its_name(tmp_path, content, words):
     file = tmp_path / "broken.yaml"
     file.write_bytes(content)
     sentence = refusal(file)

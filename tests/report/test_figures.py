@@ -127,7 +127,7 @@ def test_dense_runs_alone_have_no_section_of_routers(runs):
     assert [what for what, _ in report.page.missing] == ["Gradient nuclear norms of dense"]
 
 
-def test_what_is_missing_is_told_with_its_command(tmp_path):
+def test_what_is_missing_is_reported_with_its_command(tmp_path):
     folder = write_run(tmp_path / "itt", "thinking.thinking_steps=4", RATIOS)
     other = write_run(tmp_path / "a b's" / "itt")
     commands = [command for _, command in build([other, folder], [], "title").page.missing]
@@ -302,7 +302,7 @@ def test_a_run_that_has_just_begun_leaves_the_axis_as_it_is(runs, tmp_path):
     assert ends_of_axis([*runs, begun]) == ends_of_axis(runs)
 
 
-def test_rules_that_give_the_same_perplexity_are_told_as_one_point(tmp_path):
+def test_rules_that_give_the_same_perplexity_are_drawn_as_one_point(tmp_path):
     run = write_run(tmp_path / "itt", analysed=True)
     result = json.loads((run / "perplexity.json").read_text())
     settings = result["settings"]
@@ -328,7 +328,7 @@ def ends_of_axis(folders):
     return {one["name"]: one["value"] for one in params if one["name"] in ("least", "greatest")}
 
 
-def test_what_lies_under_other_lines_is_told_in_the_caption(tmp_path):
+def test_what_lies_under_other_lines_is_named_in_the_caption(tmp_path):
     runs = [
         write_run(tmp_path / "a", "run_name=same"),
         write_run(tmp_path / "b", "run_name=same", "optimizer.decoupled_adamw.lr=0.002"),
@@ -336,8 +336,8 @@ def test_what_lies_under_other_lines_is_told_in_the_caption(tmp_path):
     ]
     captions = {figure.name: figure.caption for figure in build(runs, [], "t").page.figures}
     upper, lower = f"same ({runs[1]})", f"same ({runs[0]})"
-    told = f"Where you see the line of {upper}, that of {lower} lies below it."
-    assert captions["curves"].endswith(told)
+    sentence = f"Where you see the line of {upper}, that of {lower} lies below it."
+    assert captions["curves"].endswith(sentence)
     assert captions["training_thinking"].endswith(
         "the last of them is seen: here of the share of tokens that take the step."
     )
@@ -345,7 +345,7 @@ def test_what_lies_under_other_lines_is_told_in_the_caption(tmp_path):
     assert "lies below it" not in captions["curves"]
 
 
-def test_an_analysis_of_an_itt_that_took_no_step_is_told(tmp_path):
+def test_an_analysis_of_an_itt_that_took_no_step_is_reported(tmp_path):
     folder = write_run(tmp_path / "itt", analysed=True)
     file = folder / "analysis" / "thinking.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": []}))
@@ -353,7 +353,7 @@ def test_an_analysis_of_an_itt_that_took_no_step_is_told(tmp_path):
     assert f"{file} is of ratios at which no step is taken" in warning
 
 
-def test_results_from_before_the_end_of_training_are_told(tmp_path):
+def test_results_from_before_the_end_of_training_are_reported(tmp_path):
     folder = write_run(tmp_path / "itt", analysed=True)
     assert build([folder], [], "t").page.warnings == []
     file = folder / "analysis" / "thinking.json"
@@ -416,7 +416,7 @@ def test_a_file_of_perplexities_counts_once_and_has_a_name_of_its_own(tmp_path):
     assert warning == f"{tmp_path / 'c.json'} holds no measurement that is not drawn already"
 
 
-def test_perplexities_that_no_figure_has_are_told_with_their_values(tmp_path):
+def test_perplexities_that_no_figure_has_are_reported_with_their_values(tmp_path):
     run = write_run(tmp_path / "itt", analysed=True)
     content = json.loads((run / "perplexity.json").read_text())
     (run / "perplexity.json").unlink()
@@ -433,10 +433,13 @@ def test_perplexities_that_no_figure_has_are_told_with_their_values(tmp_path):
         files[-1].write_text(json.dumps(changed))
     page = build([run], files, "t").page
     assert "elastic" not in [figure.name for figure in page.figures]
-    told = [warning for warning in page.warnings if "are in no figure" in warning]
-    assert ["m0" in told[0], "20.25 at" in told[0], "m1" in told[1], "21.25 at" in told[1]] == (
-        [True] * 4
-    )
+    warnings = [warning for warning in page.warnings if "are in no figure" in warning]
+    assert [
+        "m0" in warnings[0],
+        "20.25 at" in warnings[0],
+        "m1" in warnings[1],
+        "21.25 at" in warnings[1],
+    ] == ([True] * 4)
 
 
 def test_a_finished_run_without_its_log_is_not_said_to_have_none_yet(tmp_path):
@@ -534,7 +537,7 @@ def test_data_efficiency_stands_beside_the_dense_run(runs):
     assert int(flops.split()[0]) > 74  # of dearer batches
 
 
-def test_efficiency_is_against_the_dense_run_that_is_told(tmp_path):
+def test_efficiency_is_against_the_dense_run_that_is_named(tmp_path):
     far, near, itt = (tmp_path / name / name[0] for name in ("l-far", "l-near", "itt"))
     write_run(far, *DENSE, "seed=5", "run_name=llama", loss=5.0)
     write_run(near, *DENSE, "run_name=llama", loss=4.1)
@@ -544,7 +547,7 @@ def test_efficiency_is_against_the_dense_run_that_is_told(tmp_path):
     assert table.notes == []
 
 
-def test_what_else_differs_from_the_dense_run_is_told(tmp_path):
+def test_what_else_differs_from_the_dense_run_is_reported(tmp_path):
     runs = [write_run(tmp_path / "dense", *DENSE), write_run(tmp_path / "itt", "seed=5")]
     (note,) = efficiency_of(runs).notes
     assert note.startswith("itt beside dense: seed is 5 in itt, ")
@@ -584,7 +587,7 @@ def test_a_line_joins_dense_models_of_one_size(tmp_path, setting, joins):
     assert ("strokeDash" in json.dumps(figures["equal_compute"].spec["layer"])) == joins
 
 
-def test_a_run_that_went_on_with_another_recipe_is_told(tmp_path):
+def test_a_run_that_went_on_with_another_recipe_is_reported(tmp_path):
     run = write_run(tmp_path / "itt")
     (run / "recipe_until_batch_20.yaml").write_text("")
     (warning,) = build([run], [], "t").page.warnings
@@ -641,7 +644,7 @@ def test_records_are_packed_by_column():
     }
 
 
-def test_the_command_writes_the_page_and_the_table_and_tells_mistakes(runs, tmp_path):
+def test_the_command_writes_the_page_and_the_table_and_reports_mistakes(runs, tmp_path):
     out, table = tmp_path / "deep" / "report.html", tmp_path / "table.md"
     words = [*map(str, runs), "--out", str(out), "--markdown", str(table)]
     result = CliRunner().invoke(app, words)

@@ -172,17 +172,17 @@ def test_validation_only_gives_the_axis_to_validation(open_page):
     assert page.evaluate(domain) == pytest.approx([math.exp(end) for end in both])
 
 
-def test_any_place_beside_a_curve_tells_the_nearest_point_of_it(open_page):
+def test_any_place_beside_a_curve_shows_the_nearest_point_of_it(open_page):
     page = open_page(**DESKTOP)
     chart = page.locator("#curves .chart svg.marks")
     for x in (251, 404, 557):
         chart.hover(position={"x": x, "y": 230}, force=True)
         tooltip = page.locator("#vg-tooltip-element.visible")
         tooltip.wait_for()
-        told = tooltip.inner_text()
-        assert "training loss, smoothed" in told
-        assert re.search(r"run\s+(dense|itt)-\d", told)
-        assert "undefined" not in told
+        text = tooltip.inner_text()
+        assert "training loss, smoothed" in text
+        assert re.search(r"run\s+(dense|itt)-\d", text)
+        assert "undefined" not in text
 
 
 def boxes(page, selector):
@@ -253,7 +253,7 @@ def test_of_more_models_than_colours_the_usual_ones_stand_out_at_first(open_page
         "#curves .mark-symbol.role-mark path",
         "path => path.filter(one => Number(one.getAttribute('opacity') ?? 1) > 0.5).length",
     )
-    assert seen == 2 * 4  # of two models; no point of a training curve is told yet
+    assert seen == 2 * 4  # of two models; no point of a training curve is shown yet
     legend = page.locator("#equal_compute .role-legend-label text", has_text="rate-2")
     legend.click(force=True)
     page.wait_for_function(
@@ -272,7 +272,7 @@ def test_of_more_models_than_colours_the_usual_ones_stand_out_at_first(open_page
     )
 
 
-def test_the_legend_highlights_and_the_chart_tells_its_points(open_page):
+def test_the_legend_highlights_and_the_chart_shows_its_points(open_page):
     page = open_page(**DESKTOP)
     legend = page.locator(
         "#equal_compute .role-legend-label text", has_text=re.compile("^dense-1$")
@@ -317,7 +317,7 @@ def test_a_chart_zooms_and_stays_zoomed_until_an_axis_changes(open_page):
     assert page.evaluate(domains) == whole
 
 
-def test_the_routing_map_shades_tells_and_moves(open_page):
+def test_the_routing_map_shades_explains_and_moves(open_page):
     page = open_page(**DESKTOP)
     tokens = page.locator("#routing_map .token")
     assert tokens.count() == 72

@@ -169,7 +169,7 @@ def test_the_summary_gives_means_spreads_and_what_is_in_progress(tmp_path):
     assert dense.cells[0].text == f"{np.exp(4.1):.2f}"  # of its last evaluation
 
 
-def test_seeds_that_diverged_are_told_beside_the_mean(tmp_path):
+def test_seeds_that_diverged_are_named_beside_the_mean(tmp_path):
     losses = {"a": 4.0, "b": 4.2, "c": float("nan")}
     folders = [
         write_run(tmp_path / name, *seed(number), loss=loss)
@@ -180,7 +180,7 @@ def test_seeds_that_diverged_are_told_beside_the_mean(tmp_path):
     assert line.cells[6].text == "5.12 k"
 
 
-def test_flops_of_a_log_that_ends_before_its_run_are_not_told(tmp_path):
+def test_flops_of_a_log_that_ends_before_its_run_are_not_shown(tmp_path):
     folder = write_run(tmp_path / "run")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text("".join(lines[:20]))
@@ -249,7 +249,7 @@ def test_a_batch_that_was_not_logged_counts_like_the_one_before(tmp_path):
     assert read_run(folder).flops[-1] == whole.flops[-1]  # ratios were at their end by then
 
 
-def test_folders_that_are_no_runs_are_told(tmp_path):
+def test_folders_that_are_no_runs_are_reported(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty is not a run folder .it has no recipe.yaml"):
         read_runs([tmp_path / "empty"])
@@ -263,7 +263,7 @@ def test_folders_that_are_no_runs_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "new", "told"),
+    ("file", "old", "new", "sentence"),
     [
         (
             "recipe.yaml",
@@ -284,16 +284,16 @@ def test_folders_that_are_no_runs_are_told(tmp_path):
         ("summary.json", 'threshold": 4.01', 'threshold": "4"', "summary.json cannot be read"),
     ],
 )
-def test_a_recipe_or_summary_that_was_changed_is_told(tmp_path, file, old, new, told):
+def test_a_recipe_or_summary_that_was_changed_is_reported(tmp_path, file, old, new, sentence):
     folder = write_run(tmp_path / "run")
     text = (folder / file).read_text()
     assert old in text
     (folder / file).write_text(text.replace(old, new))
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(sentence)):
         read_run(folder)
 
 
-def test_runs_of_one_name_are_told_apart_and_one_named_twice_counts_once(tmp_path):
+def test_runs_of_one_name_stay_apart_and_one_named_twice_counts_once(tmp_path):
     first = write_run(tmp_path / "one" / "run")
     second = write_run(tmp_path / "two" / "run", "seed=18")
     runs = read_runs([first, second, first / ".." / "run"])

@@ -194,7 +194,7 @@ def test_transformers_loads_what_was_exported(exported):
     assert generated.shape[1] >= text["input_ids"].shape[1] + 1
 
 
-def test_the_card_tells_tokens_perplexity_and_recipe_of_its_checkpoint(run, tmp_path):
+def test_the_card_holds_tokens_perplexity_and_recipe_of_its_checkpoint(run, tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for batches in (2, 4):
         out = tmp_path / str(batches)
@@ -463,14 +463,16 @@ def test_all_mistakes_come_at_once_and_before_torch_is_loaded(tmp_path, monkeypa
     config = {"model_type": "llama", **GEOMETRY, "rms_norm_eps": "1e-5", "num_hidden_layers": "4"}
     (llama / "config.json").write_text(json.dumps(config))
     nowhere = tmp_path / "nowhere"
-    told = mistakes([nowhere, out, "--tokenizer", nowhere])
-    for sentence, words in zip(told, (str(out), str(nowhere), "--tokenizer"), strict=True):
+    sentences = mistakes([nowhere, out, "--tokenizer", nowhere])
+    for sentence, words in zip(sentences, (str(out), str(nowhere), "--tokenizer"), strict=True):
         assert words in sentence
-    told = mistakes(["from-llama", llama, out, "--select-ratios", "half", "--thinking-layers", "x"])
+    sentences = mistakes(
+        ["from-llama", llama, out, "--select-ratios", "half", "--thinking-layers", "x"]
+    )
     names = (str(out), "rms_norm_eps must be", "--select-ratios", "--thinking-layers")
-    for sentence, words in zip(told, names, strict=True):
+    for sentence, words in zip(sentences, names, strict=True):
         assert words in sentence
-    assert "num_hidden_layers must be a positive integer" in told[1]
+    assert "num_hidden_layers must be a positive integer" in sentences[1]
 
 
 # Training that starts from a folder
@@ -554,7 +556,7 @@ def test_another_model_than_the_recipes_is_refused_by_key(exported, overrides, o
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])
-def test_a_configuration_that_is_none_is_told_with_its_file(overrides, tmp_path, content):
+def test_a_configuration_that_is_none_is_reported_with_its_file(overrides, tmp_path, content):
     file = tmp_path / "config.json"
     file.write_text(content)
     recipe = load_recipe(RECIPE, [*overrides, f"init_from={tmp_path}"])

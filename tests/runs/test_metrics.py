@@ -29,6 +29,6 @@ def test_later_lines_count_and_a_cut_line_is_skipped(tmp_path):
     assert read_metrics(tmp_path) == read_metrics(tmp_path / "metrics.jsonl") == expected
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(UserError, match=r"metrics.jsonl cannot be read"):
         read_metrics(tmp_path)

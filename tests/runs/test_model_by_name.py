@@ -69,7 +69,7 @@ def test_a_run_its_checkpoint_and_its_export_are_one_model(run, shards, tmp_path
         load(running)
 
 
-def test_the_hash_tells_weights_thinking_precision_and_tokenizer(run, tmp_path):
+def test_the_hash_depends_on_weights_thinking_precision_and_tokenizer(run, tmp_path):
     own = load(run)
     shutil.copytree(run / "model", tmp_path / "other")
     config = tmp_path / "other/tokenizer_config.json"

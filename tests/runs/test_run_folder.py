@@ -104,10 +104,10 @@ def test_other_shards_are_refused_once_there_is_a_checkpoint_or_named_where_they
     started.checkpoints.mkdir()
     (started.checkpoints / "ep0-ba5-rank0.pt").touch()
     assert run.check_same_shards(before) == {}
-    told = (
+    sentence = (
         r"other shards than these \(train/code 11111111 → 44444444, train/wiki unset → 55555555\)"
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=sentence):
         run.check_same_shards(after)
     assert run.check_same_shards(after, allow_changes=True) == {
         "train/code": ("1" * 8, "4" * 8),
@@ -192,7 +192,7 @@ def test_a_write_leaves_nothing_but_its_file(started):
     assert names == {"recipe.yaml", "summary.json"}
 
 
-def test_a_folder_that_cannot_be_made_or_written_to_is_told_before_the_start(
+def test_a_folder_that_cannot_be_made_or_written_to_is_reported_before_the_start(
     small_recipe, tmp_path, monkeypatch
 ):
     (tmp_path / "file").touch()

@@ -21,14 +21,14 @@ EVALUATION = re.compile(
 )
 
 
-def test_a_line_tells_where_training_is():
+def test_a_line_shows_where_training_is():
     line = format_progress(
         batch=1300, share_done=0.204, loss=5.2431, lr=1e-3, tokens_per_second=8120, seconds=175
     )
     assert line == "batch 1,300 · 20 % · loss 5.243 · lr 1.0e-03 · 8,120 tokens/s · 3 min left"
 
 
-def test_a_line_on_a_gpu_tells_its_use_and_memory():
+def test_a_line_on_a_gpu_shows_its_use_and_memory():
     line = format_progress(
         batch=5, share_done=0.5, loss=5.0, lr=1e-3, tokens_per_second=812_000, seconds=60,
         mfu=0.384, peak_bytes=61_250_000_000,
@@ -63,9 +63,9 @@ def test_training_prints_at_the_interval_at_the_end_and_after_each_evaluation(
     evaluations = [match.groups() for match in map(EVALUATION.fullmatch, lines) if match]
     by = " by thresholds"
     assert evaluations == [("5", None), ("5", by), ("10", None), ("10", by)]
-    told = [line for line in lines if "calibrat" in line]
-    assert re.fullmatch(r"calibrating the thresholds on \d+ validation rows", told[0])
-    assert re.fullmatch(r"calibrated in \d+ s", told[1])
+    said = [line for line in lines if "calibrat" in line]
+    assert re.fullmatch(r"calibrating the thresholds on \d+ validation rows", said[0])
+    assert re.fullmatch(r"calibrated in \d+ s", said[1])
     assert len(lines) == 9
 
 

@@ -21,7 +21,7 @@ def test_a_rank_that_is_behind_is_blamed():
     assert blame(saving, set()).startswith("rank 0 hangs: for 60 s saving a checkpoint at batch 7")
 
 
-def test_ranks_that_are_level_are_told_as_such():
+def test_ranks_that_are_level_are_reported_as_such():
     sentence = blame({rank: report() for rank in range(12)}, set())
     assert sentence.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 … hang: for 60 s training at batch 8")
     assert sentence.endswith("none behind the others")

@@ -85,9 +85,9 @@ def test_lines_and_bar_respect_each_other_in_a_terminal_of_80_columns(
             assert len(last.rstrip()) <= WIDTH
     assert bars >= {"training", "batch 5", "validating", "calibrating"}
     lines = [line for line in screen.lines if line.strip()]
-    told, other = lines[:-1], lines[-1]
+    printed, other = lines[:-1], lines[-1]
     assert other == "after it"
-    told = [line for line in told if "Warning" not in line and "warn(" not in line]
-    for line in told:
+    printed = [line for line in printed if "Warning" not in line and "warn(" not in line]
+    for line in printed:
         assert any(re.fullmatch(form, line) for form in LINES), lines
-    assert len(told) == 5 + 4 + 2
+    assert len(printed) == 5 + 4 + 2

@@ -111,7 +111,7 @@ def test_what_was_never_finished_is_removed_and_counts_for_nothing(run, sharded)
     assert not unfinished.exists()
 
 
-def test_sharded_checkpoints_are_whole_or_told(sharded):
+def test_sharded_checkpoints_are_whole_or_reported(sharded):
     assert damage(sharded) is None
     part = next(sharded.glob("*.distcp"))
     cut(part, 0.9)

@@ -198,7 +198,7 @@ def test_a_run_goes_on_on_another_number_of_ranks(
         assert [line.get(name) for line in again] == [line.get(name) for line in undisturbed]
 
 
-def test_a_full_disk_is_told_and_leaves_no_part_of_a_sharded_checkpoint(
+def test_a_full_disk_is_reported_and_leaves_no_part_of_a_sharded_checkpoint(
     finished, recipe, fork_server, tmp_path
 ):
     run = half_way(finished[2], tmp_path / "run", "fsdp")

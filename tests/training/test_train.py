@@ -170,7 +170,7 @@ def test_other_mistakes_end_without_a_traceback(call, arguments, sentence):
         (["data.num_canonical_nodes=2"], 4, 1, None),
     ],
 )
-def test_batches_that_do_not_split_over_ranks_and_nodes_are_told_before_the_start(
+def test_batches_that_do_not_split_over_ranks_and_nodes_are_reported_before_the_start(
     small_recipe, monkeypatch, overrides, ranks, ranks_per_node, sentence
 ):
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
@@ -194,22 +194,22 @@ def test_a_run_that_begins_does_not_append_to_the_log_of_another(small_recipe, t
     check_before_start(recipe, run)
 
 
-def test_shards_and_ranks_that_do_not_fit_are_told_together(small_recipe, monkeypatch):
+def test_shards_and_ranks_that_do_not_fit_are_reported_together(small_recipe, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     misfits = ("data.seq_len=16", "model.vocab_size=100", "data.domains={wiki: 1, books: 1}")
     recipe = small_recipe(*misfits, "init_from=nowhere", "data.num_canonical_nodes=3")
     with pytest.raises(UserError) as caught:
         check_before_start(recipe, TrainingRun(recipe))
-    told = str(caught.value).splitlines()
+    sentences = str(caught.value).splitlines()
     words = [
         *("init_from=nowhere is not a tr", "rows of 32 tokens", "tokenizer of 512 ids"),
         *("no training rows of the domains 'wiki', 'books'", "data.num_canonical_nodes=3 does not"),
         *("train.global_batch_size=4 does not split", "train.eval_batch_size=4 does not split"),
     ]
-    assert len(told) == len(words)
-    assert all(word in line for word, line in zip(words, told, strict=True))
-    assert sum(line.startswith(f"data.local={recipe.data.local}: ") for line in told) == 3
+    assert len(sentences) == len(words)
+    assert all(word in line for word, line in zip(words, sentences, strict=True))
+    assert sum(line.startswith(f"data.local={recipe.data.local}: ") for line in sentences) == 3
 
 
 GPU_ONLY = [("precision", "amp_bf16"), ("microbatch_size", "auto")]

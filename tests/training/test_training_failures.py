@@ -123,7 +123,7 @@ def test_a_run_goes_on_with_moved_shards_and_with_others_only_where_that_is_allo
     assert f"{run} goes on with other shards (by their SHA-256): train/code " in result.stdout
 
 
-def test_a_full_disk_is_told_and_leaves_the_checkpoints_that_were_there(
+def test_a_full_disk_is_reported_and_leaves_the_checkpoints_that_were_there(
     fork_server, command, tmp_path
 ):
     run = tmp_path / "run"
@@ -159,8 +159,8 @@ def test_a_loss_that_is_no_number_stops_all_ranks_with_its_rows_and_saves_nothin
     skipping = command(*small, "algorithms.loss_guard.on_nan=skip", "--allow-changes")
     result = fork_server.run(HERE / "poisoned_rows.py", *skipping, env=env)
     assert result.returncode == 0, result.stderr
-    told = f"batch 3: the loss is nan ({name}: row {row}): skipped, 1 in all"
-    assert told in result.stdout
+    sentence = f"batch 3: the loss is nan ({name}: row {row}): skipped, 1 in all"
+    assert sentence in result.stdout
     assert all(weight.isfinite().all() for weight in weights(run).values())
     assert [line["loss_guard/skipped"] for line in read_metrics(run)[2:3]] == [1]
 
@@ -180,14 +180,16 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(fork_server, command, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "words"),
     [
         (signal.SIGSTOP, r"gave no batch for 10 s \(data\.worker_timeout\)"),
-        # Where the rank is when torch tells it: at its loader, or anywhere else.
+        # Where the rank is when torch reports it: at its loader, or anywhere else.
         (signal.SIGKILL, r"lost a process|DataLoader worker .* killed by signal: Killed"),
     ],
 )
-def test_a_loader_process_that_hangs_or_dies_is_told(fork_server, command, tmp_path, number, told):
+def test_a_loader_process_that_hangs_or_dies_is_reported(
+    fork_server, command, tmp_path, number, words
+):
     arguments = command(*LONG, "data.num_workers=1", "data.worker_timeout=10")
     processes = fork_server.start("itt_composer.train", *arguments)
     processes.wait_until(is_training(tmp_path / "run"))
@@ -202,7 +204,7 @@ def test_a_loader_process_that_hangs_or_dies_is_told(fork_server, command, tmp_p
     assert "Traceback" not in stderr
     (sentence,) = (line for line in stderr.splitlines() if line.startswith("error: "))
     assert "rank 0" in sentence
-    assert re.search(told, sentence)
+    assert re.search(words, sentence)
 
 
 def test_a_second_start_is_refused_until_the_first_has_ended_however(

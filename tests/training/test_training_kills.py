@@ -121,13 +121,15 @@ def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(train, undistur
                     os.kill(processes.pids[rank], signal.SIGKILL)
                 killed += 1
             result = processes.wait()
-        told = f"SEED={SEED}: ranks {victims} of {ranks} killed at batch {batch} + {delay:.3f} s"
-        print(told, "·", result.returncodes)
+        sentence = (
+            f"SEED={SEED}: ranks {victims} of {ranks} killed at batch {batch} + {delay:.3f} s"
+        )
+        print(sentence, "·", result.returncodes)
         run, _ = finish(train, name, ranks)
         try:
             assert_same(run, undisturbed[ranks])
         except AssertionError:
-            pytest.fail(told)
+            pytest.fail(sentence)
         shutil.rmtree(run)
 
 
@@ -146,8 +148,8 @@ def test_a_signal_to_one_rank_saves_the_same_batch_on_all_and_the_run_goes_on(
     latest = (run / "checkpoints" / "latest-rank0.pt").resolve()
     batch, _ = batch_of(latest)
     assert 4 < batch < BATCHES
-    told = f"ended by {name}: batch {batch} is saved in {latest}; the same command goes on"
-    assert result.stdout.splitlines()[-1].startswith(told)
+    sentence = f"ended by {name}: batch {batch} is saved in {latest}; the same command goes on"
+    assert result.stdout.splitlines()[-1].startswith(sentence)
     run, printed = finish(train, f"ended_by_{name}", ranks=2)
     assert f"goes on after batch {batch} of {BATCHES}ba, from {latest}" in printed
     assert_same(run, undisturbed[2])
