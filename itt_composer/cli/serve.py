@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from itt_composer.basics.errors import UserError, errors_as_sentences
+from itt_composer.cli.options import ANY_MODEL
 from itt_composer.runs.model_place import ModelPlace, find_model
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -24,10 +25,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A run folder, a checkpoint, a transformers folder or a model on the hub.",
-        ),
+        ANY_MODEL,
     ],
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")

@@ -34,6 +34,7 @@ COMMANDS = {
     "eval": ["eval", "eval/suites/perplexity.yaml", "model={model}", "data={shards}"],
     "tasks": ["eval", "eval/suites/eleven_tasks.yaml", "model={model}"],
     "generate": ["generate", "{model}", "--prompt", "x"],
+    "serve": ["serve", "{model}"],
     "from-llama": ["from-llama", "{model}", "{out}"],
     "calibrate": ["calibrate", "{model}", "--data", "{shards}"],
     "tokens": ["analyse", "tokens", "{model}", "--data", "{shards}", "--output", "{out}.json"],
