@@ -53,7 +53,7 @@ format: setup ## format the code and fix what the linter can
 # Not after `setup`: the lock that is being replaced may be one that cannot be installed.
 lock: ## resolve pyproject.toml into requirements.lock (ARGS=--upgrade for newer versions)
 	@[ -x .venv/bin/uv ] || PYTHON="$(PYTHON)" scripts/setup.sh
-	.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --extra spark \
+	.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --extra spark --extra serve \
 		--generate-hashes --no-emit-index-url --no-annotate --quiet \
 		--custom-compile-command "make lock" -o requirements.lock $(ARGS)
 

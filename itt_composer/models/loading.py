@@ -1,6 +1,7 @@
 """Loads a model from a transformers folder or the hub, whole, and never runs code that lies in it.
 
-A LLaMA becomes our dense model, which computes the same bits.
+A LLaMA becomes our dense model, which computes the same bits. A folder is never completed from the
+hub.
 """
 
 import inspect
@@ -31,6 +32,7 @@ import itt_composer  # noqa: F401  (makes the Auto classes know ITT models)
 from itt_composer.basics.errors import UserError
 from itt_composer.models.configuration import IttConfig
 from itt_composer.models.modeling import IttForCausalLM
+from itt_composer.models.sources import check_source
 from itt_composer.recipe.llama_config import (
     COMMON_KEYS,
     HARMLESS_KEYS,
@@ -94,12 +96,16 @@ def load_config(source: str, revision: str | None = None) -> PretrainedConfig:
     """Load the configuration of a folder or of a model on the hub; every key must be understood.
 
     Raises:
-        UserError: there is none, it is of an unknown kind, or it has keys that nothing reads.
+        UserError: there is none, it is of an unknown kind, it has keys that nothing reads, or it
+            or a file beside it asks for something unknown; see `recipe.model_is_data`.
     """
     named = f"{source} cannot be loaded: it"
     try:
         with _without_retries():
-            raw, _ = PretrainedConfig.get_config_dict(source, revision=revision or "main")
+            check_source(source, revision)
+            raw, _ = PretrainedConfig.get_config_dict(source, **_places(source, revision))
+    except UserError:
+        raise
     except Exception as error:  # broken files and configurations raise all kinds
         raise NoConfigError(source, first_words(error)) from None
     try:
@@ -135,7 +141,7 @@ def load_weights(
                 dtype="auto",
                 trust_remote_code=False,
                 output_loading_info=True,
-                revision=revision or "main",
+                **_places(source, revision),
             )
         dropped = set(report["unexpected_keys"]) | _untied(source, config, model, revision)
     except Exception as error:  # as above
@@ -190,6 +196,11 @@ def refuse_broken(model: nn.Module, named: str) -> None:
 def first_words(error: Exception) -> str:
     """Return the beginning of a library's message, on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _places(source: str, revision: str | None) -> dict[str, Any]:
+    """Return where transformers may look: in a folder alone, or on the hub."""
+    return {"revision": revision or "main", "local_files_only": Path(source).is_dir()}
 
 
 def _config_from(kind: type[PretrainedConfig], raw: dict[str, Any], named: str) -> Any:

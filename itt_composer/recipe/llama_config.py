@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from itt_composer.basics.errors import FieldError, UserError
+from itt_composer.recipe.model_is_data import check_model_folder
 from itt_composer.recipe.thinking import THINKING_FIELDS
 
 
@@ -109,8 +110,10 @@ def read_config(folder: Path, named: str) -> dict[str, Any]:
         named: the folder as the user named it, for the message, such as "init_from=model".
 
     Raises:
-        UserError: there is none, or it is not a JSON object.
+        UserError: there is none, it is not a JSON object, or it or a file beside it asks for
+            something unknown; see `model_is_data`.
     """
+    check_model_folder(folder)
     file = folder / "config.json"
     try:
         config = json.loads(file.read_bytes())
