@@ -27,6 +27,7 @@ from data_prep.transformers_files import (
     with_document_ends,
 )
 from itt_composer.basics.errors import UserError
+from itt_composer.recipe.model_is_data import check_model_folder
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
@@ -187,8 +188,11 @@ def _fast_file_of(folder: Path) -> Path:
     """Write the `tokenizer.json` of a folder that has only the files of a slow tokenizer."""
     from transformers import AutoTokenizer  # takes seconds
 
+    check_model_folder(folder)
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
+        loaded = AutoTokenizer.from_pretrained(
+            folder, use_fast=True, local_files_only=True, trust_remote_code=False
+        )
         content = loaded.backend_tokenizer.to_str()
     except Exception as error:  # transformers raises whatever its loaders met
         raise UserError(

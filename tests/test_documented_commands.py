@@ -83,6 +83,7 @@ STAGES = list(SMALLER)
 READ_ALONE = {
     r"--engine spark": "takes Java: tests/data_prep/test_spark_engine.py",
     r"--shares shares\.yaml": "tests/data_prep/test_budgets.py",
+    r"itt_composer serve ": "runs until Ctrl-C: tests/serving/test_documented_requests.py",
     r"eval fetch": "takes the hub: tests/evaluation/test_fetch.py",
     r"^python -m (data_prep|eval|itt_composer)"
     r"( (?!recipes)[a-z-]+( tokens| gradients)?)?$": "names a program",
@@ -95,6 +96,7 @@ READ_ALONE = {
 }
 # Commands of other programs, and what tests them or why nothing can.
 ELSEWHERE = {
+    r"^curl ": "asks a server: tests/serving/test_documented_requests.py",
     r"^(pip|apt-get|aws) ": "changes the machine, or takes a network",
     r"^lm_eval |cli_evaluate": "lm-eval's own: tests/evaluation/test_harness.py",
     r"^bash \.ci/run$": "runs these tests",
@@ -253,6 +255,8 @@ def test_documented_commands_run_one_after_another_on_small_data(fork_server, wo
         result = fork_server.run(arguments[0], *arguments[1:], cwd=workspace)
         assert result.returncode == 0, f"{command.page}: {words}\n{result.stdout}{result.stderr}"
     for page, code in python_blocks():
+        if page == "docs/serving.md":  # asks a server: tests/serving/test_documented_requests.py
+            continue
         script = workspace / f"{Path(page).stem}.py"
         script.write_text(f"import torch\nids = torch.tensor([[1, 7, 9]])\n{small_code(code)}")
         result = fork_server.run(script, cwd=workspace)

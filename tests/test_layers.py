@@ -9,6 +9,7 @@ REPOSITORY = Path(__file__).parents[1]
 # From the top down. A file of `itt_composer` itself (`train.py`) is a command.
 ROOMS = (
     "cli",
+    "serving",
     "report",
     "analysis",
     "paper",

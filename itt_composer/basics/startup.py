@@ -23,7 +23,8 @@ TRANSLITERATED = {
 def prepare(is_command: bool | None = None) -> None:
     """Make a command end without a traceback by Ctrl-C, and print on any terminal.
 
-    Until a command begins, Ctrl-C ends the process as it ends any other program. What an output
+    Until a command begins, Ctrl-C ends the process as it ends any other program. A command cannot
+    import the package `kernels`, so that no model has code fetched. What an output
     cannot show (`PYTHONIOENCODING=ascii`) is transliterated or becomes "?".
 
     Args:
@@ -34,6 +35,8 @@ def prepare(is_command: bool | None = None) -> None:
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # transformers fetches compiled code with the package `kernels` for some kinds of models.
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
     codecs.register_error("transliterate", transliterate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -60,6 +60,7 @@ GROUPS = {
     },
     "Models": {
         "generate": Command("itt_composer.cli.generate:app", "continue a text"),
+        "serve": Command("itt_composer.cli.serve:app", "answer OpenAI's API with a model"),
         "export": Command("itt_composer.cli.export:app", "checkpoint → transformers folder"),
         "from-llama": Command(
             "itt_composer.cli.from_llama:app", "LLaMA → ITT, to be trained further"

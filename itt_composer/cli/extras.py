@@ -7,6 +7,7 @@ EXTRAS = {
     "train": ("composer", "wandb"),
     "eval": ("lm_eval", "datasets", "accelerate"),
     "report": ("altair", "vl_convert", "jinja2", "markupsafe"),
+    "serve": ("starlette", "uvicorn"),
     "spark": ("pyspark",),
 }
 

@@ -115,13 +115,13 @@ def write_continuation(
 
     from itt_composer.models.generation import generate, most_steps, prompt_ids
     from itt_composer.models.overflow import OverflowInLogitsError
-    from itt_composer.runs.loading import load_named_model, think_as
+    from itt_composer.runs.loading import decide_token_by_token, load_named_model, think_as
 
     logging.set_verbosity_error()
     loaded = load_named_model(place.named)
     model: Any = loaded.model
     think_as(model, {"select_ratios": options.select_ratios, "early_exit": options.early_exit})
-    _decide_token_by_token(model, place)
+    decide_token_by_token(model, place)
     tokenizer = loaded.tokenizer()
     ids = prompt_ids(model.config, tokenizer, prompt)
     most = most_steps(model.config)[1]
@@ -145,25 +145,6 @@ def write_continuation(
     if generation.is_cut:
         _say(f"stopped: the model has {model.config.max_position_embeddings} positions")
     _say(generation.summary())
-
-
-def _decide_token_by_token(model: Any, place: ModelPlace) -> None:
-    """Have routers decide token by token, as a cache needs it.
-
-    Raises:
-        UserError: the model has no thresholds for that.
-    """
-    if not any(0 < ratio < 1 for ratio in getattr(model.config, "select_ratios", [])):
-        return
-    try:
-        model.set_router_selection("threshold")
-    except ValueError:
-        how = "run itt calibrate on it"
-        if place.kind == "checkpoint":
-            how = "write it as a folder with `itt export`, and run itt calibrate on that"
-        raise UserError(
-            f"{place.named} has no thresholds yet, which pick tokens without looking ahead: {how}"
-        ) from None
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:

@@ -3,6 +3,7 @@
 Files of transformers import each other while they are half loaded, and the model is built on some.
 """
 
+import sys
 from typing import Any, ClassVar
 
 from transformers import AutoModel, AutoModelForCausalLM
@@ -31,11 +32,7 @@ class _LateClass:
         return cls._real()._from_config(*args, **kwargs)
 
 
-def register() -> None:
-    """Register the configuration's models; importing `modeling.py` puts the real classes there."""
-    for auto, name in ((AutoModel, "IttModel"), (AutoModelForCausalLM, "IttForCausalLM")):
-        if IttConfig not in auto._model_mapping.keys():  # noqa: SIM118
-            auto.register(IttConfig, type(name, (_LateClass,), {"name": name}))
-
-
-register()
+# `modeling.py` registers the real classes at its end.
+if "itt_composer.models.modeling" not in sys.modules:
+    for _auto, _name in ((AutoModel, "IttModel"), (AutoModelForCausalLM, "IttForCausalLM")):
+        _auto.register(IttConfig, type(_name, (_LateClass,), {"name": _name}), exist_ok=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, LlamaConfig
 
+from itt_composer.recipe.llama_config import rope_of_version_4
 from itt_composer.recipe.thinking import (
     THINKING_FIELDS,
     ThinkingSettings,
@@ -43,14 +44,14 @@ class IttConfig(LlamaConfig):
 
     def __init__(self, **fields: Any):
         given = {name: fields.pop(name) for name in THINKING_FIELDS if name in fields}
-        super().__init__(**_with_rope_of_version_4(fields))
+        super().__init__(**rope_of_version_4(fields))
         settings = ThinkingSettings(**given).resolve(self.num_hidden_layers)
         for name, value in vars(settings).items():
             setattr(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as they are written, under names that every release reads."""
-        return _with_rope_of_version_4(super().to_dict())
+        return rope_of_version_4(super().to_dict())
 
     def check_thinking(self) -> None:
         """Check the fields once more: attributes can be set after construction."""
@@ -70,23 +71,6 @@ class IttConfig(LlamaConfig):
         """Return whether no token's logits depend on later tokens, at the given ratios."""
         looks_ahead = self.adaptive_routing and self.router_selection != "threshold"
         return not (looks_ahead and any(0 < ratio < 1 for ratio in select_ratios))
-
-
-def _with_rope_of_version_4(config: dict[str, Any]) -> dict[str, Any]:
-    """Put the rotary embedding under `rope_theta` and `rope_scaling`.
-
-    transformers 5 reads these and writes `rope_parameters`, which 4.57 ignores without a word.
-    """
-    config = dict(config)
-    rope = config.pop("rope_parameters", None)
-    if rope is None:
-        return config
-    scaling = dict(rope)
-    if "rope_theta" in scaling:
-        config["rope_theta"] = scaling.pop("rope_theta")
-    is_plain = scaling.get("rope_type", scaling.get("type", "default")) == "default"
-    config["rope_scaling"] = None if is_plain else scaling
-    return config
 
 
 AutoConfig.register(IttConfig.model_type, IttConfig)

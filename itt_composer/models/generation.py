@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria
 
 from itt_composer.basics.errors import UserError
 from itt_composer.models.generation_options import GenerationOptions
@@ -28,6 +29,7 @@ class Generation:
         new_tokens: that were generated.
         seconds: that it took.
         is_cut: whether it ended because the model has no more positions.
+        has_ended: whether the last token ends a document.
     """
 
     config: Any
@@ -36,6 +38,7 @@ class Generation:
     new_tokens: int
     seconds: float
     is_cut: bool
+    has_ended: bool
 
     def summary(self) -> str:
         """Say it in one line."""
@@ -51,6 +54,16 @@ class Generation:
             realised = "/".join(f"{share:.0f}" for share in shares)
             parts.append(f"steps at {realised} % ({asked} asked)")
         return "; ".join(parts)
+
+
+class StopWhen(StoppingCriteria):
+    """Ends a generation when it is asked to; the token just made is its last."""
+
+    def __init__(self, is_over: Callable[[], bool]):
+        self._is_over = is_over
+
+    def __call__(self, ids_BS: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        return torch.full((ids_BS.shape[0],), self._is_over(), device=ids_BS.device)
 
 
 def most_steps(config: Any) -> tuple[int, int]:
@@ -69,7 +82,17 @@ def prompt_ids(config: Any, tokenizer: Any, prompt: str) -> list[int]:
     if not ids and config.bos_token_id is not None:
         ids = [config.bos_token_id]
     if not ids:
-        raise UserError("this model has no token that begins a document: give a --prompt")
+        raise UserError("this model has no token that begins a document: give a prompt")
+    check_ids(config, ids)
+    return ids
+
+
+def check_ids(config: Any, ids: list[int]) -> None:
+    """Refuse a prompt that the model cannot continue.
+
+    Raises:
+        UserError: more tokens than the model has positions for, or ids that it does not have.
+    """
     if len(ids) >= config.max_position_embeddings:
         raise UserError(
             f"the prompt has {len(ids)} tokens and leaves no room in the model's "
@@ -80,7 +103,6 @@ def prompt_ids(config: Any, tokenizer: Any, prompt: str) -> list[int]:
             f"the tokenizer gives id {max(ids)}, but the model has {config.vocab_size} ids: it is "
             "another model's tokenizer"
         )
-    return ids
 
 
 def generate(
@@ -89,7 +111,9 @@ def generate(
     ids: list[int],
     options: GenerationOptions,
     write: Callable[[str, int | None], None],
-    by_token: bool,
+    by_token: bool = False,
+    with_prompt: bool = True,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Generation:
     """Continue a text on the model's device, and hand it on piece by piece.
 
@@ -100,6 +124,8 @@ def generate(
         options: how.
         write: is given the prompt and what follows, each piece with the steps it took.
         by_token: hand on each token by itself.
+        with_prompt: hand on the prompt as well.
+        is_over: asked after each token; ends the text there.
 
     Raises:
         OverflowInLogitsError: logits are NaN or infinite.
@@ -112,8 +138,9 @@ def generate(
     output_BS = model.generate(
         torch.tensor([ids], device=model.device),
         attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=model.device),
-        streamer=TextStream(tokenizer, counter, write, by_token),
+        streamer=TextStream(tokenizer, counter, write, by_token, with_prompt),
         logits_processor=[RefuseOverflow()],
+        stopping_criteria=[StopWhen(is_over)],
         # Whatever the folder's generation config says: text streams from one beam.
         use_cache=True,
         num_beams=1,
@@ -125,5 +152,12 @@ def generate(
     )
     new_tokens = output_BS.shape[1] - len(ids)
     is_cut = new_tokens == room < options.max_new_tokens
+    has_ended = bool(new_tokens) and int(output_BS[0, -1]) in _ends(model)
     seconds = time.perf_counter() - started
-    return Generation(model.config, counter, len(ids), new_tokens, seconds, is_cut)
+    return Generation(model.config, counter, len(ids), new_tokens, seconds, is_cut, has_ended)
+
+
+def _ends(model: Any) -> list[int]:
+    """Return the ids that end a document."""
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [ends]

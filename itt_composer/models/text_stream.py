@@ -93,6 +93,7 @@ class TextStream:
         write: called with a piece of text and the steps of the token that completed it; None
             where they are not known: of the last token, and of all without `tells_steps`.
         tells_steps: show each token's steps, and wait for them.
+        with_prompt: show the prompt as well.
     """
 
     def __init__(
@@ -101,16 +102,20 @@ class TextStream:
         counter: StepCounter,
         write: Callable[[str, int | None], None],
         tells_steps: bool,
+        with_prompt: bool = True,
     ):
         self._decoder = IncrementalDecoder(tokenizer)
         self._counter = counter
         self._write = write
         self._tells_steps = tells_steps
+        self._hidden = 0 if with_prompt else None  # tokens still to be hidden; None: not known yet
         self._last: list[int] = []
 
     def put(self, value: "Tensor") -> None:
         """Take the prompt, then each new token before it goes through the model."""
         before, self._last = self._last, value.flatten().tolist()
+        if self._hidden is None:
+            self._hidden = len(self._last)
         steps = self._counter.end_pass(len(before)) if before else []
         if self._tells_steps:
             self._show(before, steps)
@@ -126,5 +131,7 @@ class TextStream:
     def _show(self, ids: list[int], steps: list[int] | list[None]) -> None:
         for token_id, taken in zip(ids, steps, strict=True):
             text = self._decoder.push(token_id)
-            if text:
+            if self._hidden:
+                self._hidden -= 1
+            elif text:
                 self._write(text, taken)

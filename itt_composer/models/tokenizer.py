@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from itt_composer.basics.errors import UserError
+from itt_composer.models.sources import check_source
 
 # Signs in the errors of transformers 4.57 for tokenizers that version 5 has saved.
 SAVED_BY_5 = ("TokenizersBackend", "'list' object has no attribute 'keys'")
@@ -22,13 +23,22 @@ def load_tokenizer(source: str | Path, advice: str = "") -> Any:
         advice: what the user can do if there is none.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or asks for something unknown; see `recipe.model_is_data`.
     """
     from transformers import AutoTokenizer
 
+    check_source(source)
+    is_here = Path(source).is_dir()
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, local_files_only=is_here
+        )
     except Exception as error:  # transformers raises whatever its loaders met
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"the tokenizer in {source} cannot be loaded: its auto_map names code, which is "
+                f"never run, and transformers has no class of its own for it{advice}"
+            ) from None
         if any(sign in str(error) for sign in SAVED_BY_5):
             return _saved_by_5(source)
         reason = " ".join(str(error).split())[:300]

@@ -325,7 +325,11 @@ def _notes_on(models: Sequence[Model]) -> list[str]:
         if missing:
             notes.append(f"{model.label}: no result for {', '.join(missing)}")
         notes += _left_out(model)
-        others = [TASK_HEADERS[task] for task in paper.tasks() if not model.is_as_reported(task)]
+        others = [
+            TASK_HEADERS[task]
+            for task in paper.tasks()
+            if model.cell(task).runs and not model.is_as_reported(task)
+        ]
         if others:
             notes.append(
                 f"{model.label}: {', '.join(others)} by other shots or another metric than the "

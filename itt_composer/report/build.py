@@ -144,6 +144,9 @@ def _without_curves(run: Run) -> str:
     file, why = run.path / "metrics.jsonl", "holds no metrics" + " yet" * (not run.is_finished)
     if not file.is_file():
         why = "does not exist, which loggers.json_lines writes"
+        written = (run.recipe["loggers"].get("json_lines") or {}).get("path")
+        if written and Path(written) != Path(run.recipe["run_folder"]) / file.name:
+            why = f"does not exist; loggers.json_lines.path={written} was written instead, copy it"
     return f"{file} {why}: {run.name} has no curves and no FLOPs"
 
 

@@ -266,6 +266,25 @@ def think_causally(model: PreTrainedModel) -> None:
         model.set_router_selection("threshold")
 
 
+def decide_token_by_token(model: Any, place: ModelPlace) -> None:
+    """Have routers decide token by token, as a cache needs it.
+
+    Raises:
+        UserError: the model has no thresholds for that.
+    """
+    if not any(0 < ratio < 1 for ratio in getattr(model.config, "select_ratios", [])):
+        return
+    try:
+        model.set_router_selection("threshold")
+    except ValueError:
+        how = "run itt calibrate on it"
+        if place.kind == "checkpoint":
+            how = "write it as a folder with `itt export`, and run itt calibrate on that"
+        raise UserError(
+            f"{place.named} has no thresholds yet, which pick tokens without looking ahead: {how}"
+        ) from None
+
+
 def _load_from_folder(
     place: ModelPlace, revision: str | None
 ) -> tuple[PreTrainedModel, int | None, str]:

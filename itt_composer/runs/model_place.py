@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from itt_composer.basics.errors import UserError
+from itt_composer.recipe.model_is_data import check_model_folder
 from itt_composer.runs.checkpoints.places import NoCheckpointError, find_checkpoint
 from itt_composer.runs.folder import RunFolder
 
@@ -70,7 +71,8 @@ def find_model(named: str, key: str = "") -> ModelPlace:
 
     Raises:
         UserError: it is neither here nor a name on the hub (`runs/x` is none where there is a
-            folder `runs`), or is something else.
+            folder `runs`), is something else, or is a transformers folder whose files ask for
+            something unknown.
     """
     place, label = Path(named), f"{key}={named}" if key else named
     if not place.exists() and not place.is_symlink():
@@ -79,11 +81,13 @@ def find_model(named: str, key: str = "") -> ModelPlace:
             return ModelPlace(named, "hub", named, None, label)
         raise UserError(f"{label} is not there; {NO_MODEL}")
     if (place / "config.json").is_file():
+        check_model_folder(place)
         above = RunFolder(place.resolve().parent)
         is_of_run = place.resolve().name == above.model.name and above.has_ended()
         return ModelPlace(named, "folder", named, above if is_of_run else None, label)
     run = RunFolder(place)
     if run.has_ended() and (run.model / "config.json").is_file():
+        check_model_folder(run.model)
         return ModelPlace(named, "run", str(run.model), run, label)
     if place.suffix != ".pt" and not place.is_dir() and not place.is_symlink():
         raise UserError(f"{label} is not a model; {NO_MODEL}")

@@ -377,6 +377,15 @@ def test_other_shots_or_metrics_have_no_figure_of_the_paper(sections):
     assert any("SciQ by other shots or another metric" in note for note in table_1.table.notes)
 
 
+def test_other_shots_are_noted_of_the_models_that_were_asked_so_alone(sections):
+    asked = task_results(description("itt_x4_162m"), TEN)
+    asked["tasks"]["sciq"]["metric"] = "acc_norm"
+    without = task_results(description("llama_162m"), {"piqa": TEN["piqa"]})
+    notes = sections(asked, without)["table_1"].table.notes
+    other = [note for note in notes if "SciQ by other shots or another metric" in note]
+    assert [note.partition(":")[0] for note in other] == ["ITT×4-162M, top-k"]
+
+
 HALF = (0.5, 0.5, 0.5)
 
 

@@ -8,6 +8,7 @@ import shlex
 import shutil
 
 import pytest
+import yaml
 from PIL import Image
 from report_runs import thinking, write_run
 from rich.console import Console
@@ -446,6 +447,16 @@ def test_a_finished_run_without_its_log_is_not_said_to_have_none_yet(tmp_path):
     run = write_run(tmp_path / "itt")
     (run / "metrics.jsonl").unlink()
     assert any("metrics.jsonl does not exist" in one for one in build([run], [], "t").page.warnings)
+
+
+def test_a_log_outside_the_run_folder_is_named(tmp_path):
+    run = write_run(tmp_path / "itt")
+    (run / "metrics.jsonl").unlink()
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["loggers"] = {"json_lines": {"path": "elsewhere.jsonl"}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    told = build([run], [], "t").page.warnings
+    assert any("loggers.json_lines.path=elsewhere.jsonl was written instead" in one for one in told)
 
 
 def test_perplexities_of_other_text_are_warned_of(tmp_path):

@@ -91,3 +91,10 @@ def test_lines_and_bar_respect_each_other_in_a_terminal_of_80_columns(
     for line in printed:
         assert any(re.fullmatch(form, line) for form in LINES), lines
     assert len(printed) == 5 + 4 + 2
+
+
+def test_a_run_without_a_terminal_ends_without_an_empty_line(small_recipe, make_trainer, capfd):
+    trainer, _ = make_trainer(small_recipe("train.max_duration=2ba"))
+    trainer.fit()
+    trainer.close()
+    assert "\n\n" not in "\n" + capfd.readouterr().err

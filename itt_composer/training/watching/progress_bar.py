@@ -36,6 +36,7 @@ class ProgressBar(Callback):
             console=console,
             transient=True,
             auto_refresh=False,
+            disable=not self._is_shown,  # otherwise rich ends it with an empty line
             redirect_stdout=sys.stdout.isatty(),  # otherwise it goes where the user has sent it
         )
         self._training = self._bar.add_task("training", total=1.0)

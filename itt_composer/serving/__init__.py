@@ -1,0 +1,1 @@
+"""Holds the server: an OpenAI-compatible API around one model."""
