@@ -208,7 +208,7 @@ def json_of_sentencepiece(content: bytes) -> bytes:
 
 def parsed_model(content: bytes) -> Any:
     """Parse a SentencePiece model's file as a protocol buffer."""
-    return sentencepiece_model_pb2.ModelProto.FromString(content)
+    return sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
 
 
 def _normalizer(spec: Any) -> dict[str, Any]:

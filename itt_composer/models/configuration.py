@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, LlamaConfig
 
@@ -40,6 +40,9 @@ class IttConfig(LlamaConfig):
     """
 
     model_type = "itt"
+    if TYPE_CHECKING:  # LLaMA's constructor fills them in
+        head_dim: int
+        num_key_value_heads: int
     __signature__ = _signature()
 
     def __init__(self, **fields: Any):

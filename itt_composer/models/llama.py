@@ -62,7 +62,7 @@ class Attention(LlamaAttention):
             key,
             value,
             attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,
+            dropout=self.attention_dropout if self.training else 0.0,  # type: ignore[arg-type]
             scaling=self.scaling,
             position_ids=position_ids,
         )

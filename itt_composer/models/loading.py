@@ -125,7 +125,8 @@ def load_weights(
             a type that nothing computes with.
     """
     kind: Any = IttForCausalLM if isinstance(config, IttConfig) else AutoModelForCausalLM
-    is_tied = config.get_text_config().tie_word_embeddings  # loading may change it
+    text = config.get_text_config()
+    is_tied = getattr(text, "tie_word_embeddings", False)  # before loading, which may change it
     try:
         with without_bars():
             model, report = kind.from_pretrained(

@@ -42,7 +42,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
 try:
     from transformers.initialization import no_init_weights
 except ImportError:  # 4.57
-    from transformers.modeling_utils import no_init_weights
+    from transformers.modeling_utils import no_init_weights  # type: ignore[attr-defined, no-redef]
 
 # Builds a model without initial values, as its weights come from elsewhere.
 without_initial_values = no_init_weights

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from composer.utils import dist
-from composer.utils.parallelism import FSDP2Config
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -22,7 +21,7 @@ from itt_composer.models.composer_model import unwrap
 from itt_composer.models.llama import DenseLayer
 from itt_composer.models.versions import without_initial_values
 from itt_composer.recipe.schema import TrainRecipe
-from itt_composer.training.torch_versions import set_timeout, sum_for_mean
+from itt_composer.training.torch_versions import ShardedConfig, set_timeout, sum_for_mean
 
 
 def parallelism(settings: TrainRecipe) -> dict[str, Any] | None:
@@ -40,7 +39,7 @@ def parallelism(settings: TrainRecipe) -> dict[str, Any] | None:
     if ranks == 1 or settings.sharding in ("ddp", "none"):
         return None
 
-    class HybridConfig(FSDP2Config):
+    class HybridConfig(ShardedConfig):
         """Shards within a node, with a replica per node."""
 
         data_parallel_shard_degree = ranks_per_node
@@ -50,7 +49,7 @@ def parallelism(settings: TrainRecipe) -> dict[str, Any] | None:
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own, at each save
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "FSDP2 Config/APIs are experimental")
-        config = HybridConfig if is_hybrid else FSDP2Config
+        config = HybridConfig if is_hybrid else ShardedConfig
         return {"fsdp": config(mixed_precision="FULL")}
 
 
@@ -127,7 +126,7 @@ def whole_model_everywhere(module: "nn.Module") -> "IttForCausalLM":
     model = unwrap(module)
     if not isinstance(model, FSDPModule):
         return model
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    weights: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     device = next(iter(weights.values())).device
     with torch.device(device), without_initial_values():
         whole = IttForCausalLM(copy.deepcopy(model.config))

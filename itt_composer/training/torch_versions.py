@@ -1,4 +1,4 @@
-"""What the oldest torch that we run on (2.7) lacks, in the words of today's.
+"""Bridges what differs between the releases of torch that we train with, in the words of today's.
 
 Once 2.7 is dropped, its branches go, and the public calls move to `sharding.py`.
 """
@@ -8,8 +8,10 @@ from datetime import timedelta
 from typing import Any
 
 from composer.utils import dist
+from composer.utils.parallelism import FSDP2Config
 from torch import nn
 from torch.distributed import ProcessGroup, distributed_c10d
+from torch.distributed.checkpoint import DefaultLoadPlanner, LoadPlan
 from torch.distributed.fsdp import FSDPModule
 
 
@@ -46,6 +48,29 @@ def _sum_for_mean_in_2_7(ranks: int) -> None:
 
     vars(_fsdp_collectives)["_get_gradient_divide_factors"] = divide_factors
     vars(_fsdp_param_group)["foreach_reduce"] = reduce
+
+
+class OlderSchedulers(DefaultLoadPlanner):
+    """Reads a sharded checkpoint whose schedulers lack entries that later releases have added.
+
+    They keep the values that a new scheduler has. Anything else that is missing is an error.
+    """
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        stored = self.metadata.state_dict_metadata
+        for name in list(self.state_dict):
+            if name.startswith("state.schedulers.") and name not in stored:
+                del self.state_dict[name]
+        return super().create_local_plan()
+
+
+class ShardedConfig(FSDP2Config):
+    """FSDP2 that goes on from checkpoints of every torch that we run on."""
+
+    @property
+    def load_planner(self) -> DefaultLoadPlanner:
+        return OlderSchedulers()
 
 
 def set_timeout(group: ProcessGroup, seconds: float) -> None:

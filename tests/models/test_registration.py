@@ -42,4 +42,5 @@ def test_a_tokenizer_that_names_no_class_is_llamas(tmp_path, shards):
     IttConfig(vocab_size=512).save_pretrained(tmp_path)
     shutil.copy(shards / "tokenizer" / "tokenizer.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
-    assert run(TOKENIZER_IN_A_FRESH_PROCESS, tmp_path) == ["LlamaTokenizerFast"]
+    (name,) = run(TOKENIZER_IN_A_FRESH_PROCESS, tmp_path)
+    assert name in ("LlamaTokenizer", "LlamaTokenizerFast")  # one class from transformers 5 on

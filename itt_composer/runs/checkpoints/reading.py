@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     Metadata,
     MetadataIndex,
+    TensorProperties,
     TensorStorageMetadata,
 )
 from torch.torch_version import TorchVersion
@@ -58,6 +59,14 @@ SAFE_IN_METADATA = {
         "_MEM_FORMAT_ENCODING",
     },
 }
+if "strides" not in TensorProperties.__annotations__:  # torch 2.7
+    _set_what_2_7_knows = TensorProperties.__setstate__
+
+    def _set_without_strides(properties: TensorProperties, state: tuple) -> None:
+        """Let torch read metadata of later releases, whose last entry nothing needs."""
+        _set_what_2_7_knows(properties, state[:5])
+
+    TensorProperties.__setstate__ = _set_without_strides  # type: ignore[method-assign]
 NAMED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 WEIGHTS = ("state", "model")
 CONFIG = ("state", "integrations", "huggingface", "model", "config", "content")
