@@ -17,35 +17,34 @@ import wrapt  # noqa: E402
 
 __version__ = "0.2.0"  # the only place; pyproject.toml reads it here
 
-# Registers its class with transformers at its end.
-_CONFIG, _MODEL = "itt_composer.models.configuration", "itt_composer.models.modeling"
+_CONFIG = "itt_composer.models.configuration"
 _AUTO = "transformers.models.auto"
-# Our model is built on these, and they may be what imports the Auto classes while they load.
-_BASES = (
-    "transformers.modeling_layers",
-    "transformers.models.llama.modeling_llama",
-    "itt_composer.models.layer",
+_CONFIG_AUTO, _MODEL_AUTO, _TOKENIZER_AUTO = (
+    f"{_AUTO}.{file}_auto" for file in ("configuration", "modeling", "tokenization")
 )
+# Our configuration is built on these, and each may be what imports the Auto classes while it loads.
+_BASES = ("transformers.configuration_utils", "transformers.models.llama.configuration_llama")
+_WATCHED = (_CONFIG_AUTO, _MODEL_AUTO, _TOKENIZER_AUTO, *_BASES, _CONFIG)
 _loaded: set[str] = set()
 
 
-def _register_model(module) -> None:
-    """Import our model once the Auto classes are there and no base is half loaded."""
+def _register(module) -> None:
+    """Register what transformers has loaded, once no file that this needs is half loaded."""
     _loaded.add(module.__name__)
-    half_loaded = [name for name in _BASES if name in sys.modules and name not in _loaded]
-    if f"{_AUTO}.modeling_auto" in _loaded and not half_loaded:
-        importlib.import_module(_MODEL)
+    half_loaded = [name for name in _WATCHED if name in sys.modules and name not in _loaded]
+    if _CONFIG_AUTO not in _loaded or half_loaded:
+        return
+    if _CONFIG not in _loaded:
+        importlib.import_module(_CONFIG)  # comes back here when it is loaded
+        return
+    if _MODEL_AUTO in _loaded:
+        importlib.import_module("itt_composer.models.auto")
+    if _TOKENIZER_AUTO in _loaded:
+        llama = importlib.import_module("transformers").models.llama
+        tokenizers = (getattr(llama, f"LlamaTokenizer{kind}", None) for kind in ("", "Fast"))
+        auto = sys.modules[_TOKENIZER_AUTO].AutoTokenizer
+        auto.register(sys.modules[_CONFIG].IttConfig, *tokenizers, exist_ok=True)
 
 
-def _register_tokenizers(module) -> None:
-    llama = importlib.import_module("transformers").models.llama
-    config = importlib.import_module(_CONFIG).IttConfig
-    module.AutoTokenizer.register(config, llama.LlamaTokenizer, llama.LlamaTokenizerFast)
-
-
-wrapt.register_post_import_hook(_register_tokenizers, f"{_AUTO}.tokenization_auto")
-wrapt.register_post_import_hook(
-    lambda _: importlib.import_module(_CONFIG), f"{_AUTO}.configuration_auto"
-)
-for _name in (f"{_AUTO}.modeling_auto", *_BASES):
-    wrapt.register_post_import_hook(_register_model, _name)
+for _name in _WATCHED:
+    wrapt.register_post_import_hook(_register, _name)

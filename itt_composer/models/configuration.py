@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, LlamaConfig
 
+from itt_composer.recipe.llama_config import rope_of_version_4
 from itt_composer.recipe.thinking import (
     THINKING_FIELDS,
     ThinkingSettings,
@@ -43,10 +44,14 @@ class IttConfig(LlamaConfig):
 
     def __init__(self, **fields: Any):
         given = {name: fields.pop(name) for name in THINKING_FIELDS if name in fields}
-        super().__init__(**fields)
+        super().__init__(**rope_of_version_4(fields))
         settings = ThinkingSettings(**given).resolve(self.num_hidden_layers)
         for name, value in vars(settings).items():
             setattr(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as they are written, under names that every release reads."""
+        return rope_of_version_4(super().to_dict())
 
     def check_thinking(self) -> None:
         """Check the fields once more: attributes can be set after construction."""
@@ -62,7 +67,7 @@ class IttConfig(LlamaConfig):
         check_select_ratios(select_ratios, self.thinking_steps, self.adaptive_routing)
         return [float(ratio) for ratio in select_ratios]
 
-    def is_causal(self, select_ratios: Sequence[float]) -> bool:
+    def is_causal_at(self, select_ratios: Sequence[float]) -> bool:
         """Return whether no token's logits depend on later tokens, at the given ratios."""
         looks_ahead = self.adaptive_routing and self.router_selection != "threshold"
         return not (looks_ahead and any(0 < ratio < 1 for ratio in select_ratios))

@@ -18,7 +18,7 @@ from itt_composer.basics.files import whole_folder
 from itt_composer.basics.losses import perplexity
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.tokenizer import readable_config
-from itt_composer.recipe.llama_config import llama_fields
+from itt_composer.recipe.llama_config import llama_fields, rope_of_version_4
 
 TOKENIZER_PATTERNS = (
     "tokenizer*",
@@ -191,8 +191,11 @@ def _save(model: IttForCausalLM | LlamaForCausalLM, folder: Path) -> None:
         model.save_pretrained(folder)
     except SafetensorError as error:
         raise UserError(f"{folder} cannot be written: {error}") from None
+    place = folder / "config.json"
+    config = rope_of_version_4(json.loads(place.read_bytes()))
+    place.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in folder.glob("*.safetensors"):  # safetensors makes them private
-        file.chmod((folder / "config.json").stat().st_mode)
+        file.chmod(place.stat().st_mode)
 
 
 def _copy_tokenizer(folder: Path, out: Path) -> None:

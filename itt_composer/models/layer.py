@@ -1,22 +1,22 @@
 """A LLaMA decoder layer that thinks: it is applied again to the tokens that each step selects.
 
-Shapes: B batch, S sequence, K selected tokens, C cached tokens, D hidden size, H head size,
-T thinking steps.
+Shapes: B batch, S sequence, K selected tokens, D hidden size, T thinking steps.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from itt_composer.models import routing
 from itt_composer.models.configuration import IttConfig
-from itt_composer.models.step_cache import NO_TOKEN, StepSlot, ThinkingStepCache
+from itt_composer.models.llama import DenseLayer
+from itt_composer.models.step_attention import keys_for, mask_among, positions_of
+from itt_composer.models.step_cache import StepSlot, ThinkingStepCache
 from itt_composer.models.thresholds import QUANTILES, anchor_settings, thresholds_at
 from itt_composer.recipe.thinking import RouterSelection
 
@@ -75,18 +75,6 @@ class ThinkingPass:
     on_step: OnStep | None = None
 
 
-class Keys(NamedTuple):
-    """The tokens that the selected ones attend to: those of the step's cache and themselves.
-
-    Attributes:
-        columns_BC: each key's column in the sequence, or NO_TOKEN for a slot without a token.
-        has_gaps: whether some slot holds no token in some row.
-    """
-
-    columns_BC: Tensor
-    has_gaps: bool
-
-
 class Router(nn.Module):
     """R_t: a linear score per token, computed in at least float32 so that ranks are not ties."""
 
@@ -100,7 +88,7 @@ class Router(nn.Module):
             return F.linear(hidden_states_BSD.to(dtype), self.weight.to(dtype)).squeeze(-1)
 
 
-class IttDecoderLayer(LlamaDecoderLayer):
+class IttDecoderLayer(DenseLayer):
     """A LLaMA decoder layer that is applied up to T times with the same weights.
 
     With `Y[0] = φ_0 ⊙ f(X)` and, for the tokens selected at step t (α = 1),
@@ -110,7 +98,7 @@ class IttDecoderLayer(LlamaDecoderLayer):
 
     Args:
         config: the model's configuration.
-        llama_layer: the layer whose modules this one takes over. Built that way, one seed gives
+        dense_layer: the layer whose modules this one takes over. Built that way, one seed gives
             the same LLaMA weights to dense, loop and ITT models.
 
     Attributes:
@@ -123,13 +111,13 @@ class IttDecoderLayer(LlamaDecoderLayer):
     router_temperature: Tensor
     score_quantiles: Tensor
 
-    def __init__(self, config: IttConfig, llama_layer: LlamaDecoderLayer):
+    def __init__(self, config: IttConfig, dense_layer: DenseLayer):
         nn.Module.__init__(self)
         self.config = config
         self.hidden_size = config.hidden_size
-        for name, module in llama_layer.named_children():
+        for name, module in dense_layer.named_children():
             self.add_module(name, module)
-        self.layer_idx = llama_layer.self_attn.layer_idx
+        self.layer_idx = dense_layer.self_attn.layer_idx
 
         self.routers: nn.ModuleList | None = None
         if config.adaptive_routing:
@@ -158,10 +146,11 @@ class IttDecoderLayer(LlamaDecoderLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
+        position_ids: Tensor | None = None,
+        cache_position: Tensor | None = None,
         thinking: ThinkingPass | None = None,
         step_caches: Sequence[ThinkingStepCache] | None = None,
-        **kwargs: Any,
     ) -> Tensor:
         """Apply the layer to all tokens, then again to the tokens each step selects.
 
@@ -170,23 +159,25 @@ class IttDecoderLayer(LlamaDecoderLayer):
             attention_mask: in the form that the attention implementation takes: None (causal),
                 (B, C + S) or (B or 1, 1, S, C + S), boolean or additive.
             position_embeddings: cos and sin of the rotary positions, each (B or 1, S, H).
-            past_key_values: the cache of the first pass.
+            cache: of the first pass.
+            position_ids: not read: positions with gaps would look like packed documents to flash
+                attention, and rotary positions come as `position_embeddings`.
+            cache_position: not read: there are no static caches of thinking steps.
             thinking: how to think; None means by the configuration.
             step_caches: the T-1 caches of this layer's steps, if there is a cache.
+
+        Returns:
+            Y[T-1], (B, S, D).
         """
         if thinking is None:
             thinking = ThinkingPass(self.config.select_ratios, self.config.router_selection)
-        # Attention reads rotary positions from `position_embeddings` alone; position ids with
-        # gaps would look like packed sequences to flash attention.
-        kwargs.pop("position_ids", None)
         apply_layer: Callable[..., Tensor] = partial(
             self._apply_layer,
             attention_mask=attention_mask,
             position_embeddings=position_embeddings,
-            past_key_values=past_key_values,
+            cache=cache,
             step_caches=step_caches,
             first_column=thinking.first_column,
-            **kwargs,
         )
         old_BSD, states_BSD = hidden_states, self._encode_step(0, apply_layer(hidden_states))
         is_out_BS = thinking.is_padding_BS
@@ -218,28 +209,21 @@ class IttDecoderLayer(LlamaDecoderLayer):
         *,
         attention_mask: Tensor | None,
         position_embeddings: tuple[Tensor, Tensor] | None,
-        past_key_values: Any,
+        cache: Any,
         step_caches: Sequence[ThinkingStepCache] | None,
         first_column: int,
-        **kwargs: Any,
     ) -> Tensor:
         """Apply f, the whole LLaMA layer, to all tokens or to selected ones."""
         if selection is not None:
-            position_embeddings = _positions_of(position_embeddings, selection.indices_BK)
+            position_embeddings = positions_of(position_embeddings, selection.indices_BK)
         if step and step_caches is not None:
-            past_key_values = StepSlot(step_caches[step - 1])
+            cache = StepSlot(step_caches[step - 1])
             selection = selection or routing.select_all(tokens_BKD)
         if selection is not None:
-            keys = keys_for(selection, first_column, past_key_values)
-            attention_mask = self._mask_among(selection, attention_mask, first_column, keys)
-        return LlamaDecoderLayer.forward(
-            self,
-            tokens_BKD,
-            attention_mask=attention_mask,
-            position_embeddings=position_embeddings,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+            keys = keys_for(selection, first_column, cache)
+            is_flash = "flash" in (self.config._attn_implementation or "")
+            attention_mask = mask_among(selection, attention_mask, first_column, keys, is_flash)
+        return super().forward(tokens_BKD, attention_mask, position_embeddings, cache)
 
     def _route(
         self, step: int, states_BSD: Tensor, thinking: ThinkingPass, is_out_BS: Tensor | None
@@ -359,62 +343,6 @@ class IttDecoderLayer(LlamaDecoderLayer):
         """Scale a step's contribution elementwise by φ_t (Thinking Step Encoding)."""
         return update if self.step_encoding is None else self.step_encoding[step] * update
 
-    def _mask_among(
-        self,
-        selection: routing.Selection,
-        attention_mask: Tensor | None,
-        first_column: int,
-        keys: Keys,
-    ) -> Tensor | None:
-        """Return the attention mask from the selected tokens to the keys.
-
-        None means: causal by the order of the tokens. A slot that holds no token in its row is
-        not a key to the others, and a query whose result nobody reads.
-        """
-        indices_BK = selection.indices_BK
-        columns_BK = first_column + indices_BK
-        key_columns_BC, has_gaps = keys
-        queries, num_keys = columns_BK.shape[1], key_columns_BC.shape[1]
-        if attention_mask is None and not has_gaps and queries in (1, num_keys):
-            return None
-        is_token_BC = key_columns_BC != NO_TOKEN
-        if attention_mask is None:
-            if "flash" in (self.config._attn_implementation or ""):
-                return is_token_BC if has_gaps else None
-            mask_BKC = is_token_BC[:, None] & (key_columns_BC[:, None] <= columns_BK[:, :, None])
-        elif not isinstance(attention_mask, Tensor):
-            raise TypeError(
-                f"thinking layers do not take a {type(attention_mask).__name__} as attention mask: "
-                "choose attn_implementation 'sdpa', 'eager' or 'flash_attention_2'"
-            )
-        elif attention_mask.dim() == 2:
-            return attention_mask.gather(1, key_columns_BC.clamp(min=0)) * is_token_BC
-        else:
-            mask_BSC = attention_mask[:, 0].expand(len(indices_BK), -1, -1)
-            rows = indices_BK[:, :, None].expand(-1, -1, mask_BSC.shape[-1])
-            columns = key_columns_BC.clamp(min=0)[:, None].expand(-1, queries, -1)
-            mask_BKC = mask_BSC.gather(1, rows).gather(2, columns)
-            if not has_gaps:
-                return mask_BKC[:, None]
-            if mask_BKC.dtype != torch.bool:
-                lowest = torch.finfo(mask_BKC.dtype).min
-                return mask_BKC.masked_fill(~is_token_BC[:, None], lowest)[:, None]
-            mask_BKC = mask_BKC & is_token_BC[:, None]
-        # A query without any key would give NaN: each may attend to its own slot.
-        own_KC = torch.ones(queries, num_keys, dtype=torch.bool, device=mask_BKC.device)
-        return (mask_BKC | own_KC.triu(num_keys - queries).tril(num_keys - queries))[:, None]
-
-
-def keys_for(selection: routing.Selection, first_column: int, slot: StepSlot | None) -> Keys:
-    """Enter the selected tokens in the step's cache, if there is one; return all of its keys."""
-    columns_BK, has_gaps = first_column + selection.indices_BK, False
-    if selection.is_selected_BK is not None:
-        columns_BK, has_gaps = columns_BK.masked_fill(~selection.is_selected_BK, NO_TOKEN), True
-    if slot is None:
-        return Keys(columns_BK, has_gaps)
-    columns_BC = slot.cache.add_columns(columns_BK, has_gaps)
-    return Keys(columns_BC, slot.cache.has_gaps)
-
 
 def _everyone_left(thinking: ThinkingPass, is_out_BS: Tensor | None) -> routing.Selection | None:
     """Select all tokens but those that early exit has taken out; padding may stay in."""
@@ -433,13 +361,3 @@ def _with_converged(
     change_BS = (new_BSD - old_BSD).float().norm(dim=-1)
     has_converged_BS = (change_BS > 0) & (change_BS < epsilon * old_BSD.float().norm(dim=-1))
     return has_converged_BS if is_out_BS is None else is_out_BS | has_converged_BS
-
-
-def _positions_of(
-    position_embeddings: tuple[Tensor, Tensor] | None, indices_BK: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of the selected tokens' original positions, each (B, K, H)."""
-    assert position_embeddings is not None
-    batch = indices_BK.shape[0]
-    cos, sin = (part.expand(batch, -1, -1) for part in position_embeddings)
-    return routing.take_tokens(cos, indices_BK), routing.take_tokens(sin, indices_BK)

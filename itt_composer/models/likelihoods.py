@@ -59,7 +59,7 @@ class Scorer:
         self.model = model
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
-        self.looks_ahead = isinstance(model, IttForCausalLM) and not model.config.is_causal(
+        self.looks_ahead = isinstance(model, IttForCausalLM) and not model.config.is_causal_at(
             model.config.select_ratios
         )
         self._prefix: tuple[TokenIds, Any] = ((), None)

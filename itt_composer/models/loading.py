@@ -5,7 +5,6 @@ hub.
 """
 
 import inspect
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR, getLogger
@@ -15,16 +14,10 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.utils import enable_progress_bars
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    cached_file,
     logging,
 )
 
@@ -33,6 +26,7 @@ from itt_composer.basics.errors import UserError
 from itt_composer.models.configuration import IttConfig
 from itt_composer.models.modeling import IttForCausalLM
 from itt_composer.models.sources import check_source
+from itt_composer.models.stored_weights import stored_dtypes, stored_weight
 from itt_composer.recipe.llama_config import (
     COMMON_KEYS,
     HARMLESS_KEYS,
@@ -43,8 +37,6 @@ from itt_composer.recipe.llama_config import (
     refuse_unread,
 )
 
-# The files that may hold the weights, as transformers looks for them; an index names others.
-WEIGHT_FILES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
 # The types that weights which are not quantized are computed with.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # How kinds of models name the rotary base, and the share of a head's dimensions that rotate.
@@ -133,6 +125,7 @@ def load_weights(
             a type that nothing computes with.
     """
     kind: Any = IttForCausalLM if isinstance(config, IttConfig) else AutoModelForCausalLM
+    is_tied = config.get_text_config().tie_word_embeddings  # loading may change it
     try:
         with _without_bars():
             model, report = kind.from_pretrained(
@@ -143,7 +136,7 @@ def load_weights(
                 output_loading_info=True,
                 **_places(source, revision),
             )
-        dropped = set(report["unexpected_keys"]) | _untied(source, config, model, revision)
+        dropped = set(report["unexpected_keys"]) | _untied(source, is_tied, model, revision)
     except Exception as error:  # as above
         raise UserError(f"{source} cannot be loaded: {first_words(error)}") from None
     if dropped:
@@ -152,7 +145,7 @@ def load_weights(
             f"the model of its config.json has no place"
         )
     if getattr(config, "quantization_config", None) is None:
-        _refuse_odd_dtypes(model, source)
+        _refuse_odd_dtypes(source, model, revision)
     refuse_broken(model, source)
     return model, set(report["missing_keys"])
 
@@ -227,56 +220,23 @@ def _config_from(kind: type[PretrainedConfig], raw: dict[str, Any], named: str) 
     return kind.from_dict(raw)
 
 
-def _untied(
-    source: str, config: PretrainedConfig, model: PreTrainedModel, revision: str | None
-) -> set[str]:
+def _untied(source: str, is_tied: bool, model: PreTrainedModel, revision: str | None) -> set[str]:
     """Find an output embedding that is stored apart, although the model ties it to the input's."""
-    output = model.get_output_embeddings()
-    if not config.get_text_config().tie_word_embeddings or output is None:
+    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if not is_tied or output is None:
         return set()
-    names = {name for name, module in model.named_modules() if module is output}
-    (name,) = {f"{name}.weight" for name in names}
-    stored = stored_weight(source, name, revision)
-    if stored is None or torch.equal(stored.to(output.weight.dtype), output.weight.detach().cpu()):  # type: ignore[arg-type, operator]
-        return set()
-    return {name}
+    (name,) = {f"{name}.weight" for name, module in model.named_modules() if module is output}
+    stored, used = stored_weight(source, name, revision), embedding.weight
+    assert isinstance(used, torch.Tensor)
+    is_same = stored is None or torch.equal(stored.to(used.dtype), used.detach().cpu())
+    return set() if is_same else {name}
 
 
-def stored_weight(source: str, name: str, revision: str | None = None) -> torch.Tensor | None:
-    """Read a weight from the files that transformers reads; None where they lack it.
-
-    Args:
-        source: folder, or a model on the hub that has been fetched.
-        name: of the weight.
-        revision: of a model on the hub.
-    """
-
-    def find(file: str) -> str | None:
-        return cached_file(
-            source,
-            file,
-            revision=revision or "main",
-            local_files_only=True,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-
-    file = next(filter(None, map(find, WEIGHT_FILES)), None)
-    if file is not None and file.endswith(".json"):
-        place = json.loads(Path(file).read_bytes())["weight_map"].get(name)
-        file = find(place) if place is not None else None
-    if file is None:
-        return None
-    if file.endswith(".safetensors"):
-        with safe_open(file, framework="pt") as stored:
-            return stored.get_tensor(name) if name in stored.keys() else None  # noqa: SIM118
-    return torch.load(file, map_location="cpu", weights_only=True).get(name)
-
-
-def _refuse_odd_dtypes(model: nn.Module, source: str) -> None:
-    for name, weight in model.named_parameters():
-        if weight.dtype not in DTYPES:
-            odd, *good = (str(dtype).removeprefix("torch.") for dtype in (weight.dtype, *DTYPES))
+def _refuse_odd_dtypes(source: str, model: nn.Module, revision: str | None) -> None:
+    names = {name for name, _ in model.named_parameters()}
+    for name, dtype in stored_dtypes(source, revision):
+        if name in names and dtype not in DTYPES:
+            odd, *good = (str(each).removeprefix("torch.") for each in (dtype, *DTYPES))
             raise UserError(
                 f"{source} cannot be loaded: {name} is stored as {odd}, with which the model does "
                 f"not compute; store it as {', '.join(good[:-1])} or {good[-1]}"

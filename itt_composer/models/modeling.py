@@ -7,9 +7,10 @@ Each piece of the paper stands under its own name:
 - elastic thinking: `IttForCausalLM.set_select_ratios`
 - early exit: `layer.ThinkingPass`
 
-A layer that does not think is transformers' own `LlamaDecoderLayer`, so a dense model is a
-`LlamaForCausalLM` by another name. Parameter names are LLaMA's, plus `routers` and
-`step_encoding` in the thinking layers.
+A layer that does not think is LLaMA's (`llama.DenseLayer`), so a dense model computes what
+transformers' `LlamaForCausalLM` computes. Parameter names are LLaMA's, plus `routers` and
+`step_encoding` in the thinking layers. `versions.py` holds what differs between the releases of
+transformers.
 
 Shapes: B batch, S sequence, C cached tokens, D hidden size, V vocabulary, T thinking steps.
 """
@@ -24,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import (
     LlamaModel,
     LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
 )
-from transformers.utils.generic import check_model_inputs
 
 from itt_composer.models.configuration import IttConfig
 from itt_composer.models.layer import (
@@ -41,8 +42,11 @@ from itt_composer.models.layer import (
     ThinkingPass,
     ThinkingStep,
 )
+from itt_composer.models.llama import DenseLayer
 from itt_composer.models.loss import ChunkLoss, OutputEmbedding, loss_and_gradient
-from itt_composer.models.step_cache import step_caches
+from itt_composer.models.outputs import Recorder, as_wanted, one_cache
+from itt_composer.models.step_cache import ThinkingStepCache, step_caches
+from itt_composer.models.versions import CACHE_NAME, causal_mask, is_initialized
 from itt_composer.recipe.thinking import RouterSelection, check_choice, check_early_exit
 
 
@@ -51,7 +55,7 @@ class IttPreTrainedModel(LlamaPreTrainedModel):
 
     config_class = IttConfig
     config: IttConfig
-    _no_split_modules = ["LlamaDecoderLayer", "IttDecoderLayer"]  # noqa: RUF012 (as in the base)
+    _no_split_modules = ["DenseLayer", "IttDecoderLayer"]  # noqa: RUF012 (as in the base)
     # Tokens in a step differ from row to row and from pass to pass: no fixed shapes.
     _can_compile_fullgraph = False
     # Weights may be saved before thresholds were estimated; then NaN stands for them.
@@ -60,31 +64,48 @@ class IttPreTrainedModel(LlamaPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, Router):
-            module.weight.data.normal_(mean=0.0, std=self.config.initializer_range)
+            if not is_initialized(module.weight):
+                nn.init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, IttDecoderLayer):
-            if module.step_encoding is not None:
-                module.step_encoding.data[0] = 1.0
-                module.step_encoding.data[1:] = self.config.step_encoding_init
-            if module.routers is not None:
-                module.router_temperature.fill_(1.0)
-                module.score_quantiles.fill_(torch.nan)
+            self._init_thinking(module)
+
+    @torch.no_grad()
+    def _init_thinking(self, layer: IttDecoderLayer) -> None:
+        """Give a layer's encoding, temperature and thresholds initial values, if they have none."""
+        encoding = layer.step_encoding
+        if encoding is not None and not is_initialized(encoding):
+            nn.init.constant_(encoding, self.config.step_encoding_init)
+            nn.init.ones_(encoding[0])
+        if layer.routers is not None:
+            if not is_initialized(layer.router_temperature):
+                nn.init.ones_(layer.router_temperature)
+            if not is_initialized(layer.score_quantiles):
+                nn.init.constant_(layer.score_quantiles, torch.nan)
 
 
 class IttModel(IttPreTrainedModel, LlamaModel):
-    """transformers' `LlamaModel` in which some layers think."""
+    """A LLaMA without its output embedding, in which some layers think."""
 
     def __init__(self, config: IttConfig):
         config.check_thinking()
-        super().__init__(config)
+        LlamaPreTrainedModel.__init__(self, config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        layers = [DenseLayer(config, index) for index in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
         self.observers: list[OnStep] = []  # see `IttForCausalLM.watching`
         # Routers draw from a fork of the random stream: what is initialised after them then
         # equals the dense model's of the same seed.
         with torch.random.fork_rng(devices=[]):
             for index in config.thinking_layers:
-                self.layers[index] = IttDecoderLayer(config, self.layers[index])
+                self.layers[index] = IttDecoderLayer(config, layers[index])
             self.post_init()
 
-    @check_model_inputs
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -92,44 +113,30 @@ class IttModel(IttPreTrainedModel, LlamaModel):
         position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
         inputs_embeds: Tensor | None = None,
-        cache_position: Tensor | None = None,
         use_cache: bool | None = None,
+        cache_position: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         select_ratios: Sequence[float] | None = None,
         early_exit: float | None = None,
         on_step: OnStep | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+        cache: DynamicCache | None = None,
+    ) -> BaseModelOutputWithPast | tuple:
         """Return the hidden states of the last layer, (B, S, D); see `IttForCausalLM.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        config = self.config
         thinking, is_causal = self._thinking(select_ratios, early_exit)
-        if past_key_values is not None and not is_causal:
-            raise ValueError(
-                f"router_selection='{thinking.router_selection}' picks tokens by looking at later "
-                "ones, so there can be no key/value cache: call set_router_selection('threshold'), "
-                "or pass use_cache=False"
-            )
-        if use_cache and past_key_values is None and is_causal:
-            past_key_values = DynamicCache(config=config)
-        caches, past = None, 0
-        if past_key_values is not None:
-            past = past_key_values.get_seq_length()
-            if num_steps := len(config.thinking_layers) * (config.thinking_steps - 1):
-                caches = step_caches(past_key_values, config.num_hidden_layers, num_steps)
-        seq_len = inputs_embeds.shape[1]
+        cache = self._cache(one_cache(past_key_values, cache), use_cache, is_causal)
+        past, seq_len = 0 if cache is None else cache.get_seq_length(), inputs_embeds.shape[1]
         if cache_position is None:
             cache_position = torch.arange(past, past + seq_len, device=inputs_embeds.device)
-        mask = create_causal_mask(
-            config=config,
-            input_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            cache_position=cache_position,
-            past_key_values=past_key_values,
-            # Looked at for packed sequences alone: without any, the mask can be left to the kernel.
-            position_ids=position_ids,
+        # Positions matter to the mask for packed documents alone: without any, it can be left to
+        # the kernel.
+        mask = causal_mask(
+            self.config, inputs_embeds, attention_mask, cache, position_ids, cache_position
         )
         if position_ids is None:
             position_ids = cache_position.unsqueeze(0)
@@ -137,35 +144,74 @@ class IttModel(IttPreTrainedModel, LlamaModel):
             thinking,
             first_column=past,
             is_padding_BS=None if mask is None else _padding_in(attention_mask, seq_len),
-            on_step=self._tell_observers if on_step is None and self.observers else on_step,
+            on_step=self._report_step if on_step is None and self.observers else on_step,
         )
-        hidden_states = inputs_embeds
-        every_layer = {
-            "attention_mask": mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "cache_position": cache_position,
-            "position_embeddings": self.rotary_emb(hidden_states, position_ids),
-            **kwargs,
-        }
-        remaining = iter(caches or ())
+        recorder = Recorder(self.config, output_hidden_states, output_attentions)
+        with recorder.recording(self.layers):
+            states = self._apply_layers(
+                inputs_embeds,
+                thinking,
+                attention_mask=mask,
+                position_embeddings=self.rotary_emb(inputs_embeds, position_ids),
+                cache=cache,
+                position_ids=position_ids,
+                cache_position=cache_position,
+            )
+        states = self.norm(states)
+        output = BaseModelOutputWithPast(
+            last_hidden_state=states,
+            hidden_states=recorder.hidden_states(states),
+            attentions=recorder.attentions,
+            **{CACHE_NAME: cache},
+        )
+        return as_wanted(output, self.config, return_dict)
+
+    def _apply_layers(
+        self, states: Tensor, thinking: ThinkingPass, cache: DynamicCache | None, **every_layer: Any
+    ) -> Tensor:
+        """Return the states after the last layer, (B, S, D); those that go in are of that shape."""
+        num_steps = len(thinking.select_ratios)
+        caches: list[ThinkingStepCache] = []
+        if cache is not None and self.config.thinking_layers and num_steps:
+            total = len(self.config.thinking_layers) * num_steps
+            caches = step_caches(cache, self.config.num_hidden_layers, total)
+        remaining, seen = iter(caches), thinking.first_column + states.shape[1]
         for layer in self.layers:
             if isinstance(layer, IttDecoderLayer):
-                own = None
-                if caches is not None:
-                    own = [next(remaining) for _ in thinking.select_ratios]
-                hidden_states = layer(
-                    hidden_states, thinking=thinking, step_caches=own, **every_layer
+                own = [next(remaining) for _ in range(num_steps)] if caches else None
+                states = layer(
+                    states, thinking=thinking, step_caches=own, cache=cache, **every_layer
                 )
             else:
-                hidden_states = layer(hidden_states, **every_layer)
-        for cache in caches or ():
-            cache.tokens_seen = past + seq_len
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
-        )
+                states = layer(states, cache=cache, **every_layer)
+        for step_cache in caches:
+            step_cache.tokens_seen = seen
+        return states
 
-    def _tell_observers(self, done: ThinkingStep) -> None:
+    def _cache(
+        self, cache: DynamicCache | None, use_cache: bool | None, is_causal: bool
+    ) -> DynamicCache | None:
+        """Return the key/value cache of a call, a new one where one is wanted.
+
+        Raises:
+            ValueError: a cache under a rule that looks at later tokens.
+        """
+        if cache is not None and not is_causal:
+            raise ValueError(
+                f"router_selection='{self.config.router_selection}' picks tokens by looking at "
+                "later ones, so there can be no key/value cache: call "
+                "set_router_selection('threshold'), or pass use_cache=False"
+            )
+        if use_cache is None:
+            use_cache = self.config.use_cache
+        is_recomputed = self.training and any(
+            getattr(layer, "gradient_checkpointing", False) for layer in self.layers
+        )
+        if cache is None and use_cache and is_causal and not is_recomputed:
+            return DynamicCache(config=self.config)
+        return cache
+
+    def _report_step(self, done: ThinkingStep) -> None:
         for observer in self.observers:
             observer(done)
 
@@ -183,7 +229,7 @@ class IttModel(IttPreTrainedModel, LlamaModel):
         if select_ratios is not None:
             ratios = config.checked_select_ratios(select_ratios)
         epsilon = config.early_exit if early_exit is None else check_early_exit(early_exit)
-        return ThinkingPass(ratios, config.router_selection, epsilon), config.is_causal(ratios)
+        return ThinkingPass(ratios, config.router_selection, epsilon), config.is_causal_at(ratios)
 
 
 class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc]
@@ -226,59 +272,84 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         use_cache: bool | None = None,
         cache_position: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         select_ratios: Sequence[float] | None = None,
         early_exit: float | None = None,
         on_step: OnStep | None = None,
         loss_chunk_tokens: int | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+        cache: DynamicCache | None = None,
+    ) -> CausalLMOutputWithPast | tuple:
         """Return logits (B, S, V), as transformers' LLaMA does; `generate()` takes the same.
 
         Args:
-            input_ids, …, logits_to_keep: see `transformers.LlamaForCausalLM.forward`.
+            input_ids, …, return_dict: see `transformers.LlamaForCausalLM.forward`.
             select_ratios: ρ_t of this call; None takes the configuration's.
             early_exit: ε of this call; None takes the configuration's.
             on_step: called after each step of each thinking layer, unless its ratio is 0, with a
                 `ThinkingStep`.
             loss_chunk_tokens: compute the loss of `labels` alone, the logits of so many tokens at
                 a time, and return no logits.
+            cache: another name of `past_key_values`, which transformers uses from 5.24 on.
 
         Raises:
             ValueError: impossible ratios, a cache under a rule that looks ahead, thresholds that
                 have not been estimated, or outputs that a model that thinks cannot give.
+            TypeError: an argument that is not in this list.
         """
-        if self.thinking_layers:
-            self._refuse(position_ids, kwargs.get("output_attentions"))
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-            "cache_position": cache_position,
-            "select_ratios": select_ratios,
-            "early_exit": early_exit,
-            "on_step": on_step,
-            **kwargs,
-        }
-        if labels is None or loss_chunk_tokens is None:
-            return super().forward(labels=labels, logits_to_keep=logits_to_keep, **inputs)
-        outputs = self.model(**inputs)
-        loss = self.lm_head.next_token_loss(
-            outputs.last_hidden_state, labels, loss_chunk_tokens, self.chunk_loss
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        self._refuse(position_ids, output_attentions)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            cache_position=cache_position,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            select_ratios=select_ratios,
+            early_exit=early_exit,
+            on_step=on_step,
+            cache=one_cache(past_key_values, cache),
         )
-        return CausalLMOutputWithPast(
-            loss=loss,  # type: ignore[arg-type]
-            past_key_values=outputs.past_key_values,
+        states, logits, loss = outputs.last_hidden_state, None, None
+        if labels is not None and loss_chunk_tokens is not None:
+            loss = self.lm_head.next_token_loss(states, labels, loss_chunk_tokens, self.chunk_loss)
+        else:
+            kept: slice | Tensor = slice(None)
+            if not isinstance(logits_to_keep, int):
+                kept = logits_to_keep
+            elif logits_to_keep:
+                kept = slice(-logits_to_keep, None)
+            logits = self.lm_head(states[:, kept])
+            if labels is not None:
+                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
+        return as_wanted(output, self.config, return_dict)
 
-    def _refuse(self, position_ids: Tensor | None, output_attentions: bool | None) -> None:
-        if self.config.output_attentions if output_attentions is None else output_attentions:
+    def _refuse(self, position_ids: Tensor | None, output_attentions: bool) -> None:
+        if output_attentions and self.thinking_layers:
             raise ValueError(
                 "output_attentions: a thinking layer attends once in each step, so a layer has no "
                 "one matrix; leave it off, and watch the steps with on_step"
             )
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                "output_attentions needs attn_implementation 'eager', not "
+                f"'{self.config._attn_implementation}', whose kernel does not give them"
+            )
+        if not self.thinking_layers:
+            return
         is_flash = "flash" in (self.config._attn_implementation or "")
         if is_flash and position_ids is not None and bool((position_ids.diff() < 0).any()):
             raise ValueError(
@@ -380,5 +451,5 @@ def _padding_in(attention_mask: Tensor | None, seq_len: int) -> Tensor | None:
     return ~own if own.dtype == torch.bool else own < 0
 
 
-AutoModel.register(IttConfig, IttModel)
-AutoModelForCausalLM.register(IttConfig, IttForCausalLM)
+AutoModel.register(IttConfig, IttModel, exist_ok=True)
+AutoModelForCausalLM.register(IttConfig, IttForCausalLM, exist_ok=True)

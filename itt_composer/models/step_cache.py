@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from itt_composer.models.versions import tokens_left
+
 NO_TOKEN = -1  # the column of a slot that holds no token of its row
 
 
@@ -42,19 +44,17 @@ class ThinkingStepCache(DynamicLayer):
         self.has_gaps |= has_gaps
         return columns_BQ
 
-    def crop(self, max_length: int) -> None:
-        """Forget the tokens from column `max_length` on (from the end, if negative)."""
-        if max_length < 0:
-            max_length += self.tokens_seen
-        seen = min(self.tokens_seen, max_length)
-        self.tokens_seen = seen
+    def crop(self, tokens: int) -> None:
+        """Forget the last columns: as many as `tokens` removes or keeps, see `tokens_left`."""
+        left = tokens_left(tokens, self.tokens_seen)
+        self.tokens_seen = left
         if self.columns_BK is None or self.keys is None or self.values is None:
             return
-        columns_BK = self.columns_BK.masked_fill(self.columns_BK >= max_length, NO_TOKEN)
+        columns_BK = self.columns_BK.masked_fill(self.columns_BK >= left, NO_TOKEN)
         slots_K = (columns_BK != NO_TOKEN).any(dim=0).nonzero().squeeze(-1)
         if not len(slots_K):  # nothing is left that could follow the batch
             self.reset()
-            self.tokens_seen = seen
+            self.tokens_seen = left
             return
         self.columns_BK = columns_BK[:, slots_K]
         self.has_gaps = bool((self.columns_BK == NO_TOKEN).any())
@@ -90,14 +90,10 @@ class StepSlot:
         self.cache = cache
 
     def update(
-        self,
-        keys: Tensor,
-        values: Tensor,
-        layer_idx: int,
-        cache_kwargs: dict[str, Any] | None = None,
+        self, keys: Tensor, values: Tensor, layer_idx: int, place: Any = None
     ) -> tuple[Tensor, Tensor]:
         """Add new keys and values, (B, H, Q, D) each; return all of them, (B, H, K + Q, D)."""
-        return self.cache.update(keys, values, cache_kwargs)
+        return self.cache.update(keys, values)
 
 
 def step_caches(cache: Any, num_layers: int, num_steps: int) -> list[ThinkingStepCache]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from itt_composer.models.layer import IttDecoderLayer
+from itt_composer.models.llama import DenseLayer
 from itt_composer.models.loss import loss_and_gradient
 from itt_composer.models.modeling import IttForCausalLM
 
@@ -22,7 +22,7 @@ from itt_composer.models.modeling import IttForCausalLM
 MOST_VARIANTS = 64
 
 
-class RecomputedLayer(LlamaDecoderLayer):
+class RecomputedLayer(DenseLayer):
     """A layer that keeps only its input for the backward pass."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ def _recomputed(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 REPLACED: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
     "none": {},
     "thinking_steps": {IttDecoderLayer: RecomputedSteps},
-    "all": {LlamaDecoderLayer: RecomputedLayer, IttDecoderLayer: RecomputedThinkingLayer},
+    "all": {DenseLayer: RecomputedLayer, IttDecoderLayer: RecomputedThinkingLayer},
 }
 
 

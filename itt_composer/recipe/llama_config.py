@@ -97,9 +97,26 @@ def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a configuration that a LLaMA of the same geometry has."""
     return {
         name: value
-        for name, value in config.items()
+        for name, value in rope_of_version_4(config).items()
         if name in LLAMA_KEYS | COMMON_KEYS and name not in ("model_type", "architectures")
     }
+
+
+def rope_of_version_4(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the rotary embedding of a configuration under `rope_theta` and `rope_scaling`.
+
+    transformers 5 reads these and writes `rope_parameters`, which 4.57 ignores without a word.
+    """
+    config = dict(config)
+    rope = config.pop("rope_parameters", None)
+    if rope is None:
+        return config
+    scaling = dict(rope)
+    if "rope_theta" in scaling:
+        config["rope_theta"] = scaling.pop("rope_theta")
+    is_plain = scaling.get("rope_type", scaling.get("type", "default")) == "default"
+    config["rope_scaling"] = None if is_plain else scaling
+    return config
 
 
 def read_config(folder: Path, named: str) -> dict[str, Any]:

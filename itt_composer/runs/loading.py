@@ -241,7 +241,9 @@ def think_causally(model: PreTrainedModel) -> None:
     Raises:
         UserError: it has none.
     """
-    if isinstance(model, IttForCausalLM) and not model.config.is_causal(model.config.select_ratios):
+    if isinstance(model, IttForCausalLM) and not model.config.is_causal_at(
+        model.config.select_ratios
+    ):
         if not model.has_thresholds:
             raise UserError(
                 "the model has no thresholds, and under "

@@ -8,7 +8,8 @@ from safetensors import SafetensorError, safe_open
 
 from itt_composer.basics.errors import UserError
 from itt_composer.models import IttForCausalLM
-from itt_composer.models.loading import refuse_broken, stored_weight
+from itt_composer.models.loading import refuse_broken
+from itt_composer.models.stored_weights import stored_weight
 
 INPUT, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 

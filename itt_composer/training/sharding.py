@@ -20,10 +20,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers.modeling_utils import no_init_weights
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.composer_model import unwrap
+from itt_composer.models.llama import DenseLayer
 from itt_composer.recipe.schema import TrainRecipe
 
 
@@ -95,7 +95,7 @@ def name_units(model: "IttForCausalLM") -> None:
     def is_unit(module: "nn.Module") -> bool | dict[str, Any]:
         if module is model.lm_head and embeddings:
             return {"reshard_after_forward": False}  # the last of a pass is the next one's first
-        return isinstance(module, LlamaDecoderLayer) or any(module is each for each in embeddings)
+        return isinstance(module, DenseLayer) or any(module is each for each in embeddings)
 
     model.fsdp_wrap_fn = is_unit  # type: ignore[assignment]
 

@@ -45,7 +45,7 @@ def _true_float64(monkeypatch):
     def rotary(self, x, position_ids):
         size = self.config.head_dim
         exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
-        angles = position_ids[..., None] * self.config.rope_theta**-exponents
+        angles = position_ids[..., None] * self.config.to_dict()["rope_theta"] ** -exponents
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos(), angles.sin()
 
@@ -86,7 +86,7 @@ def settings_of(config: IttConfig) -> SimpleNamespace:
         kv_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
         eps=config.rms_norm_eps,
-        rope_theta=config.rope_theta,
+        rope_theta=config.to_dict()["rope_theta"],
         temperature=TEMPERATURE,
         thinking_layers=config.thinking_layers,
         thinking_steps=config.thinking_steps,
@@ -161,7 +161,7 @@ def _renumber_positions(monkeypatch):
         batch, count = indices.shape
         return tuple(part[:, :count].expand(batch, -1, -1) for part in position_embeddings)
 
-    monkeypatch.setattr(layer, "_positions_of", first_positions)
+    monkeypatch.setattr(layer, "positions_of", first_positions)
 
 
 def _replace_accumulation(monkeypatch):

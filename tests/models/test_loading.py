@@ -61,6 +61,8 @@ def edit(folder: Path, *removed: str, **changed) -> Path:
 def as_version_5(folder: Path, scaling=None, partial=None) -> Path:
     """Write the rotary embedding as transformers 5 does."""
     config = json.loads((folder / "config.json").read_bytes())
+    if "rope_parameters" in config:
+        return folder
     theta = config.get("rope_theta", config.get("rotary_emb_base"))
     rope = {"rope_theta": theta, "rope_type": "default", **(scaling or {})}
     rope |= {} if partial is None else {"partial_rotary_factor": partial}
@@ -90,7 +92,7 @@ def test_a_llama_in_the_words_of_transformers_5_computes_the_same_bits(kind, tmp
     as_version_5(tmp_path, SCALINGS[kind])
     loaded = load_model(tmp_path)
     assert isinstance(loaded, IttForCausalLM)
-    assert loaded.config.rope_theta == 5e5
+    assert loaded.config.to_dict()["rope_theta"] == 5e5
     assert torch.equal(logits(loaded), logits(llama))
 
 
@@ -134,7 +136,7 @@ def test_no_tensor_is_dropped_and_none_is_made_up(tmp_path):
         load_model(tmp_path)
     del weights["embed_out.weight"]
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"its files lack embed_out\.weight"):
+    with pytest.raises(UserError, match=r"its files lack (embed_out|lm_head)\.weight"):
         load_model(tmp_path)
 
 
@@ -174,8 +176,8 @@ def test_weights_of_a_type_that_nothing_computes_with_are_named(tmp_path):
         torch.save({**model.state_dict(), name: torch.ones(32).to(dtype)}, tmp_path / WEIGHTS_NAME)
         with pytest.raises(UserError, match=f"^{tmp_path} cannot be loaded: .*weight") as caught:
             load_model(tmp_path)
-        if not dtype.is_floating_point and not dtype.is_complex:
-            continue  # transformers refuses them
+        if "transformers" not in str(caught.value) and not dtype.is_floating_point:
+            continue  # transformers 4 refuses them
         said = f"{name} is stored as {str(dtype)[6:]}, with which the model does not compute"
         assert said in str(caught.value)
     for dtype in (torch.float16, torch.float64):

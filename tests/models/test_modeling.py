@@ -3,13 +3,14 @@
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.flops import dense_parameters, thinking_parameters
-from itt_composer.models.layer import IttDecoderLayer, Router, keys_for
+from itt_composer.models.layer import IttDecoderLayer, Router
+from itt_composer.models.llama import DenseLayer
 from itt_composer.models.modeling import _padding_in
 from itt_composer.models.routing import select_top_k, select_where
+from itt_composer.models.step_attention import keys_for, mask_among
 
 GEOMETRY = {
     "vocab_size": 61,
@@ -211,7 +212,7 @@ def test_skipped_tokens_keep_their_state_and_selected_ones_change():
     layer = model.model.layers[1]
     states = torch.randn(2, 20, GEOMETRY["hidden_size"])
     positions = model.model.rotary_emb(states, torch.arange(20)[None])
-    once = LlamaDecoderLayer.forward(layer, states, position_embeddings=positions)
+    once = DenseLayer.forward(layer, states, position_embeddings=positions)
     changed = (layer(states, position_embeddings=positions) != once).any(dim=-1)
     assert changed.sum(dim=-1).tolist() == [10, 10]
     scores = layer.routers[0](once)
@@ -233,7 +234,7 @@ def test_padding_is_selected_last_and_never_attended_to():
 
 
 def test_a_mask_of_tokens_as_flash_takes_it_says_what_a_mask_of_pairs_says():
-    layer, seq_len = build(**KINDS["itt"]).thinking_layers[0], 12
+    seq_len = 12
     places = torch.arange(seq_len)
     is_token_BS = torch.stack([places >= 5, places >= 0, places < 7])
     flash_BS = is_token_BS.long()
@@ -244,15 +245,15 @@ def test_a_mask_of_tokens_as_flash_takes_it_says_what_a_mask_of_pairs_says():
     for selection in (select_where(scores_BS < 0.5), select_top_k(scores_BS, 6)):
         indices_BK, is_selected_BK = selection
         keys = keys_for(selection, 0, None)
-        is_key_BK = layer._mask_among(selection, flash_BS, 0, keys).bool()
+        is_key_BK = mask_among(selection, flash_BS, 0, keys, True).bool()
         is_real_BK = is_token_BS.gather(1, indices_BK)
         if is_selected_BK is not None:
             assert not is_selected_BK.all()
             is_real_BK = is_real_BK & is_selected_BK
         assert torch.equal(is_key_BK, is_real_BK)
         causal_BKK = (indices_BK[:, :, None] >= indices_BK[:, None]) & is_key_BK[:, None]
-        of_pairs_B1KK = layer._mask_among(selection, is_pair_B1SS, 0, keys)
-        of_numbers_B1KK = layer._mask_among(selection, additive_B1SS, 0, keys) == 0
+        of_pairs_B1KK = mask_among(selection, is_pair_B1SS, 0, keys, False)
+        of_numbers_B1KK = mask_among(selection, additive_B1SS, 0, keys, False) == 0
         for mask_B1KK in (of_pairs_B1KK, of_numbers_B1KK):
             assert torch.equal(mask_B1KK[:, 0][is_real_BK], causal_BKK[is_real_BK])
     for length in (seq_len, 3):  # the whole rows, and what follows a cache
@@ -262,7 +263,7 @@ def test_a_mask_of_tokens_as_flash_takes_it_says_what_a_mask_of_pairs_says():
     with pytest.raises(
         TypeError, match="thinking layers do not take a str as attention mask: choose"
     ):
-        layer._mask_among(selection, "a mask", 0, keys)
+        mask_among(selection, "a mask", 0, keys, False)
 
 
 def test_eager_and_sdpa_attention_agree_with_padding():
