@@ -1,12 +1,16 @@
 # Every target sets up what it needs first; `make help` lists them.
 .DEFAULT_GOAL := help
 
-# The interpreter for .venv: any of Python 3.10, 3.11, 3.12. Empty: the first that is found.
+# The interpreter for .venv: any of Python 3.11, 3.12, 3.13. Empty: the first that is found.
 PYTHON ?=
+# Which versions: empty for today's, in .venv; "floor" for the oldest, in .venv-floor (Python 3.10
+# to 3.12). docs/versions.md compares them.
+SET ?=
 # Passed on to pytest: make test ARGS="-k routing -x"
 ARGS ?=
 
-RUN := .venv/bin/python -m
+VENV := .venv$(addprefix -,$(SET))
+RUN := $(VENV)/bin/python -m
 
 .PHONY: help setup quickstart test stress check docs format lock clean
 
@@ -14,11 +18,11 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # A prerequisite of what needs it, so that one make runs it once, with -j too.
-setup: ## make .venv from requirements.lock (at once when it is up to date)
-	@PYTHON="$(PYTHON)" scripts/setup.sh
+setup: ## make .venv from requirements.lock (at once when it is up to date; SET=floor: .venv-floor)
+	@PYTHON="$(PYTHON)" SET="$(SET)" scripts/setup.sh
 
 quickstart: setup ## train a tiny ITT and the dense model on a CPU and compare them
-	@.venv/bin/itt quickstart
+	@$(VENV)/bin/itt quickstart
 
 # Models of the tests are so small that a second thread costs more than it does.
 THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
@@ -50,13 +54,17 @@ format: setup ## format the code and fix what the linter can
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
-# Not after `setup`: the lock that is being replaced may be one that cannot be installed.
-lock: ## resolve pyproject.toml into requirements.lock (ARGS=--upgrade for newer versions)
-	@[ -x .venv/bin/uv ] || PYTHON="$(PYTHON)" scripts/setup.sh
-	.venv/bin/uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --extra spark --extra serve \
-		--generate-hashes --no-emit-index-url --no-annotate --quiet \
-		--custom-compile-command "make lock" -o requirements.lock $(ARGS)
+# Not after `setup`: the lock that is being replaced may be one that cannot be installed. uv reads
+# the overrides of pyproject.toml only in this folder, so the floor is resolved from elsewhere.
+COMPILE = $(CURDIR)/.venv/bin/uv pip compile $(CURDIR)/pyproject.toml --universal --extra dev \
+	--no-python-downloads --generate-hashes --no-emit-index-url --no-annotate --quiet \
+	--custom-compile-command "make lock" $(ARGS)
 
-clean: ## remove .venv and every cache (runs/ stays)
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
+lock: ## resolve pyproject.toml into both locks (ARGS=--upgrade for newer versions)
+	@[ -x .venv/bin/uv ] || PYTHON="$(PYTHON)" scripts/setup.sh
+	$(COMPILE) --python-version 3.11 -o requirements.lock
+	cd / && $(COMPILE) --python-version 3.10 -o $(CURDIR)/requirements.floor.lock
+
+clean: ## remove .venv, .venv-floor and every cache (runs/ stays)
+	rm -rf .venv .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

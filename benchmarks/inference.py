@@ -158,10 +158,13 @@ def count(subject: Subject, work: Work) -> tuple[float, list[float]]:
             taken[done.step - 1] += int(done.is_selected_BS.sum())
 
         options["on_step"] = note
+    used = subject.model.config._attn_implementation
+    subject.model.set_attn_implementation("eager")  # torch 2.7 does not count the CPU's fused one
     with FlopCounterMode(display=False) as whole:
         decode(subject, work, **options)
     with FlopCounterMode(display=False) as prompt:
         decode(subject, Work(work.prompt_tokens, 0))
+    subject.model.set_attn_implementation(used)
     flops = (whole.get_total_flops() - prompt.get_total_flops()) / work.new_tokens
     chances = work.new_tokens * len(getattr(subject.model.config, "thinking_layers", ()))
     return flops, [steps / chances for steps in taken]

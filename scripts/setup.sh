@@ -2,7 +2,8 @@
 # Makes .venv from requirements.lock and installs the project into it, editable.
 #
 #   make setup                         what `make quickstart`, `make test` and `make check` do first
-#   make setup PYTHON=/path/to/python  with that interpreter (3.10, 3.11 or 3.12)
+#   make setup SET=floor               .venv-floor from requirements.floor.lock: the oldest versions
+#   make setup PYTHON=/path/to/python  with that interpreter (3.11, 3.12 or 3.13; floor: 3.10 to 3.12)
 #
 # Returns at once when nothing changed since the last success. pip is slow on this many
 # packages, so pip installs only uv (at the lock's version and hash) and uv installs the rest.
@@ -14,8 +15,14 @@ root=$(pwd -P)
 # Measured on Linux: 8.0 GB in .venv and 0.4 GB that only uv's cache holds. The two share the rest
 # as hard links; a cache on another filesystem needs 8 GB there too.
 needed_gb=${ITT_SETUP_DISK_GB:-9}
-log=.venv/setup.log
-state=.venv/setup.state # "unfinished", or after a success what .venv was made from
+case ${SET:-} in
+    "") venv=.venv lock=requirements.lock pythons=(3.11 3.12 3.13) ;;
+    floor) venv=.venv-floor lock=requirements.floor.lock pythons=(3.10 3.11 3.12) ;;
+    *) echo "set-up: there is no SET=$SET; leave it out for today's versions, or SET=floor." >&2 && exit 1 ;;
+esac
+supported_pythons="${pythons[0]}, ${pythons[1]} or ${pythons[2]}"
+log=$venv/setup.log
+state=$venv/setup.state # "unfinished", or after a success what the environment was made from
 
 fail() {
     echo "set-up: $*" >&2
@@ -26,7 +33,7 @@ fail() {
 # pyproject.toml because the editable install is made from it.
 made_from() {
     echo "$root"
-    cat pyproject.toml requirements.lock
+    cat pyproject.toml "$lock"
 }
 
 version_of() { # "3.11.7", or nothing when it does not run (a pyenv shim without its version)
@@ -34,13 +41,18 @@ version_of() { # "3.11.7", or nothing when it does not run (a pyenv shim without
 }
 
 supported() {
-    case $1 in 3.10.* | 3.11.* | 3.12.*) true ;; *) false ;; esac
+    case " ${pythons[*]} " in *" ${1%.*} "*) true ;; *) false ;; esac
+}
+
+# Today's torch has no build for Python 3.10.
+hint() { # hint " 3.9.18 3.10.13"
+    case ${SET:-},$1 in ,*" 3.10."*) echo " Python 3.10 can have the oldest versions: SET=floor." ;; esac
 }
 
 # Sets `python`. The one called python3 comes first: it is the one the user has made active.
 find_python() {
     local candidate version found="" without_venv=""
-    local candidates=(python3 python3.12 python3.11 python3.10 python)
+    local candidates=(python3 "python${pythons[2]}" "python${pythons[1]}" "python${pythons[0]}" python)
     if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
     for candidate in "${candidates[@]}"; do
         command -v "$candidate" >/dev/null || continue
@@ -59,17 +71,17 @@ find_python() {
         fail "Python $without_venv comes without venv; install it (Debian and Ubuntu:" \
             "apt install python${without_venv%.*}-venv) and run the same command again."
     elif [ -n "${PYTHON:-}" ]; then
-        fail "PYTHON=$PYTHON is ${found:+Python$found, }not a working Python 3.10, 3.11 or 3.12."
+        fail "PYTHON=$PYTHON is ${found:+Python$found, }not a working Python $supported_pythons.$(hint "$found")"
     else
-        fail "needs Python 3.10, 3.11 or 3.12 and found ${found:+only}${found:-none};" \
-            "install one, or name one with make PYTHON=/path/to/python."
+        fail "needs Python $supported_pythons and found ${found:+only}${found:-none};" \
+            "install one, or name one with make PYTHON=/path/to/python.$(hint "$found")"
     fi
 }
 
 # One set-up at a time in a folder. The lock belongs to the open file, so this shell holds it
 # after the Python that took it has ended, and whatever ends this shell releases it.
 wait_for_other_setup() {
-    exec 9>>requirements.lock
+    exec 9>>"$lock"
     "$python" - 2>/dev/null <<'PYTHON' || true # a filesystem without locks: go on without one
 import fcntl
 try:
@@ -84,7 +96,7 @@ PYTHON
 # one cannot: a package that was cut off half-way looks installed.
 why_anew() {
     local version asked
-    version=$(version_of .venv/bin/python)
+    version=$(version_of "$venv/bin/python")
     asked=${PYTHON:+$(version_of "$PYTHON")}
     if [ "$(cat "$state" 2>/dev/null)" = unfinished ]; then
         echo "its set-up was interrupted"
@@ -92,7 +104,7 @@ why_anew() {
         echo "its Python is gone"
     elif ! supported "$version" || [ "$version" != "${asked:-$version}" ]; then
         echo "its Python is $version"
-    elif ! grep -qsF "$root/.venv" .venv/bin/activate; then
+    elif ! grep -qsF "$root/$venv" "$venv/bin/activate"; then
         echo "it was made in another folder"
     fi
 }
@@ -107,7 +119,7 @@ share_pip_setting() { # share_pip_setting index-url UV_DEFAULT_INDEX
     local value
     printenv "$2" >/dev/null && return
     value=$(printenv "PIP_$(echo "$1" | tr '[:lower:]-' '[:upper:]_')" ||
-        .venv/bin/python -m pip config get "global.$1" 2>/dev/null || true)
+        "$venv/bin/python" -m pip config get "global.$1" 2>/dev/null || true)
     if [ -n "$value" ]; then export "$2=$value"; fi
 }
 
@@ -133,50 +145,63 @@ install() {
     fi
 }
 
+# Of the packages in a lock; the last one may have listed some that no lock does now.
+names() { sed -n 's/^\([^ =]*\)==.*/\1/p' | sort -u; }
+
 # Refused whatever is there already.
 if [ -n "${PYTHON:-}" ] && [ -z "$(version_of "$PYTHON")" ]; then find_python; fi
 is_ready && exit 0
-if [ ! -w . ] || [ ! -w requirements.lock ]; then
+if [ ! -w . ] || [ ! -w "$lock" ]; then
     fail "cannot write to $root; run it in a copy of your own."
 fi
 find_python
 wait_for_other_setup
 is_ready && exit 0 # the other one did it
 
-if [ -e .venv ]; then
+if [ -e $venv ]; then
     reason=$(why_anew)
     if [ -n "$reason" ]; then
-        echo "Making .venv anew: $reason."
-        rm -rf .venv
+        echo "Making $venv anew: $reason."
+        rm -rf "$venv"
     fi
 fi
-if [ ! -e .venv ]; then
+if [ ! -e $venv ]; then
     free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1e6) }')
     [ "$free_gb" -ge "$needed_gb" ] ||
         fail "needs $needed_gb GB of free disk space in $root and finds $free_gb GB."
-    echo "Setting up .venv with Python $(version_of "$python"). A few minutes: 8 GB on disk," \
+    echo "Setting up $venv with Python $(version_of "$python"). A few minutes: 8 GB on disk," \
         "4 GB to download unless uv's cache has it."
-    mkdir .venv
+    mkdir $venv
     previous=""
     echo unfinished >"$state"
-    "$python" -m venv "$root/.venv" >"$log" 2>&1 ||
+    "$python" -m venv "$root/$venv" >"$log" 2>&1 ||
         fail "$python cannot make a virtual environment; $log has the details."
 else
-    echo "Bringing .venv up to date with requirements.lock."
+    echo "Bringing $venv up to date with $lock."
     previous=$(cat "$state" 2>/dev/null || true)
     echo unfinished >"$state"
 fi
 
-if [ ! -x .venv/bin/uv ]; then
-    awk '/^uv==/ { on = 1 } on { print } on && !/\\$/ { exit }' requirements.lock >.venv/uv.lock
-    install .venv/bin/python -m pip install --disable-pip-version-check --retries 2 \
-        --no-deps --require-hashes -r .venv/uv.lock
+uv=$root/$venv/bin/uv
+if [ ! -x "$uv" ]; then
+    awk '/^uv==/ { on = 1 } on { print } on && !/\\$/ { exit }' "$lock" >$venv/uv.lock
+    install $venv/bin/python -m pip install --disable-pip-version-check --retries 2 \
+        --no-deps --require-hashes -r $venv/uv.lock
 fi
 share_pip_setting index-url UV_DEFAULT_INDEX
 share_pip_setting cert SSL_CERT_FILE
 share_pip_setting proxy HTTPS_PROXY
-uv=(.venv/bin/uv pip install --python .venv/bin/python --no-deps)
-install "${uv[@]}" --require-hashes --compile-bytecode -r requirements.lock
-install "${uv[@]}" --no-build-isolation -e .
-made_from >"$state"
-echo "Set-up done. To use it in this shell: . .venv/bin/activate"
+
+# In the root of the repository uv would put the overrides of pyproject.toml in the place of pins.
+log=$root/$log state=$root/$state
+cd /
+left=$(comm -23 <(names <<<"$previous") <(names <"$root/$lock"))
+if [ -n "$left" ]; then
+    # shellcheck disable=SC2086 # one word a package
+    install "$uv" pip uninstall --python "$root/$venv/bin/python" $left
+fi
+into=("$uv" pip install --python "$root/$venv/bin/python" --no-deps)
+install "${into[@]}" --require-hashes --compile-bytecode -r "$root/$lock"
+install "${into[@]}" --no-build-isolation -e "$root"
+(cd "$root" && made_from) >"$state"
+echo "Set-up done. To use it in this shell: . $venv/bin/activate"

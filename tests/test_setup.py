@@ -18,10 +18,16 @@ else:
     import tomli as tomllib
 
 REPO = Path(__file__).parent.parent
-PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-LOCK = (REPO / "requirements.lock").read_text()
-# A package can have several pins, each with the marker of the Pythons or systems it is for.
-PINS = [Requirement(line) for line in re.findall(r"^(\S+==.+?) \\$", LOCK, re.MULTILINE)]
+PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+LOCKS = {"": "requirements.lock", "floor": "requirements.floor.lock"}
+PYTHONS = {"": ["3.11", "3.12", "3.13"], "floor": ["3.10", "3.11", "3.12"]}
+
+
+def pins(which):
+    """A package can have several, each with the marker of the Pythons or systems it is for."""
+    lock = (REPO / LOCKS[which]).read_text()
+    return [Requirement(line) for line in re.findall(r"^(\S+==.+?) \\$", lock, re.MULTILINE)]
 
 
 @pytest.fixture
@@ -29,12 +35,12 @@ def checkout(tmp_path):
     """What the set-up reads of a fresh clone."""
     folder = tmp_path / "checkout"
     (folder / "scripts").mkdir(parents=True)
-    for name in ("scripts/setup.sh", "Makefile", "pyproject.toml", "requirements.lock"):
+    for name in ("scripts/setup.sh", "Makefile", "pyproject.toml", *LOCKS.values()):
         shutil.copy(REPO / name, folder / name)
     return folder
 
 
-TOOLS = "awk bash cat df dirname grep make mkdir printenv rm tee tr"
+TOOLS = "awk bash cat comm df dirname grep make mkdir printenv rm sed sort tee tr"
 
 
 @pytest.fixture
@@ -76,14 +82,25 @@ def assert_refused(result, *words):
 
 
 def test_no_python_is_one_sentence(checkout, bare_path):
-    assert_refused(set_up(checkout, bare_path), "3.10, 3.11 or 3.12", "found none", "PYTHON=")
+    assert_refused(set_up(checkout, bare_path), "3.11, 3.12 or 3.13", "found none", "PYTHON=")
 
 
 def test_unsupported_pythons_are_named_and_shims_that_do_not_run_are_skipped(checkout, bare_path):
     add_python(bare_path, "python3", "echo 3.9.18")
-    add_python(bare_path, "python", "echo 3.13.0")
+    add_python(bare_path, "python", "echo 3.14.0")
     add_python(bare_path, "python3.12", "echo 'version 3.12 is not installed' >&2; exit 127")
-    assert_refused(set_up(checkout, bare_path), "found only 3.9.18 3.13.0")
+    assert_refused(set_up(checkout, bare_path), "found only 3.9.18 3.14.0")
+
+
+def test_python_3_10_is_told_of_the_oldest_versions(checkout, bare_path):
+    add_python(bare_path, "python3", 'case "$*" in *ensurepip*) exit 1;; *) echo 3.10.13;; esac')
+    assert_refused(set_up(checkout, bare_path), "found only 3.10.13", "SET=floor")
+    result = set_up(checkout, bare_path, SET="floor")
+    assert_refused(result, "Python 3.10.13 comes without venv")
+
+
+def test_an_unknown_set_is_one_sentence(checkout, bare_path):
+    assert_refused(set_up(checkout, bare_path, SET="roof"), "there is no SET=roof", "SET=floor")
 
 
 def test_the_python_asked_for_is_not_replaced_by_another(checkout, bare_path):
@@ -182,29 +199,50 @@ def test_pre_commit_runs_what_make_check_runs():
     assert {hook["entry"].removeprefix("env ") for hook in hooks} == commands
 
 
-@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
-def test_the_lock_satisfies_pyproject(python):
+def requirements(which):
+    """What pyproject.toml asks for; today's set puts its overrides in the place of others."""
+    extras = PROJECT["optional-dependencies"].values()
+    wanted = PROJECT["dependencies"] + [line for extra in extras for line in extra]
+    wanted = [each for each in map(Requirement, wanted) if each.name != PROJECT["name"]]
+    if which == "":
+        overrides = [*map(Requirement, PYPROJECT["tool"]["uv"]["override-dependencies"])]
+        names = {each.name for each in overrides}
+        wanted = [each for each in wanted if each.name not in names] + overrides
+    return wanted
+
+
+@pytest.mark.parametrize(
+    ("which", "python"), [(which, python) for which in PYTHONS for python in PYTHONS[which]]
+)
+def test_the_lock_satisfies_pyproject(which, python):
     environment = {"python_version": python, "python_full_version": f"{python}.0"}
     pinned = {
         canonicalize_name(pin.name): next(iter(pin.specifier)).version
-        for pin in PINS
+        for pin in pins(which)
         if pin.marker is None or pin.marker.evaluate(environment)
     }
-    extras = PROJECT["optional-dependencies"].values()
-    wanted = PROJECT["dependencies"] + [line for extra in extras for line in extra]
-    for requirement in map(Requirement, wanted):
+    for requirement in requirements(which):
         version = pinned.get(canonicalize_name(requirement.name))
-        assert version, f"requirements.lock lacks {requirement}: run `make lock`"
+        assert version, f"{LOCKS[which]} lacks {requirement}: run `make lock`"
         assert requirement.specifier.contains(version), (
-            f"requirements.lock pins {version} where pyproject.toml asks for {requirement}: "
+            f"{LOCKS[which]} pins {version} where pyproject.toml asks for {requirement}: "
             "run `make lock`"
         )
 
 
-def test_the_lock_names_no_host_and_hashes_every_package():
-    assert "://" not in LOCK
-    assert " @ " not in LOCK
-    options = re.findall(r"^\s*--([^\s=]+)", LOCK, re.MULTILINE)
+def test_what_runs_a_model_admits_both_sets():
+    for which in LOCKS:
+        pinned = {pin.name: next(iter(pin.specifier)).version for pin in pins(which)}
+        for requirement in map(Requirement, PROJECT["dependencies"]):
+            assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+@pytest.mark.parametrize("which", LOCKS)
+def test_a_lock_names_no_host_and_hashes_every_package(which):
+    lock = (REPO / LOCKS[which]).read_text()
+    assert "://" not in lock
+    assert " @ " not in lock
+    options = re.findall(r"^\s*--([^\s=]+)", lock, re.MULTILINE)
     assert set(options) == {"hash"}
-    pins_with_hash = re.findall(r"^\S+==.+\\\n +--hash=sha256:", LOCK, re.MULTILINE)
-    assert len(pins_with_hash) == len(PINS) == len(re.findall(r"^\S*==", LOCK, re.MULTILINE))
+    pins_with_hash = re.findall(r"^\S+==.+\\\n +--hash=sha256:", lock, re.MULTILINE)
+    assert len(pins_with_hash) == len(pins(which)) == len(re.findall(r"^\S*==", lock, re.MULTILINE))

@@ -51,8 +51,9 @@ def executed_flops(
 ) -> int:
     """Count the FLOPs of the matrix products in one forward pass of `IttForCausalLM`.
 
-    Equals `torch.utils.flop_counter.FlopCounterMode` on the model (attention counted over all
-    pairs of tokens, as that counter does, though causal kernels skip half of them). Under
+    Equals `torch.utils.flop_counter.FlopCounterMode` on the model with eager attention (counted
+    over all pairs of tokens, though causal kernels skip half of them) under transformers 4; version
+    5 computes the angles of the rotary embedding, 1e-5 of the whole, without a product. Under
     top-p and thresholds the number of selected tokens depends on the data; ρ stands in for their
     share.
 

@@ -17,6 +17,7 @@ from itt_composer.basics.errors import UserError
 from itt_composer.basics.files import whole_folder
 from itt_composer.basics.losses import perplexity
 from itt_composer.models import IttForCausalLM
+from itt_composer.models.loading import without_bars
 from itt_composer.models.tokenizer import readable_config
 from itt_composer.recipe.llama_config import llama_fields, rope_of_version_4
 
@@ -188,7 +189,8 @@ def replace_model(folder: Path, model: IttForCausalLM) -> None:
 
 def _save(model: IttForCausalLM | LlamaForCausalLM, folder: Path) -> None:
     try:
-        model.save_pretrained(folder)
+        with without_bars():
+            model.save_pretrained(folder)
     except SafetensorError as error:
         raise UserError(f"{folder} cannot be written: {error}") from None
     place = folder / "config.json"

@@ -127,7 +127,7 @@ def load_weights(
     kind: Any = IttForCausalLM if isinstance(config, IttConfig) else AutoModelForCausalLM
     is_tied = config.get_text_config().tie_word_embeddings  # loading may change it
     try:
-        with _without_bars():
+        with without_bars():
             model, report = kind.from_pretrained(
                 source,
                 config=config,
@@ -255,7 +255,7 @@ def _without_retries() -> Iterator[None]:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Hide the bar of transformers over the files of a model; downloads keep theirs."""
     if not logging.is_progress_bar_enabled():
         yield

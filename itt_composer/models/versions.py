@@ -39,6 +39,14 @@ from transformers.cache_utils import DynamicLayer  # noqa: E402
 from transformers.masking_utils import create_causal_mask  # noqa: E402
 from transformers.modeling_outputs import CausalLMOutputWithPast  # noqa: E402
 
+try:
+    from transformers.initialization import no_init_weights
+except ImportError:  # 4.57
+    from transformers.modeling_utils import no_init_weights
+
+# Builds a model without initial values, as its weights come from elsewhere.
+without_initial_values = no_init_weights
+
 # The argument and the field of an output that hold the key/value cache.
 CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
 _MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters

@@ -23,6 +23,7 @@ from itt_composer.models.folder import tokenizer_files
 from itt_composer.models.loading import NoConfigError, broken_weights, load_model
 from itt_composer.models.tokenizer import load_tokenizer as load
 from itt_composer.recipe.description import GEOMETRY_FIELDS
+from itt_composer.recipe.llama_config import LLAMA_KEYS, THINKING_KEYS
 from itt_composer.recipe.thinking import ELASTIC_FIELDS
 from itt_composer.runs.checkpoints.model import load_model_of
 from itt_composer.runs.checkpoints.reading import CodeInCheckpointError
@@ -115,17 +116,28 @@ class LoadedModel:
         return digest.hexdigest()
 
     def sha256(self) -> str:
-        """Return the digest of weights, configuration and tokenizer; takes a few seconds."""
+        """Return the digest of weights, configuration and tokenizer; takes a few seconds.
+
+        It is the same under every release of transformers.
+        """
         digest = hashlib.sha256(_identity(self.tokenizer()).encode())
         generation = getattr(self.model, "generation_config", None)
-        digest.update(generation.to_json_string().encode() if generation else b"")
-        config = self.model.config.to_dict()
-        known = {name: value for name, value in config.items() if name not in INCIDENTAL}
-        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
+        for settings in (generation.to_diff_dict() if generation else {}, self._config_fields()):
+            known = {name: value for name, value in settings.items() if name not in INCIDENTAL}
+            digest.update(json.dumps(known, sort_keys=True, default=str).encode())
         digest.update(self.weights_sha256.encode())
-        for name, buffer in sorted(self.model.named_buffers()):
-            _add_tensor(digest, name, buffer)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, buffer in sorted(self.model.state_dict().items()):
+            if name not in parameters:
+                _add_tensor(digest, name, buffer)
         return digest.hexdigest()
+
+    def _config_fields(self) -> dict[str, Any]:
+        """The configuration; of our models, what they read, as releases add fields of their own."""
+        fields = self.model.config.to_dict()
+        if isinstance(self.model, IttForCausalLM):
+            return {name: fields.get(name) for name in sorted(LLAMA_KEYS | THINKING_KEYS)}
+        return fields
 
 
 def load_named_model(

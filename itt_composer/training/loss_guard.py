@@ -57,7 +57,7 @@ def all_finite(gradients: Iterable[Tensor | None]) -> bool:
     own = [gradient for gradient in own if gradient.numel()]
     if not own:
         return True
-    return bool(torch.stack(list(torch._foreach_norm(own))).isfinite().all())
+    return bool(torch.nn.utils.get_total_norm(own).isfinite())
 
 
 def name_rows(rows: Iterable[DrawnRow], domains: list[str]) -> str:

@@ -6,9 +6,7 @@ pass, whatever its number of steps, so that it is gathered once.
 """
 
 import copy
-import functools
 import warnings
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,17 +15,17 @@ from composer.utils.parallelism import FSDP2Config
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
-from transformers.modeling_utils import no_init_weights
 
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.composer_model import unwrap
 from itt_composer.models.llama import DenseLayer
+from itt_composer.models.versions import without_initial_values
 from itt_composer.recipe.schema import TrainRecipe
+from itt_composer.training.torch_versions import set_timeout, sum_for_mean
 
 
-def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
+def parallelism(settings: TrainRecipe) -> dict[str, Any] | None:
     """Return Composer's `parallelism_config`; None where every rank holds the whole model.
 
     Weights are gathered and gradients summed in float32 ("FULL"), so that in mixed precision, too,
@@ -37,7 +35,6 @@ def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
 
     Args:
         settings: the recipe's.
-        device: "cpu" or "gpu".
     """
     ranks, ranks_per_node = dist.get_world_size(), dist.get_local_world_size()
     if ranks == 1 or settings.sharding in ("ddp", "none"):
@@ -50,36 +47,11 @@ def parallelism(settings: TrainRecipe, device: str) -> dict[str, Any] | None:
         data_parallel_replicate_degree = ranks // ranks_per_node
 
     is_hybrid = settings.sharding == "hybrid" and ranks > ranks_per_node
-    if device == "cpu":
-        average_on_cpu(ranks)
     warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch's own, at each save
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "FSDP2 Config/APIs are experimental")
         config = HybridConfig if is_hybrid else FSDP2Config
         return {"fsdp": config(mixed_precision="FULL")}
-
-
-@functools.cache
-def average_on_cpu(ranks: int) -> None:
-    """Average gradients over the ranks where gloo carries them, which NCCL does by itself.
-
-    Asked for an average, gloo gives a sum when it scatters, and an error when it reduces to all
-    (hybrid). It has no events either, on which torch 2.7 relies there.
-    """
-
-    from torch.distributed.fsdp._fully_shard import _fsdp_collectives, _fsdp_param_group
-
-    reduce_on_gpu = _fsdp_param_group.foreach_reduce
-
-    def divide_factors(*groups: Any) -> tuple[float, float]:
-        return 1.0, float(ranks)  # before and after a sum
-
-    def reduce(*settings: Any) -> tuple[Any, ...]:
-        *results, event, partial_output = reduce_on_gpu(*settings)
-        return (*results, event or "done", partial_output)
-
-    vars(_fsdp_collectives)["_get_gradient_divide_factors"] = divide_factors
-    vars(_fsdp_param_group)["foreach_reduce"] = reduce
 
 
 def name_units(model: "IttForCausalLM") -> None:
@@ -107,12 +79,21 @@ def extend_timeouts(mesh: "DeviceMesh | None", seconds: float) -> None:
     """
 
     for group in mesh.get_all_groups() if mesh is not None else []:
-        _set_pg_timeout(timedelta(seconds=seconds), group)
+        set_timeout(group, seconds)
 
 
-def gather_for_loss(model: "IttForCausalLM") -> None:
-    """Have the output embedding gathered when the loss calls for it; after the sharding."""
+def finish_sharding(model: "IttForCausalLM", device: str) -> None:
+    """Have gradients averaged, and each embedding gathered where it is used and nowhere else.
 
+    Args:
+        model: after the sharding, or not sharded at all.
+        device: "cpu" or "gpu".
+    """
+    if device == "cpu":
+        sum_for_mean(model)
+    embedding = model.model.embed_tokens
+    if isinstance(embedding, FSDPModule):
+        embedding.set_unshard_in_backward(False)  # its gradient takes no weights
     register_fsdp_forward_method(model.lm_head, "next_token_loss")
 
 
@@ -148,7 +129,7 @@ def whole_model_everywhere(module: "nn.Module") -> "IttForCausalLM":
         return model
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     device = next(iter(weights.values())).device
-    with torch.device(device), no_init_weights():
+    with torch.device(device), without_initial_values():
         whole = IttForCausalLM(copy.deepcopy(model.config))
     whole.load_state_dict(weights, assign=True)
     whole.tie_weights()

@@ -41,7 +41,7 @@ from itt_composer.training.resume import (
 )
 from itt_composer.training.sharding import (
     extend_timeouts,
-    gather_for_loss,
+    finish_sharding,
     name_units,
     parallelism,
     whole_model,
@@ -172,7 +172,7 @@ def build_trainer(
     if microbatch_size != "auto":
         microbatch_size = min(microbatch_size, rows_per_rank)
     _wrap(model, settings)
-    sharding = parallelism(settings, device)
+    sharding = parallelism(settings)
     composer_model = ComposerItt(model, settings.loss_chunk_tokens)
     algorithms = recipe.algorithms.build()
     if model.config.adaptive_routing:
@@ -205,7 +205,7 @@ def build_trainer(
     )
     if checkpoint is not None:
         use_own_settings(trainer.state)
-    gather_for_loss(model)
+    finish_sharding(model, device)
     extend_timeouts(trainer.state.device_mesh, settings.rank_timeout + COLLECTIVE_MARGIN)
     # Composer allows it: the routers' scores, and "fp32", would be rounded to ten bits.
     torch.backends.cuda.matmul.allow_tf32 = False

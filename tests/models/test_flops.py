@@ -82,7 +82,7 @@ def test_executed_flops_equal_torchs_counter(thinking):
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
-        attn_implementation="eager",  # the counter does not see the CPU's fused attention
+        attn_implementation="eager",  # torch 2.7 does not count the CPU's fused attention
         **thinking,
     )
     model = IttForCausalLM(config)
@@ -90,8 +90,8 @@ def test_executed_flops_equal_torchs_counter(thinking):
     with FlopCounterMode(display=False) as forward:
         loss = model(input_ids=input_ids, labels=input_ids).loss
     expected = executed_flops(config, batch_size=3, seq_len=21)
-    assert forward.get_total_flops() == expected
+    rotary = config.head_dim * 21  # a matrix product in transformers 4 alone; has no gradient
+    assert forward.get_total_flops() in (expected, expected - rotary)
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    rotary = config.head_dim * 21  # has no gradient
     assert backward.get_total_flops() == 2 * (expected - rotary)

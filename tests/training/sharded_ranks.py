@@ -18,6 +18,7 @@ from composer.distributed.fsdp2 import prepare_fully_shard
 from composer.distributed.fsdp2_utils import generate_composer_model_policy
 from composer.utils import dist, reproducibility
 from torch.distributed.device_mesh import init_device_mesh
+from torch.profiler import ProfilerActivity, profile
 
 from itt_composer.models.building import model_of_recipe
 from itt_composer.models.composer_model import ComposerItt, unwrap
@@ -25,8 +26,7 @@ from itt_composer.models.wrapping import checkpoint_activations
 from itt_composer.recipe.schema import Recipe, load_recipe
 from itt_composer.training.loss_guard import LossGuard, all_finite
 from itt_composer.training.sharding import (
-    average_on_cpu,
-    gather_for_loss,
+    finish_sharding,
     name_units,
     parallelism,
     whole_model,
@@ -53,11 +53,11 @@ def shard(recipe: Recipe, precision: Precision) -> ComposerItt:
     model = unwrap(composer_model)
     checkpoint_activations(model, recipe.train.activation_checkpointing)
     name_units(model)
-    config = parallelism(recipe.train, "cpu")["fsdp"]
+    config = parallelism(recipe.train)["fsdp"]
     config.device_mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     policy = generate_composer_model_policy(composer_model)
     prepare_fully_shard(composer_model, config, precision, policy)
-    gather_for_loss(model)
+    finish_sharding(model, "cpu")
     return composer_model
 
 
@@ -74,12 +74,15 @@ def own_rows() -> slice:
 def gathers(recipe: Recipe) -> list[int]:
     """Gatherings of weights in a forward and in a backward pass."""
     model = shard(recipe, Precision.FP32)
-    gather = torch.distributed.all_gather_into_tensor
-    with mock.patch.object(torch.distributed, "all_gather_into_tensor", wraps=gather) as counted:
-        loss = model(batch_of(recipe, own_rows())).loss
-        forward = counted.call_count
+    rows = batch_of(recipe, own_rows())
+    with profile(activities=[ProfilerActivity.CPU]) as forward:
+        loss = model(rows).loss
+    with profile(activities=[ProfilerActivity.CPU]) as backward:
         loss.backward()
-        return [forward, counted.call_count - forward]
+    return [
+        sum(event.count for event in seen.key_averages() if event.key == "c10d::_allgather_base_")
+        for seen in (forward, backward)
+    ]
 
 
 def clipping(recipe: Recipe) -> dict[str, float]:
@@ -178,7 +181,6 @@ def mixed_precision(recipe: Recipe) -> dict[str, Any]:
 def main() -> None:
     file, out, *overrides = sys.argv[1:]
     dist.initialize_dist("cpu")
-    average_on_cpu(dist.get_world_size())
     seen: dict[str, Any] = {"gathers": {}}
     for kind, keys in KINDS.items():
         for which in ("none", "all"):

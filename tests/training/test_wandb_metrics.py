@@ -16,6 +16,8 @@ def offline(monkeypatch, tmp_path):
     for name in ("WANDB_RUN_ID", "WANDB_RESUME"):  # set by the code: put back in the end
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    yield
+    wandb.teardown()  # what it has read of the environment
 
 
 @pytest.mark.usefixtures("offline")

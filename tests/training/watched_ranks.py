@@ -19,7 +19,7 @@ from itt_composer.data.streams import build_dataloader
 from itt_composer.models.building import model_of_recipe
 from itt_composer.models.composer_model import ComposerItt
 from itt_composer.recipe.schema import Recipe, load_recipe
-from itt_composer.training.sharding import gather_for_loss, name_units, parallelism
+from itt_composer.training.sharding import finish_sharding, name_units, parallelism
 
 
 def watch(recipe: Recipe, is_sharded: bool) -> dict[str, list[float]]:
@@ -40,9 +40,9 @@ def watch(recipe: Recipe, is_sharded: bool) -> dict[str, list[float]]:
         max_duration="2ba",
         device_train_microbatch_size=recipe.train.microbatch_size,
         progress_bar=False,
-        parallelism_config=parallelism(recipe.train, "cpu") if is_sharded else None,
+        parallelism_config=parallelism(recipe.train) if is_sharded else None,
     )
-    gather_for_loss(own)
+    finish_sharding(own, "cpu")
     trainer.fit()
     trainer.close()
     names = ("thinking/", "gradient_norm/", "gradient_nuclear_norm/", "loss/")

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from transformers.modeling_utils import no_init_weights
-
 from itt_composer.basics.errors import UserError
 from itt_composer.data.manifest import Manifest
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.folder import set_document_ends
 from itt_composer.models.loading import refuse_broken
 from itt_composer.models.tokenizer import check_tokenizer_folder, load_tokenizer
+from itt_composer.models.versions import without_initial_values
 from itt_composer.runs.checkpoints.reading import Checkpoint, load_checkpoint
 from itt_composer.runs.folder import RunFolder
 
@@ -59,7 +58,7 @@ def build_model(checkpoint: Checkpoint) -> IttForCausalLM:
         what = f"has {', '.join(unknown)}" if unknown else f"is {config.get('model_type')!r}"
         raise UserError(f"{checkpoint.path} is of another kind of model: its configuration {what}")
     try:
-        with no_init_weights():
+        with without_initial_values():
             model = IttForCausalLM(IttConfig.from_dict(config))
         weights = checkpoint.weights
         if model.config.tie_word_embeddings:
