@@ -30,19 +30,34 @@ def load_tokenizer(source: str | Path, advice: str = "") -> Any:
     check_source(source)
     is_here = Path(source).is_dir()
     try:
+        if name := _class_of_code(source, is_here):
+            raise UserError(
+                f"the tokenizer in {source} cannot be loaded: its auto_map names code, which is "
+                f"never run, and transformers has no tokenizer_class={name} of its own{advice}"
+            )
         return AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, local_files_only=is_here
         )
+    except UserError:
+        raise
     except Exception as error:  # transformers raises whatever its loaders met
-        if "trust_remote_code" in str(error):
-            raise UserError(
-                f"the tokenizer in {source} cannot be loaded: its auto_map names code, which is "
-                f"never run, and transformers has no class of its own for it{advice}"
-            ) from None
         if any(sign in str(error) for sign in SAVED_BY_5):
             return _saved_by_5(source)
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the tokenizer in {source} cannot be loaded ({reason}){advice}") from None
+
+
+def _class_of_code(source: str | Path, is_here: bool) -> str | None:
+    """Return a tokenizer's class that only code beside it has, for which 5.x takes another."""
+    from transformers.models.auto import tokenization_auto as auto
+
+    config = auto.get_tokenizer_config(str(source), local_files_only=is_here)
+    name = config.get("tokenizer_class")
+    if not config.get("auto_map") or name is None:
+        return None
+    plain = name.removesuffix("Fast")
+    is_known = any(map(auto.tokenizer_class_from_name, (plain, f"{plain}Fast")))
+    return None if is_known else name
 
 
 def check_tokenizer_folder(tokenizer: Path | None) -> None:

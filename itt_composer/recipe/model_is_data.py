@@ -129,7 +129,8 @@ def _wrong_with(key: str, value: Any) -> str | None:
         return "a way to generate that transformers keeps as code on the hub; remove the key"
     if key == "quant_method" and value not in QUANTIZERS:
         return f"and only {', '.join(QUANTIZERS)} are known; the others may fetch kernels"
-    if key.endswith("_file") and key not in OLD_PLACES and not _is_file_name(value):
+    is_place = key.endswith("_file") or key == "transformers_weights"
+    if is_place and key not in OLD_PLACES and not _is_file_name(value):
         return "which is not a file in its folder; remove the key"
     return None
 

@@ -126,7 +126,7 @@ def test_without_bos_there_is_nothing_to_begin_with(shards, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
     config = IttConfig(max_position_embeddings=512, bos_token_id=None)
     assert prompt_ids(config, tokenizer, "x")[0] != 1
-    with pytest.raises(UserError, match="give a --prompt"):
+    with pytest.raises(UserError, match="give a prompt"):
         prompt_ids(config, tokenizer, "")
 
 

@@ -36,6 +36,7 @@ REFUSED = [
     ("config.json", {"allow_all_kernels": 1}, "allow_all_kernels"),
     ("config.json", {"trust_remote_code": True}, "trust_remote_code"),
     ("config.json", {"configuration_files": ["config.4.json"]}, "configuration_files"),
+    ("config.json", {"transformers_weights": "../model.safetensors"}, "transformers_weights"),
     ("config.json", {"use_pretrained_backbone": True}, "use_pretrained_backbone"),
     ("config.json", {"num_beam_groups": 2}, "num_beam_groups"),
     ("config.json", {"quantization_config": {"quant_method": "none"}}, "quantization_config."),

@@ -1,18 +1,15 @@
-"""Folders of small random models, and servers of them, each a real process."""
+"""Folders of small random models, and a server of one."""
 
 import json
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import openai
 import pytest
 import torch
 from causal_models import GEOMETRY
+from running_server import serving
 
 from itt_composer.models import IttConfig, IttForCausalLM
 from itt_composer.models.calibration import calibrate
@@ -46,22 +43,6 @@ def folders(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = root / "itt/tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_bytes()) | {"chat_template": TEMPLATE}))
     return root
-
-
-@contextmanager
-def serving(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Start `itt serve` on a free port; yields its address and the process."""
-    command = [sys.executable, "-m", "itt_composer", "serve", str(folder), "--port", "0", *options]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stderr is not None
-        line = server.stderr.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert address, line + server.stderr.read()
-        yield address[0], server
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from contextlib import suppress
 import httpx
 import openai
 import pytest
-from conftest import serving
+from running_server import serving
 from typer.testing import CliRunner
 
 from itt_composer.cli.generate import app as generate_app
