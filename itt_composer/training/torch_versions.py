@@ -50,17 +50,22 @@ def _sum_for_mean_in_2_7(ranks: int) -> None:
     vars(_fsdp_param_group)["foreach_reduce"] = reduce
 
 
-class OlderSchedulers(DefaultLoadPlanner):
-    """Reads a sharded checkpoint whose schedulers lack entries that later releases have added.
+# What releases of torch and transformers add to, and weights do not depend on: fields of
+# schedulers, and the configuration, which a run takes from its recipe.
+MAY_LACK = ("state.schedulers.", "state.integrations.")
 
-    They keep the values that a new scheduler has. Anything else that is missing is an error.
+
+class OtherReleases(DefaultLoadPlanner):
+    """Reads a sharded checkpoint that lacks entries of `MAY_LACK`, which keep their new values.
+
+    Anything else that is missing is an error, as it is in torch's own planner.
     """
 
     def create_local_plan(self) -> LoadPlan:
         assert self.metadata is not None
         stored = self.metadata.state_dict_metadata
         for name in list(self.state_dict):
-            if name.startswith("state.schedulers.") and name not in stored:
+            if name.startswith(MAY_LACK) and name not in stored:
                 del self.state_dict[name]
         return super().create_local_plan()
 
@@ -70,7 +75,7 @@ class ShardedConfig(FSDP2Config):
 
     @property
     def load_planner(self) -> DefaultLoadPlanner:
-        return OlderSchedulers()
+        return OtherReleases()
 
 
 def set_timeout(group: ProcessGroup, seconds: float) -> None:
