@@ -198,10 +198,11 @@ def test_bad_line_late_in_the_input_leaves_nothing(convert, root, tmp_path):
     write_jsonl(path, texts_of(root / "code"))
     with path.open("a") as file:
         file.write('{"text": 7}\n')
+    last = len(path.read_text().splitlines())
     result = convert(root=tmp_path / "root")
     assert result.exit_code == 1
     error = result.stderr.splitlines()[-1]
-    assert error == f'error: {path}, line 61: field "text" is int, not a string'
+    assert error == f'error: {path}, line {last}: field "text" is int, not a string'
     assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import sentencepiece
+from packaging.version import Version
 from small_conversions import (
     AWKWARD,
     assert_one_line,
@@ -189,6 +190,9 @@ def test_long_lines_are_cut_at_blanks_and_lose_nothing_else(monkeypatch):
             assert " ".join(pieces) == line
 
 
+@pytest.mark.skipif(
+    Version(sentencepiece.__version__) >= Version("0.2.1"), reason="newer trainers take such lines"
+)
 def test_file_on_which_the_trainer_ends_is_named_and_nothing_is_left(
     run, with_awkward_lines, tmp_path, monkeypatch
 ):
