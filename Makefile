@@ -12,10 +12,10 @@ ARGS ?=
 VENV := .venv$(addprefix -,$(SET))
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help setup quickstart test stress check docs format lock clean
+.PHONY: help setup quickstart test test-versions stress check docs format lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # A prerequisite of what needs it, so that one make runs it once, with -j too.
 setup: ## make .venv from requirements.lock (at once when it is up to date; SET=floor: .venv-floor)
@@ -32,6 +32,9 @@ WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: setup ## run the tests (ARGS="-k name" goes to pytest; ARGS="-n 0" takes one process)
 	@HF_HUB_OFFLINE=1 $(THREADS) $(RUN) pytest $(WORKERS) $(ARGS)
+
+test-versions: setup ## run the model's tests under releases of transformers from 4.57 to 5.24 (10 minutes)
+	@scripts/test_versions.sh
 
 # How often of each kind: conversions with and without budgets, training on one and two ranks;
 # SEED=… repeats a failure.
@@ -66,5 +69,5 @@ lock: ## resolve pyproject.toml into both locks (ARGS=--upgrade for newer versio
 	cd / && $(COMPILE) --python-version 3.10 -o $(CURDIR)/requirements.floor.lock
 
 clean: ## remove .venv, .venv-floor and every cache (runs/ stays)
-	rm -rf .venv .venv-floor .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
+	rm -rf .venv .venv-floor .versions .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -41,9 +41,12 @@ def _register(module) -> None:
         importlib.import_module("itt_composer.models.auto")
     if _TOKENIZER_AUTO in _loaded:
         llama = importlib.import_module("transformers").models.llama
-        tokenizers = (getattr(llama, f"LlamaTokenizer{kind}", None) for kind in ("", "Fast"))
-        auto = sys.modules[_TOKENIZER_AUTO].AutoTokenizer
-        auto.register(sys.modules[_CONFIG].IttConfig, *tokenizers, exist_ok=True)
+        # The slow one is a placeholder where sentencepiece is missing.
+        sys.modules[_TOKENIZER_AUTO].AutoTokenizer.register(
+            sys.modules[_CONFIG].IttConfig,
+            fast_tokenizer_class=llama.LlamaTokenizerFast,
+            exist_ok=True,
+        )
 
 
 for _name in _WATCHED:

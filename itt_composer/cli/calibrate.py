@@ -1,7 +1,7 @@
-"""Measure a model's thresholds: `itt calibrate MODEL --data SHARDS`.
+"""Measure a model's thresholds: `itt calibrate MODEL --data SHARDS`, or `--text FILE`.
 
 Training ends with the same measurement. Run this command on an exported checkpoint, for other
-text, or after a model's weights have changed.
+text, or after a model's weights have changed. A text needs no shards, nor the packages for them.
 """
 
 from pathlib import Path
@@ -15,12 +15,15 @@ from itt_composer.basics.errors import UserError, errors_as_sentences
 from itt_composer.basics.tables import Table
 from itt_composer.data.manifest import Manifest
 from itt_composer.data.shards import check_vocabulary
+from itt_composer.data.text_rows import read_texts, rows_of_tokens
 from itt_composer.runs.model_place import find_model
 
 if TYPE_CHECKING:
     import torch
 
     from itt_composer.models import IttForCausalLM
+
+LONGEST_ROW = 1024  # tokens of a row of text
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,8 +38,12 @@ def main(
         ),
     ],
     data: Annotated[
-        Path, typer.Option(help="Shards of text to measure on, in the model's tokens.")
-    ],
+        Path | None, typer.Option(help="Shards of text to measure on, in the model's tokens.")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="A text file to measure on instead, or .jsonl with a `text` per line."),
+    ] = None,
     split: Annotated[
         str, typer.Option(help="Split of the shards: validation or train.")
     ] = "validation",
@@ -46,14 +53,24 @@ def main(
     """Measure the thresholds by which a model's routers pick tokens, and save them with it."""
     with errors_as_sentences():
         model_folder = find_model(model_named).writable_folder("calibrate")
-        manifest = Manifest.read(data)
-        if not manifest.rows(split):
+        if (data is None) == (text is None):
+            raise UserError("give the text to measure on: --data SHARDS or --text FILE")
+        manifest = None if data is None else Manifest.read(data)
+        if manifest is not None and not manifest.rows(split):
             raise UserError(f"--data {data} has no rows in its split {split!r}")
+        texts = None if text is None else read_texts(text)
         from itt_composer.models.calibration import calibrate
         from itt_composer.models.folder import replace_model
 
-        model = _load_itt(model_folder, data, manifest)
-        measure, check = _batches(data / split, rows, batch_size, model.device)
+        model = _load_itt(model_folder)
+        if texts is not None:
+            measure, check = _batches_of_texts(model, model_folder, texts, rows, batch_size)
+        else:
+            assert data is not None
+            assert manifest is not None
+            vocabulary = model.config.vocab_size
+            check_vocabulary(data, manifest, str(model_folder), vocabulary, str(model_folder))
+            measure, check = _batches(data / split, rows, batch_size, model.device)
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("calibrating")
@@ -76,7 +93,7 @@ def main(
         print(f"saved the thresholds in {model_folder}, which now routes by them")
 
 
-def _load_itt(folder: Path, shards: Path, manifest: Manifest) -> "IttForCausalLM":
+def _load_itt(folder: Path) -> "IttForCausalLM":
     import torch
 
     from itt_composer.models import IttForCausalLM
@@ -85,7 +102,6 @@ def _load_itt(folder: Path, shards: Path, manifest: Manifest) -> "IttForCausalLM
     model = load_model(folder)
     if not isinstance(model, IttForCausalLM) or not model.config.adaptive_routing:
         raise UserError(f"{folder} holds a model without routers: there is nothing to calibrate")
-    check_vocabulary(shards, manifest, str(folder), model.config.vocab_size, str(folder))
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
     return model
 
@@ -104,6 +120,30 @@ def _batches(
             for batch in batches_of(rows, half, batch_size)
         ]
         for half in (sample[:middle], sample[middle:])
+    )
+    return measure, check
+
+
+def _batches_of_texts(
+    model: "IttForCausalLM", folder: Path, texts: list[str], count: int, batch_size: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the same of texts: rows at even places to measure on, the others to check."""
+    import torch
+
+    from itt_composer.models.tokenizer import documents_ids, load_tokenizer
+
+    seq_len = min(model.config.max_position_embeddings, LONGEST_ROW)
+    found = rows_of_tokens(documents_ids(load_tokenizer(folder), texts), seq_len)
+    if len(found) < 2:
+        raise UserError(f"--text gives {len(found)} rows of {seq_len} tokens; give more text")
+    used = torch.tensor(found[: 2 * count], device=model.device)
+    print(f"{len(used)} rows of {seq_len} tokens, of {len(found)} in the text")
+    measure, check = (
+        [
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            for ids in half.split(batch_size)
+        ]
+        for half in (used[::2], used[1::2])
     )
     return measure, check
 

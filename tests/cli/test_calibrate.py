@@ -1,5 +1,6 @@
 """`itt calibrate`: thresholds for a folder that has none."""
 
+import json
 import re
 import shutil
 from contextlib import suppress
@@ -182,3 +183,41 @@ def test_a_run_folder_gets_its_model_calibrated_and_a_checkpoint_does_not(
     result = calibrate(checkpoint, "--data", shards)
     assert result.exit_code == 1
     assert f"write one with `itt export {checkpoint} OUT`" in " ".join(result.output.split())
+
+
+def test_a_text_serves_as_well_as_shards(folders, shards, small_text, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders["itt"], folder)
+    for file in (shards / "tokenizer").iterdir():
+        shutil.copy(file, folder)
+    lines = (small_text / "text" / "prose" / "all.jsonl").read_text()
+    (tmp_path / "prose.jsonl").write_text(lines)
+    (tmp_path / "prose.txt").write_text("".join(json.loads(x)["text"] for x in lines.splitlines()))
+    for name in ("prose.jsonl", "prose.txt"):
+        result = calibrate(folder, "--text", tmp_path / name, "--rows", 64)
+        assert result.exit_code == 0, result.output
+        assert re.search(r"^128 rows of 32 tokens, of [\d,]+ in the text$", result.output, re.M)
+        assert IttForCausalLM.from_pretrained(folder).has_thresholds
+
+
+def test_a_text_of_no_use_is_named(folders, shards, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(folders["itt"], folder)
+    for file in (shards / "tokenizer").iterdir():
+        shutil.copy(file, folder)
+    wrong = {
+        "empty.txt": (b" \n", "has no text"),
+        "latin.txt": (b"caf\xe9", r"is not UTF-8 text \(byte 4\)"),
+        "odd.jsonl": (b'{"text": "a"}\n{"content": "b"}\n', "line 2: needs a string `text`"),
+        "broken.jsonl": (b"{", "line 1: is not JSON"),
+        "short.txt": (b"a few words", "gives 0 rows of 32 tokens; give more text"),
+    }
+    for name, (content, sentence) in wrong.items():
+        (tmp_path / name).write_bytes(content)
+        result = calibrate(folder, "--text", tmp_path / name)
+        assert result.exit_code == 1, name
+        assert re.search(sentence, result.output.replace("\n", " ")), result.output
+    for arguments in ((), ("--text", tmp_path / "short.txt", "--data", shards)):
+        result = calibrate(folder, *arguments)
+        assert result.exit_code == 1
+        assert "--data SHARDS or --text FILE" in result.output
