@@ -18,19 +18,9 @@ from itt_composer.basics.files import whole_folder
 from itt_composer.basics.losses import perplexity
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.folder_code import has_code, write_code
-from itt_composer.models.tokenizer import readable_config
+from itt_composer.models.tokenizer_folder import copy_tokenizer
 from itt_composer.recipe.llama_config import llama_fields, rope_of_version_4
 
-TOKENIZER_PATTERNS = (
-    "tokenizer*",
-    "*.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.*",
-    "additional_chat_templates/*.jinja",
-)
 WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 CARD = """\
 ---
@@ -203,7 +193,7 @@ def write_model_folder(
         if with_code and isinstance(model, IttForCausalLM):
             write_code(partial)
         if tokenizer:
-            _copy_tokenizer(tokenizer, partial)
+            copy_tokenizer(tokenizer, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -236,25 +226,6 @@ def _save(model: IttForCausalLM | LlamaForCausalLM, folder: Path) -> None:
     place.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in folder.glob("*.safetensors"):  # safetensors makes them private
         file.chmod(place.stat().st_mode)
-
-
-def _copy_tokenizer(folder: Path, out: Path) -> None:
-    for file in tokenizer_files(folder):
-        place = out / file.relative_to(folder)
-        place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, place)
-    file = out / "tokenizer_config.json"
-    if file.is_file():
-        config = json.loads(file.read_bytes())
-        readable = readable_config(config)
-        if readable != config:
-            file.write_text(json.dumps(readable, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that belong to its tokenizer."""
-    files = {file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern)}
-    return sorted(file for file in files if file.is_file())
 
 
 def set_document_ends(model: IttForCausalLM, bos_id: int | None, eos_id: int | None) -> None:

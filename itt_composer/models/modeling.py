@@ -363,9 +363,9 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
         5.3 takes it for loaded if this class comes from a folder, and leaves it without values.
         """
         missing, output = options.get("missing_keys"), self.lm_head
-        is_tied = missing is not None and self.config.tie_word_embeddings
-        if is_tied and output.weight.is_meta and not self.model.embed_tokens.weight.is_meta:
-            missing.add("lm_head.weight")
+        if missing is not None and self.config.tie_word_embeddings:
+            is_left = output.weight.is_meta and not self.model.embed_tokens.weight.is_meta
+            missing |= {"lm_head.weight"} if is_left else set()
         super().tie_weights(*args, **options)
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:

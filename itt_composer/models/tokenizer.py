@@ -1,7 +1,7 @@
 """Loads a model's tokenizer, and encodes text as every command does.
 
 `generate`, `eval` and `analysis` give a model the ids that a document of its training rows has:
-its tokenizer returns them, as `data_prep` writes one that does (`data_prep/transformers_files.py`).
+its tokenizer returns them, as `data_prep` writes one that does (`tokenizer_json.py`).
 """
 
 from collections.abc import Sequence
