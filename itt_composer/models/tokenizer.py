@@ -6,6 +6,7 @@ its tokenizer returns them, as `data_prep` writes one that does (`tokenizer_json
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from itt_composer.basics.errors import UserError
@@ -25,14 +26,9 @@ def load_tokenizer(source: str | Path, advice: str = "") -> Any:
     Raises:
         UserError: it cannot be loaded, or asks for something unknown; see `recipe.model_is_data`.
     """
-    from transformers import AutoTokenizer
-
     check_source(source)
-    is_here = Path(source).is_dir()
     try:
-        return AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, local_files_only=is_here
-        )
+        return _load(source)
     except Exception as error:  # transformers raises whatever its loaders met
         if "trust_remote_code" in str(error):
             raise UserError(
@@ -81,6 +77,24 @@ def documents_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def document_ids(tokenizer: Any, text: str) -> list[int]:
     """Encode one text, see `documents_ids`."""
     return documents_ids(tokenizer, [text])[0]
+
+
+def _load(source: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    from itt_composer.models.tokenizer_folder import copy_tokenizer, is_read_alike
+
+    folder = Path(source)
+    if not folder.is_dir():
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    options = {"trust_remote_code": False, "local_files_only": True}
+    if is_read_alike(folder):
+        return AutoTokenizer.from_pretrained(source, **options)
+    with TemporaryDirectory() as place:  # as an exported folder has it
+        copy_tokenizer(folder, Path(place))
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    tokenizer.name_or_path = str(source)
+    return tokenizer
 
 
 def _saved_by_5(source: str | Path) -> Any:

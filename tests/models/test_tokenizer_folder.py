@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
+from itt_composer.models.tokenizer import load_tokenizer
 from itt_composer.models.tokenizer_folder import copy_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -112,6 +113,14 @@ def test_a_sentencepiece_model_alone_gets_a_file_with_its_ids(model, config, tmp
         assert loaded.decode(expected) == truth.decode(expected), text
     # The model stays: by it the shards are known that this tokenizer made.
     assert (folder / "tokenizer.model").read_bytes() == model.read_bytes()
+
+
+def test_commands_read_such_a_folder_as_it_will_be_exported(model, tmp_path):
+    after = copied(tmp_path, model, BEFORE)
+    ours = load_tokenizer(tmp_path / "before")
+    assert ours.name_or_path == str(tmp_path / "before")
+    exported = AutoTokenizer.from_pretrained(after, local_files_only=True)
+    assert ours(texts()).input_ids == exported(texts()).input_ids
 
 
 def test_a_chat_tokenizer_reads_its_special_tokens(small, tmp_path):
