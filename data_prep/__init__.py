@@ -24,9 +24,9 @@ tokenizer_training.py      `train-tokenizer`: a LLaMA-style SentencePiece model
     sentencepiece_process.py   its trainer, in a process of its own
 complete_folder.py    output of `sample-corpus` and `train-tokenizer`, complete or absent
 durable_files.py      files that survive a power cut
-transformers_files.py      a tokenizer's folder as transformers reads it
 
-The manifest and the index of shards are classes in `itt_composer.data`.
+The manifest and the index of shards are classes in `itt_composer.data`; a tokenizer's folder as
+transformers reads it is made in `itt_composer.models.tokenizer_json`.
 """
 
 import itt_composer  # noqa: F401 - first: it prepares what `python -m` runs here

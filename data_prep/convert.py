@@ -30,11 +30,11 @@ from data_prep.rejects import RejectLimit, rejects_as_jsonl
 from data_prep.shard_writing import ShardOptions, check_storage, row_dtype
 from data_prep.token_estimate import Estimate, estimate, validation_threshold
 from data_prep.tokenizer import Tokenizer, load_corpus_tokenizer
-from data_prep.transformers_files import how_transformers_differs
 from data_prep.unfinished_conversion import UnfinishedConversion, check_unchanged, piece_sha256
 from data_prep.workers import usable_cores, workers
 from itt_composer.basics.errors import UserError
 from itt_composer.data.manifest import MANIFEST, Manifest, ShardSettings, TokenizerOrigin
+from itt_composer.models.tokenizer_json import how_transformers_differs
 
 TOKENIZER_FOLDER = "tokenizer"
 HOW_TO_INSTALL_SPARK = "pip install -e '.[spark]'"

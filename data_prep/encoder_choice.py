@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers.pre_tokenizers import ByteLevel
 
 from data_prep.tokenizer import Tokenizer
-from data_prep.transformers_files import BPE, SPACE, parsed_model
+from itt_composer.models.tokenizer_json import BPE, SPACE, parsed_model
 
 # How a text is cut into words before its bytes are merged.
 LLAMA_3 = (

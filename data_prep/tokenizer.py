@@ -18,7 +18,8 @@ import gigatoken
 import sentencepiece
 import tokenizers
 
-from data_prep.transformers_files import (
+from itt_composer.basics.errors import UserError
+from itt_composer.models.tokenizer_json import (
     complete_json,
     json_of_sentencepiece,
     token_of,
@@ -26,7 +27,6 @@ from data_prep.transformers_files import (
     why_transformers_cannot,
     with_document_ends,
 )
-from itt_composer.basics.errors import UserError
 from itt_composer.recipe.model_is_data import check_model_folder
 
 MODEL_FILE = "tokenizer.model"
@@ -105,7 +105,7 @@ class Tokenizer:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def save(self, folder: Path) -> None:
-        """Write a folder that transformers loads, see `transformers_files`."""
+        """Write a folder that transformers loads, see `itt_composer.models.tokenizer_json`."""
         folder.mkdir(exist_ok=True)
         if self.kind == "sentencepiece":
             made = json_of_sentencepiece(self.content)

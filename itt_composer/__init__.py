@@ -37,6 +37,7 @@ def _register(module) -> None:
     if _CONFIG not in _loaded:
         importlib.import_module(_CONFIG)  # comes back here when it is loaded
         return
+    importlib.import_module("itt_composer.models.own_class")
     if _MODEL_AUTO in _loaded:
         importlib.import_module("itt_composer.models.auto")
     if _TOKENIZER_AUTO in _loaded:

@@ -87,7 +87,9 @@ def test_a_model_runs_on_the_base_requirements_alone(run, shards, small_text, tm
     assert "which now routes by them" in calibrated
     assert "class" in run("itt", "generate", model, "--prompt", "class", "--max-new-tokens", "4")
     assert run("python", "-c", LOAD, model).split()[-2:] == ["itt_composer.models.modeling", "True"]
-    dense = IttForCausalLM(IttConfig(vocab_size=512, num_hidden_layers=2, thinking="dense", **sizes))
+    dense = IttForCausalLM(
+        IttConfig(vocab_size=512, num_hidden_layers=2, thinking="dense", **sizes)
+    )
     dense.save_pretrained(tmp_path / "dense")
     run("itt", "from-llama", str(tmp_path / "dense"), str(tmp_path / "upcycled"))
     assert (tmp_path / "upcycled" / "model.safetensors").is_file()

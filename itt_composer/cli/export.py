@@ -53,6 +53,13 @@ def main(
             show_default="llama for a dense model, itt for one that thinks",
         ),
     ] = None,
+    no_code: Annotated[
+        bool,
+        typer.Option(
+            "--no-code",
+            help="Leave out the model's code, with which transformers loads it alone.",
+        ),
+    ] = False,
 ) -> None:
     """Write a training checkpoint as a transformers folder."""
     with errors_as_sentences():
@@ -69,7 +76,9 @@ def main(
         from itt_composer.runs.export import export_checkpoint
 
         try:
-            export_checkpoint(checkpoint, out, tokenizer, allow_code_execution, model_type)
+            export_checkpoint(
+                checkpoint, out, tokenizer, allow_code_execution, model_type, with_code=not no_code
+            )
         except CodeInCheckpointError as error:
             raise UserError(
                 f"{error}; if you trust whoever wrote it, add --allow-code-execution"

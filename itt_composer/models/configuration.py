@@ -53,8 +53,15 @@ class IttConfig(LlamaConfig):
             setattr(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as they are written, under names that every release reads."""
-        return rope_of_version_4(super().to_dict())
+        """Return the fields as they are written, under names that every release reads.
+
+        `auto_map` names code beside a configuration. Where the class comes from such code,
+        transformers writes it again; where it comes from the package, none is written.
+        """
+        config = rope_of_version_4(super().to_dict())
+        if self._auto_class is None:
+            config.pop("auto_map", None)
+        return config
 
     def check_thinking(self) -> None:
         """Check the fields once more: attributes can be set after construction."""

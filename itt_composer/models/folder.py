@@ -17,20 +17,11 @@ from itt_composer.basics.errors import UserError
 from itt_composer.basics.files import whole_folder
 from itt_composer.basics.losses import perplexity
 from itt_composer.models import IttForCausalLM
+from itt_composer.models.folder_code import has_code, write_code
 from itt_composer.models.loading import without_bars
-from itt_composer.models.tokenizer import readable_config
+from itt_composer.models.tokenizer_folder import copy_tokenizer
 from itt_composer.recipe.llama_config import llama_fields, rope_of_version_4
 
-TOKENIZER_PATTERNS = (
-    "tokenizer*",
-    "*.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.*",
-    "additional_chat_templates/*.jinja",
-)
 WEIGHT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*")
 CARD = """\
 ---
@@ -43,19 +34,31 @@ tags: [{model_type}]
 
 {kind} ([arXiv 2502.13842](https://arxiv.org/abs/2502.13842)), made with `itt_composer`.
 
+{usage}
+
+{facts}
+"""
+LOADING = """\
 ```python
 {imports}from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("<this folder>")
-```
-
-{facts}
-"""
+```"""
 IMPORTS = {"llama": "", "itt": "import itt_composer  # makes the Auto classes know ITT models\n"}
+WITHOUT_PACKAGE = """
+
+Without that package transformers 4.57 or 5.3 to 5.24 loads it by the code in this folder, which it
+runs only where you say so:
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("<this folder>", trust_remote_code=True)
+```"""
 MODEL_KINDS = {
     "dense": "A LLaMA, the dense baseline of an Inner Thinking Transformer",
-    "loop": "A Loop model: layers {layers} are applied {steps} times; the baseline of ITT",
-    "itt": "An Inner Thinking Transformer: layers {layers} think up to {steps} steps",
+    "loop": "A Loop model: {layers} {are} applied {steps} times; the baseline of ITT",
+    "itt": "An Inner Thinking Transformer: {layers} {think} up to {steps} steps",
 }
 
 
@@ -80,8 +83,8 @@ class Training:
     loss_by_threshold: float | None
     recipe: str | None
 
-    def card(self, model: IttForCausalLM | LlamaForCausalLM) -> str:
-        """Write the README.md of the trained model."""
+    def card(self, model: IttForCausalLM | LlamaForCausalLM, with_code: bool = True) -> str:
+        """Write the README.md of the trained model; see `model_card`."""
         perplexity = _perplexity(self.validation_loss)
         if self.loss_by_threshold is not None:
             causal = _perplexity(self.loss_by_threshold)
@@ -93,24 +96,42 @@ class Training:
             "## Recipe\n\n"
         )
         if self.recipe is None:
-            return model_card(model, self.run_name, facts + "Not known.")
-        return model_card(model, self.run_name, f"{facts}```yaml\n{self.recipe.rstrip()}\n```")
+            return model_card(model, self.run_name, facts + "Not known.", with_code)
+        recipe = f"```yaml\n{self.recipe.rstrip()}\n```"
+        return model_card(model, self.run_name, facts + recipe, with_code)
 
 
 def _perplexity(loss: float | None) -> str:
     return "not known" if loss is None else f"{perplexity(loss):.2f}"
 
 
-def model_card(model: IttForCausalLM | LlamaForCausalLM, name: str, facts: str) -> str:
-    """Write a README.md: what every model's says and, at its end, `facts` in Markdown."""
+def model_card(
+    model: IttForCausalLM | LlamaForCausalLM, name: str, facts: str, with_code: bool = True
+) -> str:
+    """Write a README.md.
+
+    Args:
+        model: as its folder holds it.
+        name: of the model.
+        facts: Markdown for the end.
+        with_code: whether the folder holds the code of a model that needs some.
+    """
     kind, model_type = MODEL_KINDS["dense"], model.config.model_type
+    usage = LOADING.format(imports=IMPORTS[model_type])
     if isinstance(model, IttForCausalLM):
         config = model.config
-        layers = ", ".join(map(str, config.thinking_layers))
-        kind = MODEL_KINDS[config.thinking].format(layers=layers, steps=config.thinking_steps)
-    return CARD.format(
-        name=name, kind=kind, facts=facts, model_type=model_type, imports=IMPORTS[model_type]
-    )
+        layers, is_one = (
+            ", ".join(map(str, config.thinking_layers)),
+            len(config.thinking_layers) == 1,
+        )
+        kind = MODEL_KINDS[config.thinking].format(
+            layers=f"layer {layers}" if is_one else f"layers {layers}",
+            are="is" if is_one else "are",
+            think="thinks" if is_one else "think",
+            steps=config.thinking_steps,
+        )
+        usage += WITHOUT_PACKAGE if with_code else ""
+    return CARD.format(name=name, kind=kind, facts=facts, model_type=model_type, usage=usage)
 
 
 def as_published(
@@ -141,7 +162,11 @@ def as_published(
 
 
 def write_model_folder(
-    folder: Path, model: IttForCausalLM | LlamaForCausalLM, card: str, tokenizer: Path | None
+    folder: Path,
+    model: IttForCausalLM | LlamaForCausalLM,
+    card: str,
+    tokenizer: Path | None,
+    with_code: bool = True,
 ) -> None:
     """Write a model so that transformers loads it, whole or not at all.
 
@@ -153,6 +178,7 @@ def write_model_folder(
         model: its own weights, config and generation config; see `as_published`.
         card: the README.md.
         tokenizer: folder whose tokenizer files are copied, or None.
+        with_code: put the code of an ITT beside it, so that it loads without this package.
 
     Raises:
         UserError: the weights cannot be written.
@@ -165,8 +191,10 @@ def write_model_folder(
         model.set_router_selection("threshold")
     with whole_folder(folder) as partial:
         _save(model, partial)
+        if with_code and isinstance(model, IttForCausalLM):
+            write_code(partial)
         if tokenizer:
-            _copy_tokenizer(tokenizer, partial)
+            copy_tokenizer(tokenizer, partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -185,6 +213,8 @@ def replace_model(folder: Path, model: IttForCausalLM) -> None:
             dirs_exist_ok=True,
         )
         _save(model, partial)
+        if has_code(folder):
+            write_code(partial)
 
 
 def _save(model: IttForCausalLM | LlamaForCausalLM, folder: Path) -> None:
@@ -198,25 +228,6 @@ def _save(model: IttForCausalLM | LlamaForCausalLM, folder: Path) -> None:
     place.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for file in folder.glob("*.safetensors"):  # safetensors makes them private
         file.chmod(place.stat().st_mode)
-
-
-def _copy_tokenizer(folder: Path, out: Path) -> None:
-    for file in tokenizer_files(folder):
-        place = out / file.relative_to(folder)
-        place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, place)
-    file = out / "tokenizer_config.json"
-    if file.is_file():
-        config = json.loads(file.read_bytes())
-        readable = readable_config(config)
-        if readable != config:
-            file.write_text(json.dumps(readable, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the files of a folder that belong to its tokenizer."""
-    files = {file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern)}
-    return sorted(file for file in files if file.is_file())
 
 
 def set_document_ends(model: IttForCausalLM, bos_id: int | None, eos_id: int | None) -> None:

@@ -28,6 +28,7 @@ from itt_composer.models.modeling import IttForCausalLM
 from itt_composer.models.sources import check_source
 from itt_composer.models.stored_weights import stored_dtypes, stored_weight
 from itt_composer.recipe.llama_config import (
+    CODE_KEYS,
     COMMON_KEYS,
     HARMLESS_KEYS,
     LLAMA_TYPES,
@@ -42,8 +43,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # How kinds of models name the rotary base, and the share of a head's dimensions that rotate.
 THETA_NAMES = ("rope_theta", "rotary_emb_base")
 PARTIAL_NAMES = ("partial_rotary_factor", "rotary_pct")
-# Names code in the folder; the class of transformers is taken instead.
-CODE_KEYS = frozenset({"auto_map"})
 # Where the hub's library says that it tries again.
 RETRIES = getLogger("huggingface_hub.utils._http")
 

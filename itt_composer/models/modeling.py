@@ -357,6 +357,17 @@ class IttForCausalLM(IttPreTrainedModel, LlamaForCausalLM):  # type: ignore[misc
                 "layers under flash attention; choose attn_implementation 'sdpa' or 'eager'"
             )
 
+    def tie_weights(self, *args: Any, **options: Any) -> None:
+        """Tie the output embedding to the input's where the configuration says so.
+
+        5.3 takes it for loaded if this class comes from a folder, and leaves it without values.
+        """
+        missing, output = options.get("missing_keys"), self.lm_head
+        if missing is not None and self.config.tie_word_embeddings:
+            is_left = output.weight.is_meta and not self.model.embed_tokens.weight.is_meta
+            missing |= {"lm_head.weight"} if is_left else set()
+        super().tie_weights(*args, **options)
+
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Take the linear layer that resizing the vocabulary puts here, as one of our class."""
         if type(new_embeddings) is nn.Linear:

@@ -1,11 +1,12 @@
 """Loads a model's tokenizer, and encodes text as every command does.
 
 `generate`, `eval` and `analysis` give a model the ids that a document of its training rows has:
-its tokenizer returns them, as `data_prep` writes one that does (`data_prep/transformers_files.py`).
+its tokenizer returns them, as `data_prep` writes one that does (`tokenizer_json.py`).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from itt_composer.basics.errors import UserError
@@ -25,19 +26,14 @@ def load_tokenizer(source: str | Path, advice: str = "") -> Any:
     Raises:
         UserError: it cannot be loaded, or asks for something unknown; see `recipe.model_is_data`.
     """
-    from transformers import AutoTokenizer
-
     check_source(source)
-    is_here = Path(source).is_dir()
     try:
-        if name := _class_of_code(source, is_here):
+        if name := _class_of_code(source, Path(source).is_dir()):
             raise UserError(
                 f"the tokenizer in {source} cannot be loaded: its auto_map names code, which is "
                 f"never run, and transformers has no tokenizer_class={name} of its own{advice}"
             )
-        return AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, local_files_only=is_here
-        )
+        return _load(source)
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its loaders met
@@ -96,6 +92,24 @@ def documents_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def document_ids(tokenizer: Any, text: str) -> list[int]:
     """Encode one text, see `documents_ids`."""
     return documents_ids(tokenizer, [text])[0]
+
+
+def _load(source: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    from itt_composer.models.tokenizer_folder import copy_tokenizer, is_read_alike
+
+    folder = Path(source)
+    if not folder.is_dir():
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    options = {"trust_remote_code": False, "local_files_only": True}
+    if is_read_alike(folder):
+        return AutoTokenizer.from_pretrained(source, **options)
+    with TemporaryDirectory() as place:  # as an exported folder has it
+        copy_tokenizer(folder, Path(place))
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    tokenizer.name_or_path = str(source)
+    return tokenizer
 
 
 def _saved_by_5(source: str | Path) -> Any:

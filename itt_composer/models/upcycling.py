@@ -17,18 +17,14 @@ from transformers.utils import logging
 from itt_composer.basics.errors import UserError
 from itt_composer.basics.files import check_new_folder
 from itt_composer.models import IttConfig, IttForCausalLM
-from itt_composer.models.folder import (
-    TOKENIZER_PATTERNS,
-    model_card,
-    tokenizer_files,
-    write_model_folder,
-)
+from itt_composer.models.folder import model_card, write_model_folder
 from itt_composer.models.loading import (
     as_dense,
     first_words,
     load_config,
     load_weights,
 )
+from itt_composer.models.tokenizer_folder import TOKENIZER_PATTERNS, tokenizer_files
 from itt_composer.recipe.llama_config import check_llama_folder
 
 

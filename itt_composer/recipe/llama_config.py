@@ -58,6 +58,8 @@ COMMON_KEYS = _words(
     torch_dtype torchscript transformers_version typical_p use_bfloat16
     """
 )
+# Names code in the folder, which is never run: the class that is installed is taken instead.
+CODE_KEYS = frozenset({"auto_map"})
 # Further keys of models on the hub, which do not change the logits: notes of the tools that wrote
 # them, lengths of training, ways to compute the same, dropout.
 HARMLESS_KEYS = _words(
@@ -161,6 +163,7 @@ def llama_config(config: Mapping[str, Any], named: str) -> dict[str, Any]:
     known = LLAMA_KEYS | COMMON_KEYS | HARMLESS_KEYS
     if config["model_type"] == "itt":
         known |= THINKING_KEYS
+        config = {name: value for name, value in config.items() if name not in CODE_KEYS}
     refuse_unread(config, known, named)
     if wrong := list(_wrong_values(config)):
         raise UserError(f"{named} has an impossible configuration: {'; '.join(wrong)}")

@@ -14,6 +14,7 @@ def export_checkpoint(
     tokenizer: Path | None = None,
     allow_code: bool = False,
     model_type: str | None = None,
+    with_code: bool = True,
 ) -> None:
     """Write the model of a checkpoint as a transformers folder.
 
@@ -23,6 +24,7 @@ def export_checkpoint(
         tokenizer: folder of the tokenizer; None takes that of the shards the recipe names.
         allow_code: run code that the checkpoint may hold.
         model_type: see `as_published`.
+        with_code: see `write_model_folder`.
 
     Raises:
         CodeInCheckpointError: the checkpoint would run code.
@@ -41,4 +43,4 @@ def export_checkpoint(
         loss_by_threshold=losses[1],
         recipe=checkpoint.run.recipe_text(),
     )
-    write_model_folder(out, model, training.card(model), tokenizer)
+    write_model_folder(out, model, training.card(model, with_code), tokenizer, with_code)

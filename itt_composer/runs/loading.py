@@ -19,9 +19,9 @@ from itt_composer.basics.errors import UserError
 from itt_composer.models import IttForCausalLM
 from itt_composer.models.configuration import THINKING_FIELDS
 from itt_composer.models.flops import dense_parameters, thinking_parameters
-from itt_composer.models.folder import tokenizer_files
 from itt_composer.models.loading import NoConfigError, broken_weights, load_model
 from itt_composer.models.tokenizer import load_tokenizer as load
+from itt_composer.models.tokenizer_folder import tokenizer_files
 from itt_composer.recipe.description import GEOMETRY_FIELDS
 from itt_composer.recipe.llama_config import LLAMA_KEYS, THINKING_KEYS
 from itt_composer.recipe.thinking import ELASTIC_FIELDS

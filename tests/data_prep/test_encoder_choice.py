@@ -12,7 +12,7 @@ from data_prep.documents import Document
 from data_prep.encoder import Encoder
 from data_prep.encoder_choice import GPT_4O, LLAMA_3, QWEN_2, why_reference
 from data_prep.tokenizer import load_corpus_tokenizer
-from data_prep.transformers_files import json_of_sentencepiece
+from itt_composer.models.tokenizer_json import json_of_sentencepiece
 
 SPECIAL = ["<|begin|>", "<|end|>"]
 LLAMA = {

@@ -170,6 +170,20 @@ def test_the_command_takes_a_file_and_no_command_word(run, tmp_path):
     assert same_bits(in_composer(tmp_path / "out"), stored)
 
 
+def test_the_folder_holds_the_models_code_unless_it_is_not_wanted(run, exported, tmp_path):
+    code = {"configuration_itt.py", "modeling_itt.py"}
+    assert {file.name for file in exported.glob("*.py")} == code
+    assert "trust_remote_code=True" in (exported / "README.md").read_text()
+    result = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "out"), "--no-code"])
+    assert result.exit_code == 0, result.output
+    out = tmp_path / "out"
+    assert {file.name for file in exported.iterdir()} - {
+        file.name for file in out.iterdir()
+    } == code
+    assert "auto_map" not in json.loads((out / "config.json").read_bytes())
+    assert "trust_remote_code" not in (out / "README.md").read_text()
+
+
 def test_generation_begins_and_ends_as_the_documents_of_the_shards(run, shards, tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "some.pt"
     checkpoint.parent.mkdir(parents=True)

@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for a blank
@@ -208,6 +207,8 @@ def json_of_sentencepiece(content: bytes) -> bytes:
 
 def parsed_model(content: bytes) -> Any:
     """Parse a SentencePiece model's file as a protocol buffer."""
+    from sentencepiece import sentencepiece_model_pb2  # few folders need it
+
     return sentencepiece_model_pb2.ModelProto.FromString(content)  # type: ignore[attr-defined]
 
 
