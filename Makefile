@@ -1,7 +1,7 @@
 # Every target sets up what it needs first; `make help` lists them.
 .DEFAULT_GOAL := help
 
-# The interpreter for .venv: any of Python 3.11, 3.12, 3.13. Empty: the first that is found.
+# The interpreter for .venv: any of Python 3.10 to 3.13. Empty: the first that is found.
 PYTHON ?=
 # Which versions: empty for today's, in .venv; "floor" for the oldest, in .venv-floor (Python 3.10
 # to 3.12). docs/versions.md compares them.

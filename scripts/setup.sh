@@ -3,7 +3,9 @@
 #
 #   make setup                         what `make quickstart`, `make test` and `make check` do first
 #   make setup SET=floor               .venv-floor from requirements.floor.lock: the oldest versions
-#   make setup PYTHON=/path/to/python  with that interpreter (3.11, 3.12 or 3.13; floor: 3.10 to 3.12)
+#   make setup PYTHON=/path/to/python  with that interpreter (3.10 to 3.13; floor: 3.10 to 3.12)
+#
+# Today's torch has no build for Python 3.10: where no other is there, .venv gets the oldest versions.
 #
 # Returns at once when nothing changed since the last success. pip is slow on this many
 # packages, so pip installs only uv (at the lock's version and hash) and uv installs the rest.
@@ -20,7 +22,7 @@ case ${SET:-} in
     floor) venv=.venv-floor lock=requirements.floor.lock pythons=(3.10 3.11 3.12) ;;
     *) echo "set-up: there is no SET=$SET; leave it out for today's versions, or SET=floor." >&2 && exit 1 ;;
 esac
-supported_pythons="${pythons[0]}, ${pythons[1]} or ${pythons[2]}"
+case ${SET:-} in "") supported_pythons="3.10 to 3.13" ;; *) supported_pythons="3.10, 3.11 or 3.12" ;; esac
 log=$venv/setup.log
 state=$venv/setup.state # "unfinished", or after a success what the environment was made from
 
@@ -33,7 +35,7 @@ fail() {
 # pyproject.toml because the editable install is made from it.
 made_from() {
     echo "$root"
-    cat pyproject.toml "$lock"
+    cat pyproject.toml "$(lock_for "$venv/bin/python")"
 }
 
 version_of() { # "3.11.7", or nothing when it does not run (a pyenv shim without its version)
@@ -44,17 +46,15 @@ supported() {
     case " ${pythons[*]} " in *" ${1%.*} "*) true ;; *) false ;; esac
 }
 
-# Today's torch has no build for Python 3.10.
-hint() { # hint " 3.9.18 3.10.13"
-    case ${SET:-},$1 in ,*" 3.10."*) echo " Python 3.10 can have the oldest versions: SET=floor." ;; esac
+lock_for() { # lock_for PYTHON
+    case ${SET:-},$(version_of "$1") in ,3.10.*) echo requirements.floor.lock ;; *) echo "$lock" ;; esac
 }
 
-# Sets `python`. The one called python3 comes first: it is the one the user has made active.
-find_python() {
-    local candidate version found="" without_venv=""
-    local candidates=(python3 "python${pythons[2]}" "python${pythons[1]}" "python${pythons[0]}" python)
-    if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
-    for candidate in "${candidates[@]}"; do
+# Sets `python`, or what was `found` instead and whether one is `without_venv`.
+search() {
+    local candidate version
+    found="" without_venv=""
+    for candidate in "$@"; do
         command -v "$candidate" >/dev/null || continue
         version=$(version_of "$candidate")
         [ -n "$version" ] || continue
@@ -67,14 +67,27 @@ find_python() {
             return
         fi
     done
+    return 1
+}
+
+# The one called python3 comes first: it is the one the user has made active.
+find_python() {
+    local candidates=(python3 "python${pythons[2]}" "python${pythons[1]}" "python${pythons[0]}" python)
+    if [ -n "${PYTHON:-}" ]; then candidates=("$PYTHON"); fi
+    search "${candidates[@]}" && return
+    if [ -z "${SET:-}$without_venv" ]; then
+        pythons+=(3.10)
+        if [ -z "${PYTHON:-}" ]; then candidates+=(python3.10); fi
+        search "${candidates[@]}" && return
+    fi
     if [ -n "$without_venv" ]; then
         fail "Python $without_venv comes without venv; install it (Debian and Ubuntu:" \
             "apt install python${without_venv%.*}-venv) and run the same command again."
     elif [ -n "${PYTHON:-}" ]; then
-        fail "PYTHON=$PYTHON is ${found:+Python$found, }not a working Python $supported_pythons.$(hint "$found")"
+        fail "PYTHON=$PYTHON is ${found:+Python$found, }not a working Python $supported_pythons."
     else
         fail "needs Python $supported_pythons and found ${found:+only}${found:-none};" \
-            "install one, or name one with make PYTHON=/path/to/python.$(hint "$found")"
+            "install one, or name one with make PYTHON=/path/to/python."
     fi
 }
 
@@ -164,6 +177,10 @@ if [ -e $venv ]; then
         echo "Making $venv anew: $reason."
         rm -rf "$venv"
     fi
+fi
+lock=$(lock_for "$python")
+if [ "$lock,${SET:-}" = requirements.floor.lock, ]; then
+    echo "Python 3.10 cannot have today's torch: taking the oldest versions (docs/versions.md)."
 fi
 if [ ! -e $venv ]; then
     free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1e6) }')

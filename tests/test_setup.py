@@ -82,7 +82,7 @@ def assert_refused(result, *words):
 
 
 def test_no_python_is_one_sentence(checkout, bare_path):
-    assert_refused(set_up(checkout, bare_path), "3.11, 3.12 or 3.13", "found none", "PYTHON=")
+    assert_refused(set_up(checkout, bare_path), "3.10 to 3.13", "found none", "PYTHON=")
 
 
 def test_unsupported_pythons_are_named_and_shims_that_do_not_run_are_skipped(checkout, bare_path):
@@ -92,11 +92,19 @@ def test_unsupported_pythons_are_named_and_shims_that_do_not_run_are_skipped(che
     assert_refused(set_up(checkout, bare_path), "found only 3.9.18 3.14.0")
 
 
-def test_python_3_10_is_told_of_the_oldest_versions(checkout, bare_path):
-    add_python(bare_path, "python3", 'case "$*" in *ensurepip*) exit 1;; *) echo 3.10.13;; esac')
-    assert_refused(set_up(checkout, bare_path), "found only 3.10.13", "SET=floor")
-    result = set_up(checkout, bare_path, SET="floor")
-    assert_refused(result, "Python 3.10.13 comes without venv")
+def test_python_3_10_is_taken_with_the_oldest_versions_where_it_is_the_only_one(
+    checkout, bare_path
+):
+    add_python(bare_path, "python3.10", 'case "$*" in *venv*) exit 1;; *) echo 3.10.13;; esac')
+    assert_refused(set_up(checkout, bare_path), "Python 3.10.13 comes without venv")
+    add_python(bare_path, "python3", 'case "$*" in *"-m venv"*) exit 1;; *) echo 3.10.13;; esac')
+    result = set_up(checkout, bare_path, ITT_SETUP_DISK_GB="0")
+    assert "Python 3.10 cannot have today's torch: taking the oldest versions" in result.stdout
+    assert_refused(result, "python3 cannot make a virtual environment")
+    add_python(bare_path, "python3.12", 'case "$*" in *"-m venv"*) exit 1;; *) echo 3.12.1;; esac')
+    result = set_up(checkout, bare_path, ITT_SETUP_DISK_GB="0")
+    assert "oldest versions" not in result.stdout
+    assert "Python 3.12.1" in result.stdout
 
 
 def test_an_unknown_set_is_one_sentence(checkout, bare_path):
@@ -185,7 +193,7 @@ def test_make_passes_the_sentence_and_the_failure_on(checkout, bare_path):
 def test_make_help_lists_every_target():
     makefile = (REPO / "Makefile").read_text()
     targets = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
-    assert set(targets) == set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert set(targets) == set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     printed = subprocess.run(["make"], cwd=REPO, capture_output=True, text=True, check=True).stdout
     listed = re.findall(r"^  make (\S+) +\S+", printed, re.MULTILINE)
     assert sorted(listed) == sorted(targets)
