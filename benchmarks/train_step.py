@@ -190,7 +190,7 @@ def peak_activations(size: str, model: Any, kind: Kind | None, work: Work) -> fl
     masks = "transformers.models.llama.modeling_llama.create_causal_mask"
     with (
         FakeTensorMode(),
-        mock.patch.object(itt_modeling, "create_causal_mask", return_value=None),
+        mock.patch.object(itt_modeling, "causal_mask", return_value=None),
         mock.patch(masks, return_value=None),
     ):
         fake = make_model(size, kind)

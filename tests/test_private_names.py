@@ -64,7 +64,7 @@ SET_IN = {
     "torch.utils.data:DataLoader": ["_iterator"],
     "torch.utils.data.dataloader:_MultiProcessingDataLoaderIter": ["_workers"],
     "concurrent.futures:ProcessPoolExecutor": ["_processes", "_executor_manager_thread"],
-    "transformers:PretrainedConfig": ["_attn_implementation", "_name_or_path"],
+    "transformers:PretrainedConfig": ["_attn_implementation", "_name_or_path", "_auto_class"],
     "transformers.modeling_utils": ["_is_hf_initialized"],
 }
 OF_TORCHS_OBJECTS = {"_version": torch.zeros(1), "_buffers": torch.nn.Module()}

@@ -123,7 +123,7 @@ class Module:
         module = cls(source.splitlines(), ast.get_docstring(tree) or "")
         for node in tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
-                module._add_import(node)
+                module.add_import(node)
             elif isinstance(node, ast.Expr):
                 function = getattr(node.value, "func", None)
                 if isinstance(function, ast.Name):
@@ -132,7 +132,7 @@ class Module:
                 module.definitions |= dict.fromkeys(_defined(node), node)
         return module
 
-    def _add_import(self, node: ast.Import | ast.ImportFrom) -> None:
+    def add_import(self, node: ast.Import | ast.ImportFrom) -> None:
         origin = node.module or "" if isinstance(node, ast.ImportFrom) else None
         for alias in node.names:
             known = alias.asname or alias.name.partition(".")[0]

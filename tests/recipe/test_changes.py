@@ -102,7 +102,7 @@ def shares(trainer: Any) -> dict[str, float]:
 
 def from_config(*names: str) -> dict[str, Any]:
     def field(key: str) -> Any:
-        return lambda t: getattr(config(t), key.rpartition(".")[2])
+        return lambda t: config(t).to_dict()[key.rpartition(".")[2]]
 
     return {name: field(name) for name in names}
 
@@ -161,8 +161,9 @@ FOLLOWED: dict[str, Any] = {
     "optimizer.decoupled_adamw.lr": lambda t: group(t)["initial_lr"],
     **{
         f"optimizer.decoupled_adamw.{name}": lambda t, name=name: group(t)[name]
-        for name in ("betas", "eps", "weight_decay")
+        for name in ("eps", "weight_decay")
     },
+    "optimizer.decoupled_adamw.betas": lambda t: list(group(t)["betas"]),
     "scheduler.cosine_with_warmup.t_warmup": lambda t: schedule(t).t_warmup,
     "scheduler.cosine_with_warmup.alpha_f": lambda t: schedule(t).alpha_f,
     **from_component(

@@ -13,6 +13,7 @@ from itt_composer.recipe.llama_config import (
     check_rope_scaling,
     llama_config,
     read_config,
+    rope_of_version_4,
 )
 from itt_composer.training.initial_config import LLAMA_DEFAULTS
 
@@ -34,9 +35,11 @@ def refusal(**keys) -> str:
 
 
 def test_the_keys_and_defaults_are_those_of_transformers():
-    common, llama = PretrainedConfig().to_dict(), LlamaConfig().to_dict()
-    assert common.keys() <= COMMON_KEYS
-    assert llama.keys() - common.keys() == LLAMA_KEYS
+    common, llama = (
+        rope_of_version_4(kind().to_dict()) for kind in (PretrainedConfig, LlamaConfig)
+    )
+    assert common.keys() <= COMMON_KEYS | {"rope_theta", "rope_scaling"}
+    assert llama.keys() - COMMON_KEYS == LLAMA_KEYS - COMMON_KEYS
     assert {name: llama[name] for name in LLAMA_DEFAULTS} == LLAMA_DEFAULTS
 
 
@@ -127,7 +130,9 @@ def test_all_wrong_values_are_named_at_once_and_those_of_a_llama_pass():
         '; num_hidden_layers must be a positive integer, not "4"'
     )
     llama = {**LlamaConfig().to_dict(), "num_key_value_heads": None, "head_dim": None}
-    assert llama_config(llama, "model") == llama
+    read = llama_config(llama, "model")
+    assert rope_of_version_4(read) == read
+    assert {"rope_scaling": None} | read == rope_of_version_4(llama)
     unbound = {"rope_type": "linear", "factor": math.nan}
     assert "rope_scaling.factor must be a positive number" in refusal(rope_scaling=unbound)
 
