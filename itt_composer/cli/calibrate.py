@@ -45,8 +45,9 @@ def main(
         typer.Option(help="A text file to measure on instead, or .jsonl with a `text` per line."),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="Split of the shards: validation or train.")
-    ] = "validation",
+        str | None,
+        typer.Option(help="Split of the shards: validation or train.", show_default="validation"),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to measure on.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 16,
 ) -> None:
@@ -55,6 +56,9 @@ def main(
         model_folder = find_model(model_named).writable_folder("calibrate")
         if (data is None) == (text is None):
             raise UserError("give the text to measure on: --data SHARDS or --text FILE")
+        if text is not None and split is not None:
+            raise UserError("--split is of shards, and a --text has none: leave it out")
+        split = split or "validation"
         manifest = None if data is None else Manifest.read(data)
         if manifest is not None and not manifest.rows(split):
             raise UserError(f"--data {data} has no rows in its split {split!r}")
@@ -127,16 +131,31 @@ def _batches(
 def _batches_of_texts(
     model: "IttForCausalLM", folder: Path, texts: list[str], count: int, batch_size: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the same of texts: rows at even places to measure on, the others to check."""
+    """Return the same of texts; documents begin and end as in training rows.
+
+    Raises:
+        UserError: fewer than two rows, or the tokenizer of another model.
+    """
     import torch
 
     from itt_composer.models.tokenizer import documents_ids, load_tokenizer
 
     seq_len = min(model.config.max_position_embeddings, LONGEST_ROW)
-    found = rows_of_tokens(documents_ids(load_tokenizer(folder), texts), seq_len)
+    ends = model.config.eos_token_id  # a list where a LLaMA has several; the first ends a document
+    end = ends[:1] if isinstance(ends, list) else [] if ends is None else [ends]
+    documents = [[*ids, *end] for ids in documents_ids(load_tokenizer(folder), texts)]
+    most = max(map(max, documents))
+    if most >= model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {folder} gives id {most}, but the model has "
+            f"{model.config.vocab_size} ids: it is another model's tokenizer"
+        )
+    found = torch.tensor(rows_of_tokens(documents, seq_len))
     if len(found) < 2:
         raise UserError(f"--text gives {len(found)} rows of {seq_len} tokens; give more text")
-    used = torch.tensor(found[: 2 * count], device=model.device)
+    # A fixed sample of the whole text, as of shards.
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    used = found[order[: 2 * count]].to(model.device)
     print(f"{len(used)} rows of {seq_len} tokens, of {len(found)} in the text")
     measure, check = (
         [

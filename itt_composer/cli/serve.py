@@ -38,18 +38,8 @@ def main(
     """Answer OpenAI's API with a model, over HTTP on this machine."""
     with errors_as_sentences(interrupted=""):
         place = find_model(model)
-        _check_packages()
         with _listen(host, port) as listening:
             _serve(place, listening, host)
-
-
-def _check_packages() -> None:
-    from importlib.util import find_spec
-
-    if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
-        raise UserError(
-            f"itt serve needs {' and '.join(missing)}: pip install 'itt-composer[serve]'"
-        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,7 +1,8 @@
 """Bridges what differs between the releases of transformers that the model runs on.
 
-No other file asks for a version. Most differences are found by the names of arguments and fields,
-so that a release in between is met as it is.
+Most differences are found by the names of arguments and fields, so that a release in between is met
+as it is. Two more stand where they are met: which class loads a folder (`own_class.py`), and the
+tokenizers that version 5 has saved (`tokenizer.py`).
 """
 
 import inspect
@@ -76,9 +77,9 @@ def causal_mask(
         "inputs_embeds": inputs_embeds,
         "input_embeds": inputs_embeds,  # 4.57
         "attention_mask": attention_mask,
-        "cache_position": cache_position,  # until 5.3
+        "cache_position": cache_position,  # 5.3 and older
         "past_key_values": cache,
-        "cache": cache,  # from 5.24 on
+        "cache": cache,  # 5.24
         "position_ids": position_ids,
     }
     known = {name: value for name, value in arguments.items() if name in _MASK_ARGUMENTS}
@@ -88,8 +89,8 @@ def causal_mask(
 def tokens_left(crop: int, seen: int) -> int:
     """Return how many of the tokens seen a cache keeps after `crop(crop)`.
 
-    Until 5.12 a number that is not negative says how many to keep; later ones, and negative numbers
-    always, say how many to remove.
+    A negative number says how many to remove. One that is not says how many to keep in 5.10 and
+    older releases; in 5.24, 0 removes none, and others are refused.
     """
     if crop < 0 or (_CROP_REMOVES and crop == 0):
         return max(seen + crop, 0)

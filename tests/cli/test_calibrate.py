@@ -221,3 +221,6 @@ def test_a_text_of_no_use_is_named(folders, shards, tmp_path):
         result = calibrate(folder, *arguments)
         assert result.exit_code == 1
         assert "--data SHARDS or --text FILE" in result.output
+    result = calibrate(folder, "--text", tmp_path / "short.txt", "--split", "train")
+    assert result.exit_code == 1
+    assert "--split is of shards" in result.output

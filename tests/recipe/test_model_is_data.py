@@ -61,7 +61,10 @@ ACCEPTED = [
     ("config.json", {"auto_map": {"AutoModel": "modeling.Model"}, "conv_kernel_size": 3}),
     ("config.json", {"use_kernels": False, "num_beam_groups": 1, "penalty_alpha": None}),
     ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}),
-    ("tokenizer_config.json", {"special_tokens_map_file": "/root/map.json", "vocab_file": None}),
+    (
+        "tokenizer_config.json",
+        {"special_tokens_map_file": "/elsewhere/map.json", "vocab_file": None},
+    ),
     ("tokenizer_config.json", {"tokenizer_file": "tokenizer.json"}),
     ("model.safetensors.index.json", {"weight_map": {"a": "model-00001-of-00002.safetensors"}}),
     ("config.json", [{"use_kernels": True}]),  # its reader says that this is none

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from golden_cases import GENERATIONS, IDS, MASK, generate, gradient_norms, logits_in
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import itt_composer
@@ -100,8 +100,6 @@ def test_what_a_folder_has_is_not_initialised_again(model, tmp_path):
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     weights = load_file(FOLDER / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if "score_quantiles" not in name}
-    from safetensors.torch import save_file
-
     save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     for name, weight in loaded.state_dict().items():
