@@ -9,8 +9,7 @@ Each piece of the paper stands under its own name:
 
 A layer that does not think is LLaMA's (`llama.DenseLayer`), so a dense model computes what
 transformers' `LlamaForCausalLM` computes. Parameter names are LLaMA's, plus `routers` and
-`step_encoding` in the thinking layers. `versions.py` holds what differs between the releases of
-transformers.
+`step_encoding` in the thinking layers. `versions.py` bridges the releases of transformers.
 
 Shapes: B batch, S sequence, C cached tokens, D hidden size, V vocabulary, T thinking steps.
 """

@@ -1,8 +1,8 @@
 """Bridges what differs between the releases of transformers that the model runs on.
 
 Most differences are found by the names of arguments and fields, so that a release in between is met
-as it is. Two more stand where they are met: which class loads a folder (`own_class.py`), and the
-tokenizers that version 5 has saved (`tokenizer.py`).
+as it is. Three stand where they are met: which class loads a folder (`own_class.py`), tied weights
+of 5.3 (`modeling.py`), and the tokenizers that version 5 has saved (`tokenizer.py`).
 """
 
 import inspect
